@@ -1,0 +1,1 @@
+"""Public data sets into nnU-Net raw format; the floor on which `nnunet_order` and `law_synth` stand."""

@@ -1,0 +1,207 @@
+"""Read natural images and masks of any usual file kind into plain uint8 arrays."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+from PIL import ExifTags, Image, ImageOps
+
+from dataset_conversion.user_error import UserError
+
+logger = logging.getLogger(__name__)
+
+IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+UNREADABLE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    Image.DecompressionBombError,
+)  # what Pillow raises on bad files
+MAX_COLOUR_SPREAD = 32  # between the channels of a mask that is meant to be black and white
+
+
+class Notes:
+    """Remarks on files, counted from any thread and said once per kind."""
+
+    def __init__(self) -> None:
+        self._files: Counter[str] = Counter()
+        self._pixels: Counter[str] = Counter()
+        self._examples: dict[str, Path] = {}
+        self._lock = threading.Lock()
+
+    def add(self, remark: str, path: Path, pixels: int = 0) -> None:
+        """Count one file, and so many of its pixels, to which `remark` applies."""
+        with self._lock:
+            self._files[remark] += 1
+            self._pixels[remark] += pixels
+            self._examples.setdefault(remark, path)
+
+    def report(self) -> None:
+        """Log each remark once, with its number of files and pixels and one example."""
+        for remark, files in sorted(self._files.items()):
+            pixels = f", {self._pixels[remark]} pixels" if self._pixels[remark] else ""
+            logger.warning("%s: %d file(s)%s, e.g. %s", remark, files, pixels, self._examples[remark].name)
+
+
+def read_rgb(path: Path, notes: Notes) -> np.ndarray:
+    """Image as uint8 (H, W, 3), upright; conversions go into `notes`. UserError: unreadable or not 8 bit."""
+    image = open_image(path, notes)
+    if _is_high_depth(image):
+        raise UserError(
+            f"{path}: found {_kind(image)}, expected 8 bit; rescale the image and save it as 8-bit RGB"
+        )
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        if image.getchannel("A").getextrema()[0] < 255:
+            raise UserError(
+                f"{path}: found transparent pixels, expected RGB; save the image without transparency"
+            )
+        notes.add("opaque alpha channel dropped", path)
+    elif image.mode != "RGB":
+        notes.add(f"{_kind(image)} converted to RGB", path)
+    return np.asarray(image.convert("RGB"))
+
+
+def read_grey(path: Path, notes: Notes) -> np.ndarray:
+    """Image as uint8 or uint16 (H, W), upright. UserError: unreadable, coloured, or deeper than 16 bit."""
+    image = open_image(path, notes)
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        values = np.asarray(image)
+        if values.min() >= 0 and values.max() <= np.iinfo(np.uint16).max:
+            return values.astype(np.uint16)
+    if image.mode in ("L", "1"):
+        return np.asarray(image.convert("L"))
+    rgb = np.asarray(image.convert("RGB"))
+    if _is_high_depth(image) or np.ptp(rgb, axis=2).any():
+        raise UserError(f"{path}: found {_kind(image)}, expected grey of 8 or 16 bit; convert the image")
+    notes.add(f"{_kind(image)} of equal channels converted to grey", path)
+    return rgb[..., 0]
+
+
+def is_grey(path: Path) -> bool:
+    """Whether the file stores one channel of grey values (a palette is colour); reads the header only."""
+    try:
+        with Image.open(path) as image:
+            return image.mode in ("L", "1") or _is_high_depth(image)
+    except UNREADABLE as error:
+        raise UserError(
+            f"{path}: cannot be read ({error}), expected an intact image; replace the file"
+        ) from error
+
+
+def read_binary_mask(path: Path, notes: Notes, threshold: int | None = None) -> np.ndarray:
+    """Mask as uint8 (H, W) of 0 and 1, from 0/1 or 0/255; grey pixels are split at 127 and counted.
+
+    With `threshold` (0-254) a pixel is foreground when it is brighter, whatever the file. UserError: JPEG and
+    no threshold (its edges are not the annotator's), a coloured mask, values that are neither 0/1 nor 0/255.
+    """
+    image = open_image(path, notes)
+    if image.format == "JPEG" and threshold is None:
+        raise UserError(
+            f"{path}: found a JPEG mask, expected a lossless one because JPEG blurs its edges; "
+            "give --threshold 127 or save the masks as PNG"
+        )
+    mask = _grey_levels(image, path)
+    highest = int(mask.max(initial=0))
+    if threshold is None and highest <= 1:
+        return mask.astype(np.uint8)
+    if threshold is None and highest <= 127:
+        raise UserError(
+            f"{path}: found values up to {highest}, expected 0/1 or 0/255; name the classes with "
+            "--labels background=0 ... or give --threshold"
+        )
+    if highest > 255:
+        mask = mask >> 8  # 16-bit masks
+    if undecided := int(((mask > 0) & (mask < 255)).sum()):
+        notes.add("mask pixels that were neither black nor white", path, undecided)
+    return (mask > (127 if threshold is None else threshold)).astype(np.uint8)
+
+
+def read_index_mask(path: Path, notes: Notes) -> np.ndarray:
+    """Mask whose pixel values are the labels, as integers (H, W). UserError: JPEG, coloured, unreadable."""
+    image = open_image(path, notes)
+    if image.format == "JPEG":
+        raise UserError(f"{path}: found a JPEG mask, expected a lossless one; export the labels as PNG")
+    return np.asarray(image) if image.mode == "P" else _grey_levels(image, path)
+
+
+def resize_to(
+    max_side: int, image: np.ndarray, mask: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Shrink both so that the longer side is `max_side` px at most: image by LANCZOS, mask by NEAREST."""
+    height, width = image.shape[:2]
+    scale = max_side / max(height, width)
+    if scale >= 1:
+        return image, mask
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    small = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))
+    if mask is None:
+        return small, None
+    return small, np.asarray(Image.fromarray(mask.astype(np.uint8)).resize(size, Image.Resampling.NEAREST))
+
+
+def open_image(path: Path, notes: Notes) -> Image.Image:
+    """Decode a whole file and turn it upright (EXIF). UserError: unreadable, truncated, several pages."""
+    try:
+        with Image.open(path) as image:
+            # Pillow reads 48-bit PNG as 8-bit RGB without a word; only the decoder's raw mode tells.
+            deep = image.mode == "RGB" and any(";16" in str(tile[3]) for tile in image.tile)
+            image.load()
+            pages = getattr(image, "n_frames", 1) if image.format == "TIFF" else 1
+            upright = ImageOps.exif_transpose(image)
+            upright.format = image.format  # exif_transpose forgets it
+            rotated = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+    except UNREADABLE as error:
+        raise UserError(
+            f"{path}: cannot be read ({error}), expected an intact image; replace the file"
+        ) from error
+    if pages > 1:
+        raise UserError(
+            f"{path}: found {pages} pages, expected one 2D image; save each page as a file of its own"
+        )
+    if rotated:
+        notes.add("turned upright as their EXIF tag says", path)
+    if deep:
+        notes.add("16-bit colour reduced to 8 bit", path)
+    return upright
+
+
+def _grey_levels(image: Image.Image, path: Path) -> np.ndarray:
+    """Pixel values of a mask as integers (H, W); colour is accepted as far as it is really grey."""
+    if image.mode in ("L", "1"):
+        return np.asarray(image).astype(np.uint8)  # mode "1" becomes 0/1
+    if _is_high_depth(image):
+        values = np.asarray(image)
+        if not np.array_equal(values, values.astype(np.int32)):
+            raise UserError(
+                f"{path}: found fractional values, expected an integer mask; save it as 8-bit PNG"
+            )
+        return values.astype(np.int32)
+    rgb = np.asarray(image.convert("RGB"))
+    if np.ptp(rgb, axis=2).max() <= MAX_COLOUR_SPREAD:
+        return np.asarray(image.convert("RGB").convert("L"))
+    if image.mode == "P":
+        return np.asarray(image)  # label tools colour the palette; the index is the label
+    raise UserError(
+        f"{path}: found a coloured mask, expected one value per pixel; export it as a grey or index PNG"
+    )
+
+
+def _is_high_depth(image: Image.Image) -> bool:
+    return image.mode in ("I", "F") or image.mode.startswith("I;16")
+
+
+def _kind(image: Image.Image) -> str:
+    names = {
+        "L": "grey",
+        "1": "black and white",
+        "P": "palette",
+        "I": "32-bit",
+        "F": "float",
+        "I;16": "16-bit grey",
+    }
+    return f"{names.get(image.mode, image.mode)} image"

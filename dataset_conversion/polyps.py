@@ -1,0 +1,210 @@
+"""The five public polyp data sets, and PraNet's collection of them, into one nnU-Net raw data set."""
+
+from __future__ import annotations
+
+import bisect
+import csv
+import functools
+import logging
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from dataset_conversion.folder import Pair, case_id, convert_pairs, match_files
+from dataset_conversion.images import read_binary_mask, read_rgb
+from dataset_conversion.raw_writer import RGB, RawDatasetWriter, grouped_splits
+from dataset_conversion.user_error import UserError
+
+logger = logging.getLogger(__name__)
+
+SourceName = Literal["kvasir", "clinicdb", "colondb", "cvc300", "etis"]
+
+# Source -> its name as a row of result tables and as a folder of PraNet's TestDataset.
+TITLES: dict[SourceName, str] = {
+    "kvasir": "Kvasir",
+    "clinicdb": "CVC-ClinicDB",
+    "colondb": "CVC-ColonDB",
+    "cvc300": "CVC-300",
+    "etis": "ETIS-LaribPolypDB",
+}
+ALWAYS_TEST = ("colondb", "cvc300", "etis")  # as in PraNet, and CVC-300 shares videos with CVC-ColonDB
+
+# Folders of images and masks, as released and as commonly repacked.
+LAYOUTS = (
+    ("images", "masks"),
+    ("image", "masks"),
+    ("image", "mask"),
+    ("images", "mask"),
+    ("Original", "Ground Truth"),
+    ("PNG/Original", "PNG/Ground Truth"),
+    ("TIF/Original", "TIF/Ground Truth"),
+    ("ETIS-LaribPolypDB", "Ground Truth"),
+)
+
+# First frame of each of ClinicDB's 29 sequences (README of the release); the last frame is 612.
+CLINICDB_FIRST_FRAMES = (
+    *(1, 26, 51, 68, 79, 104, 127, 152, 178, 200, 206, 228, 253, 278, 298),
+    *(318, 343, 364, 384, 409, 429, 448, 467, 479, 504, 529, 547, 572, 592),
+)
+CLINICDB_LAST_FRAME = 612
+
+
+@dataclass(frozen=True)
+class ConvertPolyps:
+    """Convert Kvasir-SEG, CVC-ClinicDB, CVC-ColonDB, CVC-300, ETIS-LaribPolypDB or PraNet's collection.
+
+    Kvasir-SEG and CVC-ClinicDB train, the others test. Folds keep ClinicDB's video sequences together.
+    """
+
+    out: Path
+    """Folder to write, named DatasetXXX_NAME."""
+    kvasir: Path | None = None
+    """Kvasir-SEG; a val.txt in it (the authors' 880/120 split) names its test images."""
+    clinicdb: Path | None = None
+    """CVC-ClinicDB (CVC-612)."""
+    colondb: Path | None = None
+    """CVC-ColonDB; always a test set."""
+    cvc300: Path | None = None
+    """CVC-300; always a test set."""
+    etis: Path | None = None
+    """ETIS-LaribPolypDB; always a test set."""
+    pranet: Path | None = None
+    """PraNet's folder with TrainDataset and TestDataset; it holds all five, so give it alone."""
+    test_only: tuple[SourceName, ...] = ()
+    """Further data sets to test on and not train on: clinicdb makes CVC-ClinicDB an unseen test set."""
+    max_side: int | None = None
+    """Shrink images whose longer side exceeds this many pixels."""
+
+    def run(self) -> None:
+        """Convert. UserError: whatever is wrong with the input; nothing is written then."""
+        folders = {name: getattr(self, name) for name in TITLES if getattr(self, name) is not None}
+        if not folders and self.pranet is None:
+            raise UserError("found no source, expected --kvasir, --clinicdb, ... or --pranet; name a folder")
+        if self.pranet is not None and (folders or self.test_only):
+            raise UserError(
+                "found --pranet with other sources, expected it alone: it holds and splits all five"
+            )
+        if self.pranet is not None:
+            pairs = pranet_pairs(self.pranet)
+        else:
+            pairs = [pair for name, folder in folders.items() for pair in self._pairs_of(name, folder)]
+        if all(pair.is_test for pair in pairs):
+            raise UserError(
+                "found no training image, expected --kvasir or --clinicdb to train on; give one of them"
+            )
+        groups = split_groups(pairs, read_sequences(self.clinicdb))
+        with RawDatasetWriter(self.out, RGB, {"background": 0, "polyp": 1}) as writer:
+            writer.set_splits(grouped_splits(groups))
+            # Released masks are JPEG (Kvasir-SEG) or blurred by resizing (PraNet): split at half brightness.
+            read_mask = functools.partial(read_binary_mask, threshold=127)
+            convert_pairs(writer, pairs, read_rgb, read_mask, self.max_side)
+
+    def _pairs_of(self, source: SourceName, folder: Path) -> list[Pair]:
+        files = match_files(*find_layout(folder))
+        if source in ALWAYS_TEST or source in self.test_only:
+            test_stems = set(files)
+        else:
+            test_stems = read_test_list(folder, set(files)) if source == "kvasir" else set()
+        return [
+            make_pair(source, stem, image, mask, is_test=stem in test_stems)
+            for stem, (image, mask) in files.items()
+        ]
+
+
+def make_pair(source: SourceName, stem: str, image: Path, mask: Path, is_test: bool) -> Pair:
+    """The case of one image: kvasir_cju0..., clinicdb_001."""
+    name = f"{int(stem):03d}" if stem.isdigit() else case_id(stem)
+    return Pair(f"{source}_{name}", image, mask, is_test, TITLES[source] if is_test else None)
+
+
+def find_layout(folder: Path) -> tuple[Path, Path]:
+    """Folders of images and of masks in `folder` or one level below. UserError: none, says which names."""
+    for root in (folder, *sorted(folder.glob("*/"))):
+        for images, masks in LAYOUTS:
+            if (root / images).is_dir() and (root / masks).is_dir():
+                return root / images, root / masks
+    looked_for = ", ".join(f"{images} + {masks}" for images, masks in LAYOUTS)
+    raise UserError(
+        f"{folder}: found no folders of images and masks, expected one of: {looked_for}; check the path"
+    )
+
+
+def read_test_list(folder: Path, stems: set[str]) -> set[str]:
+    """Kvasir-SEG images named by val.txt (the authors' split), none without that file.
+
+    UserError: a name that is no image, a name that train.txt holds too.
+    """
+    if not (folder / "val.txt").is_file():
+        logger.warning("%s: no val.txt, so all %d Kvasir-SEG images are training images", folder, len(stems))
+        return set()
+    test, training = _read_names(folder / "val.txt"), _read_names(folder / "train.txt")
+    if unknown := sorted((test | training) - stems):
+        raise UserError(
+            f"{folder}: found {unknown[0]} in train.txt or val.txt but no such image; restore the image"
+        )
+    if both := sorted(test & training):
+        raise UserError(
+            f"{folder}: found {both[0]} in train.txt and val.txt, expected one of them; correct the lists"
+        )
+    if training and (unlisted := sorted(stems - test - training)):
+        raise UserError(
+            f"{folder}: found {unlisted[0]} in neither train.txt nor val.txt, expected one; add it"
+        )
+    return test
+
+
+def pranet_pairs(folder: Path) -> list[Pair]:
+    """Cases of PraNet's TrainDataset and TestDataset (github.com/DengPingFan/PraNet)."""
+    missing = [name for name in ("TrainDataset", "TestDataset") if not (folder / name).is_dir()]
+    if missing:
+        raise UserError(
+            f"{folder}: found no {' and no '.join(missing)}, expected PraNet's two folders; check the path"
+        )
+    training = match_files(*find_layout(folder / "TrainDataset"))
+    pairs = [
+        make_pair("clinicdb" if stem.isdigit() else "kvasir", stem, *files, is_test=False)
+        for stem, files in training.items()
+    ]
+    for source, title in TITLES.items():
+        if not (folder / "TestDataset" / title).is_dir():
+            logger.warning("%s: no TestDataset/%s, left out", folder, title)
+            continue
+        files = match_files(*find_layout(folder / "TestDataset" / title))
+        pairs += [make_pair(source, stem, *paths, is_test=True) for stem, paths in files.items()]
+    return pairs
+
+
+def read_sequences(folder: Path | None) -> list[int]:
+    """First frames of ClinicDB's sequences, from sequences.csv in its folder or as published."""
+    path = folder / "sequences.csv" if folder is not None else None
+    if path is None or not path.is_file():
+        return list(CLINICDB_FIRST_FRAMES)
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            return sorted(int(row["first"]) for row in csv.DictReader(file))
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{path}: cannot be read ({error!r}), expected columns sequence,first,last; correct it"
+        ) from error
+
+
+def split_groups(pairs: list[Pair], first_frames: list[int]) -> dict[str, str]:
+    """Training case -> video sequence; a case of unknown sequence is a group of its own."""
+    groups = {}
+    for pair in pairs:
+        if pair.is_test:
+            continue
+        frame = re.fullmatch(r"clinicdb_(\d+)", pair.case_id)
+        known = frame is not None and first_frames[0] <= int(frame[1]) <= CLINICDB_LAST_FRAME
+        sequence = bisect.bisect_right(first_frames, int(frame[1])) if known else None
+        groups[pair.case_id] = f"clinicdb sequence {sequence}" if known else pair.case_id
+    return groups
+
+
+def _read_names(path: Path) -> set[str]:
+    """Stems listed in a text file, one a line, with or without a file ending; empty when there is no file."""
+    if not path.is_file():
+        return set()
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return {Path(line.strip()).stem for line in lines if line.strip()}

@@ -1,0 +1,284 @@
+"""Read and check nnU-Net raw folders: dataset.json, cases, labels, test sets, splits."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections import defaultdict
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from dataset_conversion.dataset_json import (
+    check_channel_names,
+    check_label_values,
+    check_labels,
+    label_values,
+)
+from dataset_conversion.user_error import UserError
+
+Split = dict[str, list[str]]  # {"train": [case ids], "val": [case ids]}, one fold of splits_final.json
+
+# Files of these kinds hold all colour channels at once: case_0000.png with three channel_names.
+COLOUR_ENDINGS = (".png", ".bmp", ".tif")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One case of a raw folder: its image files in channel order and its label file, if there is one."""
+
+    id: str
+    images: tuple[Path, ...]
+    label: Path | None
+
+
+@dataclass(frozen=True)
+class RawDataset:
+    """A checked nnU-Net raw folder; `read_dataset` makes it."""
+
+    folder: Path
+    json: dict
+
+    @property
+    def channel_names(self) -> list[str]:
+        """Names in channel order."""
+        names = self.json["channel_names"]
+        return [names[str(i)] for i in range(len(names))]
+
+    @property
+    def file_ending(self) -> str:
+        """Ending of images and labels, with its dot: `.png`, `.nii.gz`."""
+        return self.json["file_ending"]
+
+    @property
+    def regions(self) -> dict[str, tuple[int, ...]]:
+        """Foreground name -> the label values it consists of; a plain label is a region of one value."""
+        return {
+            name: tuple(value) if isinstance(value, list) else (value,)
+            for name, value in self.json["labels"].items()
+            if name not in ("background", "ignore")
+        }
+
+    @property
+    def ignore_label(self) -> int | None:
+        """The value of pixels that count nowhere, or None."""
+        return self.json["labels"].get("ignore")
+
+    @property
+    def label_values(self) -> list[int]:
+        """Every value that a label file may hold, sorted; the ignore label is one of them."""
+        return label_values(self.json["labels"])
+
+    @cached_property
+    def training_cases(self) -> list[Case]:
+        """Cases of imagesTr (or of the `dataset` table of dataset.json), sorted by id; each has a label."""
+        if "dataset" in self.json:
+            cases = [self._listed_case(name, files) for name, files in sorted(self.json["dataset"].items())]
+        else:
+            cases = self._cases_of("Tr")
+        for case in cases:
+            if case.label is None:
+                raise UserError(
+                    f"{self.folder}: training case {case.id} has no label file, "
+                    f"expected labelsTr/{case.id}{self.file_ending}; add it or remove the image"
+                )
+        return cases
+
+    @cached_property
+    def test_cases(self) -> list[Case]:
+        """Cases of imagesTs, sorted by id; `label` is None where labelsTs has no file."""
+        return self._cases_of("Ts") if (self.folder / "imagesTs").is_dir() else []
+
+    @cached_property
+    def test_sets(self) -> dict[str, list[str]]:
+        """Test set name -> case ids, from test_sets.json; empty when there is no such file."""
+        path = self.folder / "test_sets.json"
+        if not path.is_file():
+            return {}
+        sets = _load_json(path)
+        known = {case.id for case in self.test_cases}
+        unknown = sorted({case_id for ids in sets.values() for case_id in ids} - known)
+        if unknown:
+            raise UserError(
+                f"{path}: found {unknown[0]} ({len(unknown)} such), expected ids of imagesTs; correct it"
+            )
+        return sets
+
+    def read_image(self, case: Case) -> np.ndarray:
+        """Image as nnU-Net reads it: float32 (C, Z, Y, X), Z = 1 in 2D. UserError: NaN, channels."""
+        image = self._read("read_images", case.images)
+        if len(image) != len(self.channel_names):
+            raise UserError(
+                f"{case.images[0]}: found {len(image)} channels, expected {len(self.channel_names)} as in "
+                "channel_names of dataset.json; convert the image or correct dataset.json"
+            )
+        if not np.isfinite(image).all():
+            raise UserError(f"{case.images[0]}: found NaN or Inf, expected finite values; replace them")
+        return image
+
+    def read_label(self, path: Path) -> np.ndarray:
+        """Label as integers (Z, Y, X), Z = 1 for 2D. UserError: unreadable, values outside dataset.json."""
+        label = self._read("read_seg", path)[0]
+        check_label_values(label, self.label_values, str(path))
+        return label.astype(np.int16)
+
+    def read_case(self, case: Case) -> tuple[np.ndarray, np.ndarray]:
+        """Image (C, Z, Y, X) and label (Z, Y, X) of a labelled case. UserError: also different sizes."""
+        image, label = self.read_image(case), self.read_label(case.label)
+        if image.shape[1:] != label.shape:
+            raise UserError(
+                f"{case.label}: found size {label.shape}, expected the image's {image.shape[1:]} (Z, Y, X); "
+                "export image and label at the same size"
+            )
+        return image, label
+
+    def read_splits(self) -> list[Split]:
+        """Folds as nnU-Net will use them: preprocessed folder's, else the raw folder's, else its default."""
+        for path in splits_files(self.folder):
+            if path.is_file():
+                return _load_json(path)
+        from nnunetv2.utilities.crossval_split import generate_crossval_split
+
+        case_ids = [case.id for case in self.training_cases]
+        if len(case_ids) < 5:
+            raise UserError(
+                f"{self.folder}: found {len(case_ids)} cases, expected 5 or more for 5 folds; add some"
+            )
+        return generate_crossval_split(case_ids, seed=12345, n_splits=5)  # the call in nnUNetTrainer.do_split
+
+    @cached_property
+    def _reader(self):
+        from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
+
+        # Only .tif needs an example file to choose its reader (2D or 3D).
+        example = str(self.training_cases[0].images[0]) if self.file_ending == ".tif" else None
+        return determine_reader_writer_from_dataset_json(self.json, example, verbose=False)()
+
+    def _read(self, method: str, files: Path | tuple[Path, ...]) -> np.ndarray:
+        name = files if isinstance(files, Path) else files[0]
+        try:
+            return getattr(self._reader, method)(
+                str(files) if files is name else [str(file) for file in files]
+            )[0]
+        except Exception as error:  # each nnU-Net reader raises its library's own kind
+            first_line = f"{error}".strip().split("\n")[0]
+            raise UserError(
+                f"{name}: cannot be read ({first_line}), expected an intact file; replace it"
+            ) from error
+
+    def _listed_case(self, name: str, files: dict) -> Case:
+        images = tuple(self.folder / os.path.expandvars(image) for image in files["images"])
+        label = self.folder / os.path.expandvars(files["label"])
+        missing = [path for path in (*images, label) if not path.is_file()]
+        if missing:
+            raise UserError(
+                f"{missing[0]}: not found, expected because dataset.json lists it; correct its path"
+            )
+        return Case(name, images, label)
+
+    def _cases_of(self, part: str) -> list[Case]:
+        """Cases of images{part} / labels{part}; part is Tr or Ts."""
+        folder, ending = self.folder / f"images{part}", self.file_ending
+        if not folder.is_dir():
+            raise UserError(
+                f"{folder}: not found, expected the images of the data set; see nnU-Net's dataset format"
+            )
+        pattern = re.compile(r"(.+)_(\d{4})" + re.escape(ending))
+        files: dict[str, list[Path]] = defaultdict(list)
+        for path in sorted(folder.iterdir()):
+            if match := pattern.fullmatch(path.name):
+                files[match[1]].append(path)
+        if not files and (others := sorted(path.name for path in folder.iterdir())):
+            raise UserError(
+                f"{folder}: found files such as {others[0]}, expected names like case_0000{ending}; "
+                "correct file_ending in dataset.json or rename the files"
+            )
+        for case_id, paths in files.items():
+            self._check_channel_files(case_id, paths)
+        labels = {case_id: self.folder / f"labels{part}" / (case_id + ending) for case_id in files}
+        return [
+            Case(case_id, tuple(paths), labels[case_id] if labels[case_id].is_file() else None)
+            for case_id, paths in sorted(files.items())
+        ]
+
+    def _check_channel_files(self, case_id: str, paths: list[Path]) -> None:
+        ending = self.file_ending
+        found = [path.name[len(case_id) + 1 : -len(ending)] for path in paths]
+        expected = [f"{channel:04d}" for channel in range(len(self.channel_names))]
+        one_colour_file = found == ["0000"] and len(expected) in (3, 4) and ending in COLOUR_ENDINGS
+        if found != expected and not one_colour_file:
+            raise UserError(
+                f"{paths[0].parent}: case {case_id} has channel files {found}, expected {expected} "
+                "as in channel_names of dataset.json; add the missing files or correct dataset.json"
+            )
+
+
+def find_dataset(name: str | int | Path) -> RawDataset:
+    """Read the data set named by a path, or under $nnUNet_raw by id (`500`) or name (`Dataset500_Polyps`)."""
+    text = str(name)
+    if (Path(text) / "dataset.json").is_file():
+        return read_dataset(Path(text))
+    root = nnunet_folder("nnUNet_raw")
+    if root is None:
+        raise UserError(
+            f"found no folder {name} with a dataset.json and nnUNet_raw is not set, expected one of the two; "
+            "export nnUNet_raw=FOLDER or give the path of the data set"
+        )
+    pattern = f"Dataset{int(text):03d}_*" if text.isdigit() else Path(text).name
+    found = sorted(path for path in root.glob(pattern) if path.is_dir())
+    if len(found) != 1:
+        names = ", ".join(path.name for path in found) or "none"
+        raise UserError(
+            f"found {names} for data set {name} in nnUNet_raw={root}, expected exactly one folder {pattern}; "
+            "give the id, the full name or the path"
+        )
+    return read_dataset(found[0])
+
+
+def read_dataset(folder: Path) -> RawDataset:
+    """Read and check dataset.json and file lists of a raw folder. UserError: what nnU-Net would refuse."""
+    folder = Path(folder)
+    path = folder / "dataset.json"
+    content = _load_json(path)
+    for key in ("channel_names", "labels", "numTraining", "file_ending"):
+        if key not in content:
+            raise UserError(f"{path}: found no {key}, expected it; see nnU-Net's dataset format")
+    check_channel_names(content["channel_names"], path)
+    check_labels(content["labels"], content.get("regions_class_order"), path)
+    if not re.fullmatch(r"\.[\w.]+", str(content["file_ending"])):
+        raise UserError(
+            f'{path}: found file_ending "{content["file_ending"]}", expected one with a dot, like ".png"'
+        )
+    dataset = RawDataset(folder, content)
+    found, expected = len(dataset.training_cases), content["numTraining"]
+    if found != expected:
+        raise UserError(
+            f"{path}: found {found} training cases, expected numTraining = {expected}; "
+            "restore the missing files or correct numTraining"
+        )
+    return dataset
+
+
+def splits_files(folder: Path) -> list[Path]:
+    """Where splits_final.json may lie: nnU-Net's place ($nnUNet_preprocessed) first, then the raw folder."""
+    preprocessed = nnunet_folder("nnUNet_preprocessed")
+    places = [preprocessed / folder.resolve().name] if preprocessed else []
+    return [place / "splits_final.json" for place in (*places, folder)]
+
+
+def nnunet_folder(variable: str) -> Path | None:
+    """Value of nnUNet_raw, nnUNet_preprocessed or nnUNet_results; None when it is not set."""
+    value = os.environ.get(variable)
+    return Path(value) if value else None
+
+
+def _load_json(path: Path) -> dict | list:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: not found, expected an nnU-Net raw data set; check the folder") from None
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path}: malformed ({error}), expected JSON; correct the file") from None

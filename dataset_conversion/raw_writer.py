@@ -1,0 +1,286 @@
+"""Write nnU-Net raw folders: complete and checked, or not at all."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import random
+import re
+import shutil
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from rich.progress import track
+
+from dataset_conversion.dataset_json import check_label_values, check_labels, label_values
+from dataset_conversion.raw import Split, nnunet_folder, splits_files
+from dataset_conversion.user_error import UserError
+
+logger = logging.getLogger(__name__)
+
+RGB = ("R", "G", "B")
+
+
+class RawDatasetWriter:
+    """Write one raw data set of 2D cases; use as a context manager, add cases from any thread.
+
+    Everything goes into `.<name>.partial` beside `out` and takes its final name when the block ends well;
+    after an error or kill -9 nothing lies under that name. UserError: see the methods, and `check_out`.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        channel_names: Sequence[str],
+        labels: Mapping[str, int | list[int]],
+        regions_class_order: list[int] | None = None,
+        file_ending: str = ".png",
+        **about: str,
+    ):
+        """`about`: further text fields of dataset.json (description, reference, license, ...)."""
+        self.out = Path(out).resolve()
+        self.channel_names, self.labels = list(channel_names), dict(labels)
+        self.regions_class_order, self.file_ending, self.about = regions_class_order, file_ending, about
+        check_out(self.out)
+        check_labels(self.labels, regions_class_order, self.out)
+        self._partial = self.out.parent / f".{self.out.name}.partial"
+        self._lock = threading.Lock()
+        self._training: set[str] = set()
+        self._ids: set[str] = set()  # lower case: file names may not differ by case alone
+        self._test_sets: dict[str, list[str]] = defaultdict(list)
+        self._splits: list[Split] = []
+        self._has_foreground = False
+
+    def __enter__(self) -> RawDatasetWriter:
+        try:
+            shutil.rmtree(self._partial, ignore_errors=True)  # left by a killed run
+            for name in ("imagesTr", "labelsTr"):
+                (self._partial / name).mkdir(parents=True)
+        except OSError as error:
+            raise UserError(
+                f"cannot create {self._partial} ({error.strerror}); choose another --out"
+            ) from error
+        return self
+
+    def __exit__(self, kind, error, traceback) -> None:
+        try:
+            if error is not None:
+                raise error
+            self._finish()
+        except OSError as fault:
+            if fault.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise UserError(
+                f"found no space left for {self.out}, nothing was kept; free some disk space"
+            ) from fault
+        finally:
+            shutil.rmtree(self._partial, ignore_errors=True)
+
+    def add_training_case(self, case_id: str, image: np.ndarray, label: np.ndarray) -> None:
+        """Write image (H, W) or (H, W, C) and label (H, W). UserError: id, size, values, NaN/Inf."""
+        self._claim(case_id)
+        self._write_image("imagesTr", case_id, image)
+        self._write_label("labelsTr", case_id, label, image)
+        with self._lock:
+            self._training.add(case_id)
+            self._has_foreground |= bool(np.isin(label, (0, self.labels.get("ignore", 0)), invert=True).any())
+
+    def add_test_case(
+        self, case_id: str, image: np.ndarray, label: np.ndarray | None = None, test_set: str | None = None
+    ) -> None:
+        """Write a case into imagesTs and, with a label, labelsTs; `test_set` groups it in test_sets.json."""
+        self._claim(case_id)
+        self._write_image("imagesTs", case_id, image)
+        if label is not None:
+            self._write_label("labelsTs", case_id, label, image)
+        if test_set is not None:
+            with self._lock:
+                self._test_sets[test_set].append(case_id)
+
+    def set_splits(self, splits: list[Split]) -> None:
+        """Give the folds of splits_final.json. UserError when nnU-Net's own folder holds a different file."""
+        refuse_other_splits(self.out, splits)
+        self._splits = splits
+
+    def _claim(self, case_id: str) -> None:
+        if not re.fullmatch(r"[\w.+-]+", case_id):
+            raise UserError(
+                f'found case id "{case_id}", expected letters, digits and _ . + -; rename the file'
+            )
+        with self._lock:
+            if case_id.lower() in self._ids:
+                raise UserError(
+                    f"found case id {case_id} twice, expected unique ids; rename or remove one of the two"
+                )
+            self._ids.add(case_id.lower())
+
+    def _write_image(self, part: str, case_id: str, image: np.ndarray) -> None:
+        channels = 1 if image.ndim == 2 else image.shape[2]
+        if channels != len(self.channel_names):
+            raise UserError(f"case {case_id}: found {channels} channels, expected {self.channel_names}")
+        if not np.isfinite(image).all():
+            raise UserError(
+                f"case {case_id}: found NaN or Inf in the image, expected finite values; replace them"
+            )
+        allowed = ("uint8", "uint16", "float32") if self.file_ending == ".tif" else ("uint8", "uint16")
+        if image.dtype.name not in allowed:
+            raise UserError(
+                f"case {case_id}: found {image.dtype} pixels, expected {' or '.join(allowed)}; convert"
+            )
+        colour = channels == 3 and image.dtype == np.uint8  # Pillow has no 16-bit or float RGB
+        files = [image] if image.ndim == 2 or colour else list(np.moveaxis(image, 2, 0))
+        for channel, pixels in enumerate(files):
+            self._save(self._partial / part / f"{case_id}_{channel:04d}{self.file_ending}", pixels)
+
+    def _write_label(self, part: str, case_id: str, label: np.ndarray, image: np.ndarray) -> None:
+        if label.shape != image.shape[:2]:
+            raise UserError(
+                f"case {case_id}: found a {label.shape[1]} x {label.shape[0]} mask on a {image.shape[1]} x "
+                f"{image.shape[0]} image, expected the same size; export the mask at the size of its image"
+            )
+        check_label_values(label, label_values(self.labels), f"case {case_id}")
+        self._save(self._partial / part / f"{case_id}{self.file_ending}", label.astype(np.uint8))
+
+    def _save(self, path: Path, pixels: np.ndarray) -> None:
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(np.ascontiguousarray(pixels)).save(path)
+
+    def _finish(self) -> None:
+        """Check the whole, write the JSON files and move the folder into place."""
+        if not self._training:
+            raise UserError(
+                f"{self.out.name}: found no training case, expected at least one; add training images"
+            )
+        if not self._has_foreground:
+            raise UserError(
+                f"{self.out.name}: found only background in all {len(self._training)} masks, expected any; "
+                "check the masks"
+            )
+        assert {
+            case_id for fold in self._splits for ids in fold.values() for case_id in ids
+        } <= self._training
+        from nnunetv2.dataset_conversion.generate_dataset_json import generate_dataset_json
+
+        generate_dataset_json(
+            str(self._partial),
+            channel_names={str(i): name for i, name in enumerate(self.channel_names)},
+            labels=self.labels,
+            num_training_cases=len(self._training),
+            file_ending=self.file_ending,
+            regions_class_order=self.regions_class_order,
+            dataset_name=self.out.name,
+            **{"license": "that of the source data", "converted_by": "law-order", **self.about},
+        )
+        if self._test_sets:
+            sets = {name: sorted(ids) for name, ids in sorted(self._test_sets.items())}
+            write_json(self._partial / "test_sets.json", sets)
+        if self._splits:
+            write_json(self._partial / "splits_final.json", self._splits)
+        if self.out.is_dir():
+            self.out.rmdir()  # empty, see check_out
+        os.replace(self._partial, self.out)
+        n_training = len(self._training)
+        logger.info("wrote %s: %d training, %d test cases", self.out, n_training, len(self._ids) - n_training)
+        if self._splits:
+            write_splits(self.out, self._splits)
+
+
+def check_out(out: Path) -> None:
+    """UserError unless `out` is free, is named DatasetXXX_NAME, and no other data set has its number."""
+    match = re.fullmatch(r"Dataset(\d{3})_[\w.-]+", out.name)
+    if not match:
+        raise UserError(f"found --out {out.name}, expected a name like Dataset500_Polyps; rename it")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(
+            f"{out}: found existing content, expected a new or empty folder; remove it or choose another"
+        )
+    roots = [nnunet_folder(name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")]
+    for root in filter(None, [out.parent, *roots]):
+        for other in root.glob(f"Dataset{match[1]}_*"):
+            if other.name != out.name:
+                raise UserError(
+                    f"{other}: found another data set of number {match[1]}; choose a free number for --out"
+                )
+
+
+def write_splits(folder: Path, splits: list[Split]) -> None:
+    """Write splits_final.json into the raw folder and, if it is set, $nnUNet_preprocessed/<name>/.
+
+    UserError, before anything is written: one of the two holds different splits.
+    """
+    refuse_other_splits(folder, splits)
+    paths = splits_files(folder)
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, splits)
+        logger.info("wrote %s (%d folds)", path, len(splits))
+    if len(paths) == 1:
+        logger.info(
+            "nnUNet_preprocessed is not set: copy it to $nnUNet_preprocessed/%s/ before training", folder.name
+        )
+
+
+def refuse_other_splits(folder: Path, splits: list[Split]) -> None:
+    """UserError when a splits_final.json of data set `folder` exists and differs from `splits`."""
+    for path in splits_files(folder):
+        if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != splits:
+            raise UserError(
+                f"{path}: found other splits than the {len(splits)} folds to write, expected the same; "
+                "delete that file (and the models trained with it) or choose another --out"
+            )
+
+
+def grouped_splits(groups: Mapping[str, str], folds: int = 5, seed: int = 12345) -> list[Split]:
+    """Folds of near equal size with no group (sequence, patient) on both sides; `groups`: case id -> group.
+
+    Largest group first into the smallest fold, ties in an order drawn from `seed`. UserError: too few groups.
+    """
+    members = defaultdict(list)
+    for case_id, group in sorted(groups.items()):
+        members[group].append(case_id)
+    if len(members) < folds:
+        raise UserError(
+            f"found {len(members)} groups, expected at least {folds} for {folds} folds; name more groups"
+        )
+    names = sorted(members)
+    random.Random(seed).shuffle(names)
+    parts: list[list[str]] = [[] for _ in range(folds)]
+    for name in sorted(names, key=lambda name: -len(members[name])):
+        min(parts, key=len).extend(members[name])
+    return [
+        {
+            "train": sorted(case_id for other in parts if other is not part for case_id in other),
+            "val": sorted(part),
+        }
+        for part in parts
+    ]
+
+
+def in_parallel(function: Callable, items: Iterable, description: str) -> None:
+    """Call `function` on every item in os.cpu_count() threads with a progress bar; the first error stops all.
+
+    Threads suffice: Pillow lets go of the interpreter lock while it decodes, resizes and encodes.
+    """
+    items = list(items)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        futures = [pool.submit(function, item) for item in items]
+        try:
+            for future in track(futures, description):
+                future.result()
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+
+
+def write_json(path: Path, content: dict | list) -> None:
+    """Write JSON under a temporary name, then rename: readers see the old file or the whole new one."""
+    temporary = path.with_name(f".{path.name}.partial")
+    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    os.replace(temporary, path)

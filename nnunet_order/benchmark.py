@@ -1,0 +1,249 @@
+"""The verb `benchmark`: seconds per training iteration, images per second and memory, side by side."""
+
+from __future__ import annotations
+
+import multiprocessing
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from dataset_conversion.user_error import UserError
+from nnunet_order.complexity import planned_unet, write_json
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+NetworkName = Literal["ORDER", "MKUNet", "UNeXt", "EGEUNet", "nnUNet"]
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Time training and inference of the networks on this machine, in interleaved rounds."""
+
+    networks: tuple[NetworkName, ...] = ("ORDER", "MKUNet", "UNeXt", "EGEUNet", "nnUNet")
+    """Networks to time; ratios are to the first. nnUNet is the default 2D network planned for this size."""
+    size: int = 256
+    """Side of the square images in pixels."""
+    input_channels: int = 3
+    """Image channels."""
+    batch_size: int = 16
+    """Images per iteration."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """On cuda in half precision under autocast, as nnU-Net trains; on cpu in fp32."""
+    steps: int = 5
+    """Timed rounds; one round times every network once, so that a noisy moment hits all alike."""
+    warmup: int = 2
+    """Rounds before these, not timed."""
+    memory: bool = False
+    """Also measure each network's peak memory in training, in a fresh process."""
+    seed: int = 0
+    """Seed of weights, images and masks."""
+    json: Path | None = None
+    """Also write all times, machine, versions and command line to this file."""
+
+    def run(self) -> None:
+        self.check()
+        peaks = peak_memory(self) if self.memory else {}
+        times = measure(self)
+        rows = [
+            {
+                "network": name,
+                "train_seconds": statistics.median(of_network["train"]),
+                "images_per_second": self.batch_size / statistics.median(of_network["inference"]),
+                "peak_memory_mib": peaks.get(name),
+                "times": of_network,
+            }
+            for name, of_network in times.items()
+        ]
+        for row in rows:
+            row["train_ratio"] = row["train_seconds"] / rows[0]["train_seconds"]
+            row["images_per_second_ratio"] = row["images_per_second"] / rows[0]["images_per_second"]
+        about = machine(self.device)
+        print_table(self, rows, about)
+        if self.json is not None:
+            options = {key: str(value) if key == "json" else value for key, value in asdict(self).items()}
+            write_json(self.json, {"machine": about, "command": sys.argv, "options": options, "rows": rows})
+
+    def check(self) -> None:
+        """UserError: numbers that make no benchmark, a network named twice, no such device."""
+        import torch
+
+        if min(self.size // 8, self.input_channels, self.batch_size, self.steps, self.warmup + 1) < 1:
+            raise UserError(
+                f"found size {self.size}, {self.input_channels} channels, batch {self.batch_size}, "
+                f"{self.steps} steps, {self.warmup} warm-up, expected at least 8, 1, 1, 1 and 0; correct them"
+            )
+        if not self.networks or len(set(self.networks)) < len(self.networks):
+            raise UserError(f"found networks {self.networks}, expected each once; correct --networks")
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise UserError("found no CUDA device, expected one for --device cuda; use --device cpu")
+
+
+class Trial:
+    """One network with its optimizer and a fixed batch, ready to be timed."""
+
+    def __init__(self, options: Benchmark, name: str):
+        import torch
+
+        torch.manual_seed(options.seed)
+        self.device = options.device
+        self.network = build(name, options.size, options.input_channels).to(options.device)
+        self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=1e-4)
+        self.scaler = torch.amp.GradScaler(options.device, enabled=options.device == "cuda")
+        shape = (options.batch_size, options.input_channels, options.size, options.size)
+        self.images = torch.randn(shape, device=options.device)
+        self.masks = (torch.rand_like(self.images[:, :1]) < 0.1).float()
+
+    def train(self) -> None:
+        """Forward, BCE + Dice, backward, optimizer step."""
+        import torch
+
+        self.network.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(self.device, torch.float16, enabled=self.device == "cuda"):
+            loss = bce_dice(self.network(self.images), self.masks)
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+
+    def inference(self) -> None:
+        """Forward in eval mode."""
+        import torch
+
+        self.network.eval()
+        autocast = torch.autocast(self.device, torch.float16, enabled=self.device == "cuda")
+        with torch.inference_mode(), autocast:
+            self.network(self.images)
+
+    def seconds(self, action: Callable[[], None]) -> float:
+        """Wall time of `action`, the device's queue drained before and after."""
+        self._wait()
+        start = time.perf_counter()
+        action()
+        self._wait()
+        return time.perf_counter() - start
+
+    def _wait(self) -> None:
+        if self.device == "cuda":
+            import torch
+
+            torch.cuda.synchronize()
+
+
+def build(name: str, size: int, input_channels: int) -> nn.Module:
+    """The network with one output channel."""
+    from nnunet_order import networks
+
+    return (
+        planned_unet(size, input_channels) if name == "nnUNet" else getattr(networks, name)(input_channels, 1)
+    )
+
+
+def bce_dice(logits: Tensor, masks: Tensor) -> Tensor:
+    """BCE + soft Dice over the batch, both (B, 1, H, W); in fp32: the sums overflow half precision."""
+    from torch.nn import functional as F
+
+    logits = logits.float()
+    probability = logits.sigmoid()
+    overlap = 2 * (probability * masks).sum() / (probability.sum() + masks.sum()).clamp(min=1e-6)
+    return F.binary_cross_entropy_with_logits(logits, masks) + 1 - overlap
+
+
+def measure(options: Benchmark) -> dict[str, dict[str, list[float]]]:
+    """Network -> seconds of each timed round, under "train" and "inference"."""
+    trials = {name: Trial(options, name) for name in options.networks}
+    times: dict[str, dict[str, list[float]]] = {name: {"train": [], "inference": []} for name in trials}
+    rounds = [(number, name) for number in range(options.warmup + options.steps) for name in trials]
+    for number, name in track(rounds, "Timing"):
+        trial = trials[name]
+        seconds = {"train": trial.seconds(trial.train), "inference": trial.seconds(trial.inference)}
+        if number >= options.warmup:
+            for kind, value in seconds.items():
+                times[name][kind].append(value)
+    return times
+
+
+def peak_memory(options: Benchmark) -> dict[str, float]:
+    """Network -> MiB that two training iterations need at most, in a fresh process each."""
+    if sys.platform == "win32" and options.device == "cpu":
+        raise UserError("found Windows, expected Linux or macOS for --memory on the CPU; leave it out")
+    context = multiprocessing.get_context("spawn")
+    peaks = {}
+    for name in track(options.networks, "Memory"):
+        with ProcessPoolExecutor(1, mp_context=context) as pool:
+            peaks[name] = pool.submit(_peak_of_this_process, options, name).result()
+    return peaks
+
+
+def _peak_of_this_process(options: Benchmark, name: str) -> float:
+    import torch
+
+    cuda = options.device == "cuda"
+    build("nnUNet", 32, 1)  # loads the libraries, so that they do not count
+    before = 0.0 if cuda else _resident_peak()
+    trial = Trial(options, name)
+    for _ in range(2):  # the optimizer's state exists from the second on
+        trial.train()
+    return torch.cuda.max_memory_allocated() / 2**20 if cuda else _resident_peak() - before
+
+
+def _resident_peak() -> float:
+    """Peak resident memory of this process in MiB."""
+    if sys.platform == "linux":
+        # Not getrusage: its ru_maxrss starts a child at its parent's peak.
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # macOS counts bytes
+
+
+def machine(device: str) -> dict[str, str | int]:
+    """What the times depend on."""
+    import torch
+
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return {
+        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
+        "cpu": models[0] if models else platform.processor(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "nnunetv2": version("nnunetv2"),
+    }
+
+
+def print_table(options: Benchmark, rows: list[dict], about: dict) -> None:
+    """Medians, with the range of the rounds, and ratios to the first network."""
+    size = f"batch {options.batch_size}, {options.size} px, {options.input_channels} channels"
+    table = Table(title=f"{size}: median of {options.steps} interleaved rounds")
+    for head in ("Network", "s / training iteration", "ratio", "images / s, inference", "ratio"):
+        table.add_column(head, justify="left" if head == "Network" else "right")
+    if options.memory:
+        table.add_column("peak MiB, training", justify="right")
+    for row in rows:
+        train = row["times"]["train"]
+        table.add_row(
+            row["network"],
+            f"{row['train_seconds']:.3g}\n[dim]{min(train):.3g}..{max(train):.3g}[/dim]",
+            f"{row['train_ratio']:.2f}",
+            f"{row['images_per_second']:.3g}",
+            f"{row['images_per_second_ratio']:.2f}",
+            *[f"{row['peak_memory_mib']:,.0f}" for _ in range(options.memory)],
+        )
+    console = Console()
+    console.print(table)
+    console.print(", ".join(f"{key} {value}" for key, value in about.items()))

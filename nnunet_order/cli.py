@@ -1,0 +1,65 @@
+"""The `nnunet-order` command: one frozen dataclass per verb, read by tyro."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+from rich.logging import RichHandler
+
+from dataset_conversion.folder import ConvertFolder
+from dataset_conversion.phantom import ConvertPhantom
+from dataset_conversion.polyps import ConvertPolyps
+from dataset_conversion.user_error import run_command
+from nnunet_order.benchmark import Benchmark
+from nnunet_order.complexity import Complexity
+from nnunet_order.demo import Demo
+from nnunet_order.doctor import Doctor
+from nnunet_order.evaluate import Evaluate
+from nnunet_order.export import Export
+from nnunet_order.plan import Plan
+from nnunet_order.predict import Predict
+
+Conversion = (
+    Annotated[ConvertPolyps, tyro.conf.subcommand("polyps")]
+    | Annotated[ConvertFolder, tyro.conf.subcommand("folder")]
+    | Annotated[ConvertPhantom, tyro.conf.subcommand("phantom")]
+)
+
+
+@dataclass(frozen=True)
+class Convert:
+    """Turn a public data set, any folder of images and masks, or drawn phantoms into an nnU-Net raw folder."""
+
+    kind: tyro.conf.OmitSubcommandPrefixes[Conversion]
+
+    def run(self) -> None:
+        self.kind.run()
+
+
+Verb = (
+    Annotated[Convert, tyro.conf.subcommand("convert")]
+    | Annotated[Plan, tyro.conf.subcommand("plan")]
+    | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+    | Annotated[Complexity, tyro.conf.subcommand("complexity")]
+    | Annotated[Benchmark, tyro.conf.subcommand("benchmark")]
+    | Annotated[Export, tyro.conf.subcommand("export")]
+    | Annotated[Predict, tyro.conf.subcommand("predict")]
+    | Annotated[Doctor, tyro.conf.subcommand("doctor")]
+    | Annotated[Demo, tyro.conf.subcommand("demo")]
+)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    logging.basicConfig(
+        level=logging.INFO, format="%(message)s", handlers=[RichHandler(show_time=False, show_path=False)]
+    )
+    verb = tyro.cli(
+        tyro.conf.OmitSubcommandPrefixes[Verb],
+        prog="nnunet-order",
+        description="ORDER for stock nnU-Net: convert data, measure, export. Train with nnUNetv2_train -tr nnUNetTrainerORDER.",
+    )
+    run_command(verb.run)

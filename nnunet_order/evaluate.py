@@ -1,0 +1,233 @@
+"""The verb `evaluate`: predictions against labels, per test set, with intervals and paired differences."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from rich.progress import track
+
+from dataset_conversion.raw import COLOUR_ENDINGS, RawDataset, find_dataset
+from dataset_conversion.user_error import UserError
+from nnunet_order.evaluation_report import check_out, print_summary, write_report
+from nnunet_order.metrics import (
+    FOREGROUND_MEAN,
+    MEANS,
+    METRICS,
+    interval,
+    label_metrics,
+    mean_over_cases,
+    resampled_means,
+)
+
+CASES_PER_WORKER = 64  # a worker takes seconds to start
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Score folders of predictions: mDice, mIoU, HD95 and NSD per test set, with 95 % intervals.
+
+    Writes per_case.csv, summary.csv, summary.json and examples.png (best, median and worst case). With
+    several folders, each is also compared with the first, case by case.
+    """
+
+    dataset: str
+    """Raw data set: id, DatasetXXX_NAME or folder."""
+    predictions: tuple[str, ...]
+    """Folders that nnUNetv2_predict wrote, each as DIR or NAME=DIR; NAME is shown in tables and pictures."""
+    out: Path
+    """Folder for the results."""
+    labels: Path | None = None
+    """Folder of the true labels; default: labelsTs of the data set, grouped by its test_sets.json."""
+    nsd_tolerance: float = 2.0
+    """Boundary error that NSD forgives: pixels for PNG, BMP and TIFF, else the file's unit (mm)."""
+    seed: int = 0
+    """Seed of the bootstrap."""
+    processes: int = os.cpu_count() or 1
+    """Worker processes."""
+
+    def run(self) -> None:
+        check_out(self.out)
+        dataset = find_dataset(self.dataset)
+        folders = named_folders(self.predictions)
+        truths = truth_files(dataset, self.labels)
+        test_sets = cases_by_test_set(dataset, self.labels, list(truths))
+        scores = score_folders(dataset, truths, folders, self.nsd_tolerance, self.processes)
+        rows = summarise(scores, list(truths), test_sets, list(dataset.regions), self.seed)
+        evaluation = Evaluation(self, dataset, folders, truths, test_sets, scores, rows)
+        write_report(evaluation, self.out)
+        print_summary(evaluation, self.out)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Everything one run of `Evaluate` read and found."""
+
+    options: Evaluate
+    dataset: RawDataset
+    folders: dict[str, Path]
+    """Prediction name -> folder, in the order given."""
+    truths: dict[str, Path]
+    """Case id -> label file."""
+    test_sets: dict[str, list[str]]
+    """Test set -> case ids."""
+    scores: dict[str, np.ndarray]
+    """Prediction name -> (cases, labels, metrics), see `score_folders`."""
+    rows: list[dict]
+    """See `summarise`."""
+
+
+def named_folders(predictions: tuple[str, ...]) -> dict[str, Path]:
+    """Parse DIR or NAME=DIR into name -> folder. UserError: no such folder, a name given twice."""
+    folders: dict[str, Path] = {}
+    for text in predictions:
+        name, separator, folder = text.partition("=")
+        path = Path(folder if separator and not Path(text).is_dir() else text)
+        name = name if path != Path(text) else path.resolve().name
+        if not path.is_dir():
+            raise UserError(f"{path}: found no such folder, expected predictions; run nnUNetv2_predict")
+        if name in folders:
+            raise UserError(f"found two predictions called {name}, expected different names; give NAME=DIR")
+        folders[name] = path
+    return folders
+
+
+def truth_files(dataset: RawDataset, labels: Path | None) -> dict[str, Path]:
+    """Case id -> label file, of `labels` or else labelsTs. UserError: none, or a test case without one."""
+    if labels is not None:
+        files = sorted(Path(labels).glob(f"*{dataset.file_ending}"))
+        if not files:
+            raise UserError(
+                f"{labels}: found no {dataset.file_ending} files, expected labels; check the folder"
+            )
+        return {path.name.removesuffix(dataset.file_ending): path for path in files}
+    missing = [case.id for case in dataset.test_cases if case.label is None]
+    if missing or not dataset.test_cases:
+        found = f"no label for {missing[0]} ({len(missing)} such)" if missing else "no test cases"
+        raise UserError(
+            f"{dataset.folder}: found {found}, expected labelsTs for all of imagesTs; give --labels DIR"
+        )
+    return {case.id: case.label for case in dataset.test_cases}
+
+
+def cases_by_test_set(dataset: RawDataset, labels: Path | None, cases: list[str]) -> dict[str, list[str]]:
+    """Test set -> case ids: test_sets.json, or one set named after the data set or the label folder."""
+    if labels is not None:
+        return {Path(labels).resolve().name: cases}
+    return dataset.test_sets or {dataset.folder.resolve().name: cases}
+
+
+def score_folders(
+    dataset: RawDataset,
+    truths: Mapping[str, Path],
+    folders: Mapping[str, Path],
+    tolerance: float,
+    processes: int = 1,
+) -> dict[str, np.ndarray]:
+    """Prediction name -> (cases, labels, metrics), in the order of `truths`, `dataset.regions` and `METRICS`.
+
+    UserError: a prediction is missing or unreadable, has another size than its label, or a value outside
+    dataset.json.
+    """
+    for folder in folders.values():
+        missing = [path.name for path in truths.values() if not (folder / path.name).is_file()]
+        if missing:
+            raise UserError(
+                f"{folder}: found no {missing[0]} ({len(missing)} of {len(truths)} missing), expected one "
+                "prediction per label; predict the missing cases"
+            )
+    jobs = [(truth, folder / truth.name) for folder in folders.values() for truth in truths.values()]
+    score = partial(score_case, dataset, tolerance)
+    workers = min(processes, 1 + len(jobs) // CASES_PER_WORKER)
+    if workers == 1:
+        results = list(track(map(score, jobs), "Scoring", total=len(jobs)))
+    else:
+        # spawn, as nnU-Net: forking a process that holds torch's threads can hang.
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(workers, mp_context=context) as pool:
+            results = list(track(pool.map(score, jobs, chunksize=8), "Scoring", total=len(jobs)))
+    per_folder = np.array(results).reshape(len(folders), len(truths), len(dataset.regions), len(METRICS))
+    return dict(zip(folders, per_folder, strict=True))
+
+
+def score_case(dataset: RawDataset, tolerance: float, files: tuple[Path, Path]) -> np.ndarray:
+    """(labels, metrics) of one pair (label file, prediction file)."""
+    truth, prediction = (dataset.read_label(path) for path in files)
+    if truth.shape != prediction.shape:
+        raise UserError(
+            f"{files[1]}: found size {prediction.shape}, expected the label's {truth.shape} (Z, Y, X); "
+            "predict from the images of this data set"
+        )
+    if len(truth) == 1:
+        truth, prediction = truth[0], prediction[0]
+    spacing = pixel_spacing(files[0], truth.ndim)
+    scores = label_metrics(truth, prediction, dataset.regions, dataset.ignore_label, spacing, tolerance)
+    return np.array([[values[metric] for metric in METRICS] for values in scores.values()])
+
+
+def pixel_spacing(path: Path, ndim: int) -> tuple[float, ...]:
+    """Pixel size per array axis, the last axis being x; 1 for files that hold none (PNG, BMP, TIFF)."""
+    if path.suffix in COLOUR_ENDINGS:
+        return (1.0,) * ndim
+    import SimpleITK as sitk
+
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    reader.ReadImageInformation()
+    return reader.GetSpacing()[:ndim][::-1]
+
+
+def summarise(
+    scores: Mapping[str, np.ndarray],
+    cases: list[str],
+    test_sets: Mapping[str, list[str]],
+    labels: list[str],
+    seed: int,
+) -> list[dict]:
+    """One row per test set, label (the foreground mean first) and prediction: means with 95 % intervals.
+
+    From the second prediction on, delta_mDice and delta_mIoU are the difference to the first on the same
+    cases, with the interval of the paired bootstrap.
+    """
+    position = {case: index for index, case in enumerate(cases)}
+    columns = {FOREGROUND_MEAN: list(range(len(labels)))} | {name: [i] for i, name in enumerate(labels)}
+    rows = []
+    for test_set, members in test_sets.items():
+        index = [position[case] for case in members]
+        for label, chosen in columns.items():
+            selected = {name: values[index][:, chosen] for name, values in scores.items()}
+            rows += [{"test_set": test_set, "label": label, **row} for row in summary_rows(selected, seed)]
+    return rows
+
+
+def summary_rows(selected: Mapping[str, np.ndarray], seed: int) -> list[dict]:
+    """One row per prediction: N, means, differences; `selected`: name -> (cases, labels, metrics)."""
+    rows, reference = [], {}
+    for name, values in selected.items():
+        scored = int(np.isfinite(values[..., 0]).any(axis=1).sum())
+        row: dict = {"prediction": name, "N": len(values), "N_scored": scored}
+        for column, metric in MEANS.items():
+            of_metric = values[..., METRICS.index(metric)]
+            mean, samples = mean_over_cases(of_metric), resampled_means(of_metric, seed)
+            row |= with_interval(column, mean, samples)
+            if column not in ("mDice", "mIoU"):
+                continue
+            if column in reference:
+                first_mean, first_samples = reference[column]
+                row |= with_interval(f"delta_{column}", mean - first_mean, samples - first_samples)
+            else:
+                reference[column] = mean, samples
+        rows.append(row)
+    return rows
+
+
+def with_interval(column: str, value: float, samples: np.ndarray) -> dict[str, float]:
+    """Value and interval as three columns."""
+    low, high = interval(samples)
+    return {column: value, f"{column}_low": low, f"{column}_high": high}

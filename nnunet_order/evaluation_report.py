@@ -1,0 +1,185 @@
+"""What `evaluate` leaves behind: per_case.csv, summary.csv, summary.json, examples.png, and a table."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import math
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from dataset_conversion.raw import COLOUR_ENDINGS, Case
+from dataset_conversion.user_error import UserError
+from nnunet_order.metrics import EMPTY_MASKS, FOREGROUND_MEAN, MEANS, METRICS, RESAMPLES
+
+if TYPE_CHECKING:
+    from nnunet_order.evaluate import Evaluation
+    from nnunet_order.figures import Example
+
+logger = logging.getLogger(__name__)
+
+FILES = ("per_case.csv", "summary.csv", "summary.json", "examples.png")
+
+
+def check_out(out: Path) -> None:
+    """UserError unless `out` is free, or holds nothing but an earlier evaluation, which is replaced."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out}: found a file, expected a folder to write into; choose another --out")
+    other = sorted(path.name for path in out.iterdir() if path.name not in FILES) if out.is_dir() else []
+    if other:
+        raise UserError(f"{out}: found {other[0]} in it, expected an empty folder; choose another --out")
+
+
+def write_report(evaluation: Evaluation, out: Path) -> None:
+    """Write all files beside `out` first and move them in at the end, so that none is ever half-written."""
+    from nnunet_order.figures import draw_examples
+
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        write_csv(partial / "per_case.csv", per_case_rows(evaluation))
+        write_csv(partial / "summary.csv", evaluation.rows)
+        summary = {"protocol": protocol(evaluation), "rows": [_finite(row) for row in evaluation.rows]}
+        (partial / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        if examples := chosen_examples(evaluation):
+            draw_examples(examples, partial / "examples.png")
+        out.mkdir(parents=True, exist_ok=True)
+        for name in FILES:
+            (out / name).unlink(missing_ok=True)
+        for path in sorted(partial.iterdir()):
+            os.replace(path, out / path.name)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_csv(path: Path, rows: Sequence[Mapping]) -> None:
+    """Write rows under the union of their columns; NaN and missing values as empty cells."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(_finite(row) for row in rows)
+
+
+def per_case_rows(evaluation: Evaluation) -> list[dict]:
+    """One row per test set, case, prediction and label."""
+    position = {case: index for index, case in enumerate(evaluation.truths)}
+    return [
+        {"test_set": test_set, "case": case, "prediction": name, "label": label}
+        | dict(zip(METRICS, values[position[case], column].tolist(), strict=True))
+        for test_set, members in evaluation.test_sets.items()
+        for case in members
+        for name, values in evaluation.scores.items()
+        for column, label in enumerate(evaluation.dataset.regions)
+    ]
+
+
+def protocol(evaluation: Evaluation) -> dict:
+    """What somebody needs to compute the same numbers again."""
+    options = evaluation.options
+    return {
+        "mean": "per image and label, averaged over the images; the foreground mean is the average over the "
+        "labels without background (as nnU-Net's evaluate_predictions)",
+        "empty masks": EMPTY_MASKS,
+        "HD95": "larger of the two directed 95th percentiles of boundary distances, in pixels or file units",
+        "NSD": f"share of both boundaries within {options.nsd_tolerance:g} of the other",
+        "interval": "95 %, percentile bootstrap over images taken as independent, "
+        f"{RESAMPLES} resamples; differences (delta) are to the first prediction, paired by image",
+        "seed": options.seed,
+        "dataset": str(evaluation.dataset.folder),
+        "labels": str(options.labels or evaluation.dataset.folder / "labelsTs"),
+        "predictions": {name: str(folder) for name, folder in evaluation.folders.items()},
+        "N": {test_set: len(members) for test_set, members in evaluation.test_sets.items()},
+    }
+
+
+def chosen_examples(evaluation: Evaluation) -> list[Example]:
+    """Best, median and worst case of each test set by the first prediction's Dice; empty without images."""
+    dataset = evaluation.dataset
+    images = {case.id: case for case in (*dataset.training_cases, *dataset.test_cases)}
+    dice = case_dice(evaluation, next(iter(evaluation.folders)))
+    examples = []
+    for test_set, members in evaluation.test_sets.items():
+        ranked = sorted((c for c in members if c in images and not math.isnan(dice[c])), key=dice.__getitem__)
+        if not ranked:
+            logger.warning("%s: no images or nothing to find in them; left out of examples.png", test_set)
+            continue
+        # A dict, because a small set has one case in several ranks.
+        ranks = {ranked[0]: "worst", ranked[len(ranked) // 2]: "median", ranked[-1]: "best"}
+        examples += [
+            make_example(evaluation, images[case], f"{test_set}, {rank}")
+            for case, rank in reversed(ranks.items())
+        ]
+    return examples
+
+
+def case_dice(evaluation: Evaluation, prediction: str) -> dict[str, float]:
+    """Case id -> Dice averaged over the labels; NaN where no label is in truth or prediction."""
+    values = evaluation.scores[prediction][..., METRICS.index("Dice")]  # (cases, labels)
+    return {
+        case: float(np.nanmean(of_case)) if np.isfinite(of_case).any() else math.nan
+        for case, of_case in zip(evaluation.truths, values, strict=True)
+    }
+
+
+def make_example(evaluation: Evaluation, case: Case, rank: str) -> Example:
+    """One row of examples.png; of a volume, the slice with the most foreground."""
+    from nnunet_order.figures import Example, displayable
+
+    dataset, truth_path = evaluation.dataset, evaluation.truths[case.id]
+    truth = dataset.read_label(truth_path)
+    z = int((truth > 0).sum(axis=(1, 2)).argmax())
+    colour = dataset.file_ending in COLOUR_ENDINGS and len(dataset.channel_names) >= 3
+    return Example(
+        caption=f"{rank}\n{case.id if len(case.id) <= 24 else case.id[:21] + '...'}",
+        image=displayable(dataset.read_image(case)[:, z], colour),
+        truth=truth[z],
+        predictions={
+            name: (dataset.read_label(folder / truth_path.name)[z], case_dice(evaluation, name)[case.id])
+            for name, folder in evaluation.folders.items()
+        },
+    )
+
+
+def print_summary(evaluation: Evaluation, out: Path) -> None:
+    """Print one row per test set, label (where there are several) and prediction, overlap in percent."""
+    several_labels = len(evaluation.dataset.regions) > 1
+    rows = [row for row in evaluation.rows if several_labels or row["label"] == FOREGROUND_MEAN]
+    table = Table(
+        title="Mean and 95 % interval (HD95 in pixels or the file's unit, else %)",
+        box=SIMPLE_HEAD,
+        padding=(0, 0),
+    )
+    delta = len(evaluation.folders) > 1
+    heads = ["Test set", *["Label"] * several_labels, "Prediction", "N"]
+    for head in [*heads, *MEANS, *["mDice - first"] * delta]:
+        table.add_column(head, justify="left" if head in ("Test set", "Label", "Prediction") else "right")
+    for row in rows:
+        number = f"{row['N']}" if row["N"] == row["N_scored"] else f"{row['N_scored']} of {row['N']}"
+        cells = [row["test_set"], *[row["label"]] * several_labels, row["prediction"], number]
+        cells += [_cell(row, column, 1 if column == "HD95" else 100) for column in MEANS]
+        cells += [_cell(row, "delta_mDice", 100, "+") if "delta_mDice" in row else ""] * delta
+        table.add_row(*cells, end_section=row["prediction"] == list(evaluation.folders)[-1])
+    console = Console()
+    console.print(table)
+    console.print(f"Results in {out}", soft_wrap=True)
+
+
+def _cell(row: Mapping, column: str, scale: float, sign: str = "") -> str:
+    value, low, high = (scale * row[key] for key in (column, f"{column}_low", f"{column}_high"))
+    return f"{value:{sign}.1f}\n[dim]{low:{sign}.1f}..{high:{sign}.1f}[/dim]"
+
+
+def _finite(row: Mapping) -> dict:
+    """JSON and spreadsheets know no NaN."""
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}

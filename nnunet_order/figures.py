@@ -1,0 +1,143 @@
+"""Pictures of results: example grids as in the paper's Fig. 7, and bars with intervals. Needs no display."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Okabe & Ito's colours: distinct for colour-blind readers, bright enough on pink mucosa and on grey CT.
+LABEL_COLOURS = ("#009E73", "#E69F00", "#56B4E9", "#CC79A7", "#F0E442", "#D55E00", "#0072B2")
+METHOD_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#999999")
+PANEL_INCHES = 2.0
+DPI = 130
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row of `draw_examples`."""
+
+    caption: str
+    """Shown to the left of the row: test set, rank and case id."""
+    image: np.ndarray
+    """(H, W) or (H, W, 3) in [0, 1]."""
+    truth: np.ndarray
+    """(H, W) label map."""
+    predictions: Mapping[str, tuple[np.ndarray, float]]
+    """Name -> (H, W) label map and its Dice; the same names in every row."""
+
+
+def displayable(image: np.ndarray, colour: bool) -> np.ndarray:
+    """(C, H, W) intensities -> (H, W, 3) in [0, 1] if `colour`, else the first channel (H, W) in a window.
+
+    The window of grey images (CT, MR) runs from the 0.5th to the 99.5th percentile.
+    """
+    if colour:
+        full = 255 if image.max() <= 255 else 65535
+        return np.moveaxis(image[:3], 0, -1) / full
+    low, high = np.percentile(image[0], [0.5, 99.5])
+    return np.clip((image[0] - low) / max(high - low, 1e-6), 0, 1)
+
+
+def draw_examples(examples: Sequence[Example], path: Path) -> None:
+    """Write a grid image | truth | predictions, one row per example, with outlines and Dice in percent."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    names = list(examples[0].predictions)
+    columns = 2 + len(names)
+    aspect = float(np.median([example.image.shape[0] / example.image.shape[1] for example in examples]))
+    size = (PANEL_INCHES * columns + 0.9, (PANEL_INCHES * aspect + 0.06) * len(examples) + 0.35)
+    figure = Figure(figsize=size, dpi=DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
+    grid = figure.subplots(len(examples), columns, squeeze=False)
+    for axes, title in zip(grid[0], ["Image", "Ground truth", *names], strict=True):
+        axes.set_title(title, fontsize=10, fontweight="bold")
+    for row, example in zip(grid, examples, strict=True):
+        _draw_example(row, example)
+    figure.savefig(path)
+
+
+def compare_bars(rows: Sequence[Mapping], path: Path, title: str = "Mean Dice, 95 % interval") -> None:
+    """Write grouped bars of mDice with intervals: one group per test set, one colour per prediction.
+
+    rows: mappings with test_set, prediction, mDice, mDice_low and mDice_high in [0, 1], such as the rows of
+    `evaluate`'s summary whose label is "foreground mean".
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    test_sets = list(dict.fromkeys(row["test_set"] for row in rows))
+    methods = list(dict.fromkeys(row["prediction"] for row in rows))
+    width = 0.8 / len(methods)
+    size = (2.4 + 0.5 * len(rows) + 0.4 * len(test_sets), 3.6)
+    figure = Figure(figsize=size, dpi=DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for row in rows:
+        method = methods.index(row["prediction"])
+        x = test_sets.index(row["test_set"]) + (method - (len(methods) - 1) / 2) * width
+        _draw_bar(axes, x, width, row, METHOD_COLOURS[method % len(METHOD_COLOURS)])
+    axes.set_xticks(range(len(test_sets)), test_sets)
+    axes.set_ylabel("mDice (%)")
+    axes.set_ylim(0, 100)
+    axes.set_title(title, fontsize=11, fontweight="bold")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.yaxis.grid(True, color="#dddddd", linewidth=0.7)
+    axes.set_axisbelow(True)
+    handles = [axes.bar(0, 0, color=METHOD_COLOURS[i % len(METHOD_COLOURS)]) for i in range(len(methods))]
+    figure.legend(handles, methods, loc="outside right center", frameon=False, fontsize=9)
+    figure.savefig(path)
+
+
+def _draw_example(row: Sequence[Axes], example: Example) -> None:
+    maps = [None, example.truth, *(labels for labels, _ in example.predictions.values())]
+    dice = [None, None, *(value for _, value in example.predictions.values())]
+    row[0].set_ylabel(example.caption, fontsize=8)
+    for axes, labels, value in zip(row, maps, dice, strict=True):
+        axes.imshow(example.image, cmap="gray", vmin=0, vmax=1, interpolation="bilinear")
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_visible(False)
+        if labels is not None:
+            _overlay(axes, labels)
+        if value is not None:
+            axes.text(
+                0.97,
+                0.04,
+                f"Dice {100 * value:.1f}",
+                transform=axes.transAxes,
+                ha="right",
+                fontsize=8,
+                color="white",
+                bbox={"facecolor": "black", "alpha": 0.6, "pad": 2, "linewidth": 0},
+            )
+
+
+def _overlay(axes: Axes, labels: np.ndarray) -> None:
+    """Fill each label translucently and outline it."""
+    from matplotlib.colors import to_rgba
+
+    for value in np.unique(labels[labels > 0]):
+        colour = LABEL_COLOURS[(int(value) - 1) % len(LABEL_COLOURS)]
+        mask = labels == value
+        axes.imshow(mask[..., None] * np.array(to_rgba(colour, 0.2)), interpolation="nearest")
+        # Zeros around it close the outline of a lesion that the image border cuts.
+        padded = np.pad(mask, 1).astype(float)
+        y, x = (np.arange(side) - 1 for side in padded.shape)
+        axes.contour(x, y, padded, [0.5], colors=[colour], linewidths=1.4)
+    axes.set(xlim=(-0.5, labels.shape[1] - 0.5), ylim=(labels.shape[0] - 0.5, -0.5))
+
+
+def _draw_bar(axes: Axes, x: float, width: float, row: Mapping, colour: str) -> None:
+    # As float: summary.json has null where an interval is unknown.
+    mean, low, high = 100 * np.array([row[key] for key in ("mDice", "mDice_low", "mDice_high")], float)
+    axes.bar(x, mean, 0.9 * width, color=colour)
+    axes.errorbar(x, mean, [[max(mean - low, 0)], [max(high - mean, 0)]], color="#333333", capsize=3)
+    axes.text(x, 2, f"{mean:.1f}", ha="center", va="bottom", color="white", fontsize=8, fontweight="bold")

@@ -1,0 +1,26 @@
+"""Cosine annealing as a function of the epoch, so that resuming needs no scheduler state."""
+
+from __future__ import annotations
+
+import math
+
+from torch.optim import Optimizer
+
+
+class CosineSchedule:
+    """lr(epoch) = lr_0 (1 + cos(pi epoch / epochs)) / 2, with nnU-Net's `step(epoch)` interface.
+
+    torch's CosineAnnealingLR deprecates an epoch argument and would count calls instead.
+    """
+
+    def __init__(self, optimizer: Optimizer, initial_lr: float, epochs: int):
+        self.optimizer = optimizer
+        self.initial_lr = initial_lr
+        self.epochs = epochs
+        self.step(0)
+
+    def step(self, epoch: int) -> None:
+        """Set the learning rate of this epoch (0-based)."""
+        lr = self.initial_lr * (1 + math.cos(math.pi * epoch / self.epochs)) / 2
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr

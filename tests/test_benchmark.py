@@ -1,0 +1,81 @@
+"""The verb `benchmark` on tiny batches: every number it promises, and bad input."""
+
+from __future__ import annotations
+
+import json
+import statistics
+
+import pytest
+import torch
+
+from dataset_conversion.user_error import UserError
+from nnunet_order.benchmark import Benchmark, Trial, bce_dice
+
+
+def test_report(tmp_path, capsys):
+    path = tmp_path / "benchmark.json"
+    networks = ("ORDER", "MKUNet", "UNeXt", "EGEUNet", "nnUNet")
+    Benchmark(networks, size=32, batch_size=2, steps=3, warmup=1, json=path).run()
+    report = json.loads(path.read_text())
+    assert tuple(row["network"] for row in report["rows"]) == networks
+    first = report["rows"][0]
+    assert first["train_ratio"] == 1 and first["images_per_second_ratio"] == 1
+    for row in report["rows"]:
+        assert len(row["times"]["train"]) == len(row["times"]["inference"]) == 3
+        assert row["train_seconds"] == statistics.median(row["times"]["train"]) > 0
+        assert row["images_per_second"] == pytest.approx(2 / statistics.median(row["times"]["inference"]))
+        assert row["train_ratio"] == pytest.approx(row["train_seconds"] / first["train_seconds"])
+        assert row["peak_memory_mib"] is None
+    assert report["machine"]["torch"] == torch.__version__ and report["machine"]["threads"] >= 1
+    assert report["command"] and report["options"]["batch_size"] == 2
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in networks) and torch.__version__ in printed
+
+
+def test_memory_grows_with_the_batch(tmp_path):
+    peaks = []
+    for batch_size in (1, 64):
+        path = tmp_path / f"{batch_size}.json"
+        Benchmark(("MKUNet",), 64, 3, batch_size, steps=1, warmup=0, memory=True, json=path).run()
+        peaks.append(json.loads(path.read_text())["rows"][0]["peak_memory_mib"])
+    assert 0 < peaks[0] < peaks[1] - 20
+
+
+def test_training_trains():
+    trial = Trial(Benchmark(size=32, batch_size=2), "MKUNet")
+    before = [parameter.detach().clone() for parameter in trial.network.parameters()]
+    trial.train()
+    assert all(not torch.equal(b, p) for b, p in zip(before, trial.network.parameters(), strict=True))
+
+
+def test_loss():
+    masks = torch.zeros(1, 1, 4, 4)
+    masks[..., :2] = 1
+    assert bce_dice((masks * 2 - 1) * 20, masks) == pytest.approx(0, abs=1e-4)
+    assert bce_dice(torch.zeros_like(masks), masks) == pytest.approx(0.693147 + 0.5, abs=1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda(tmp_path):
+    path = tmp_path / "cuda.json"
+    Benchmark(size=64, batch_size=2, device="cuda", steps=1, memory=True, json=path).run()
+    assert all(row["peak_memory_mib"] > 0 for row in json.loads(path.read_text())["rows"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": 0}, "0 steps"),
+        ({"networks": ("ORDER", "ORDER")}, "each once"),
+        ({"networks": ()}, "each once"),
+        pytest.param(
+            {"device": "cuda"},
+            "no CUDA device",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device"),
+        ),
+    ],
+)
+def test_bad_options(options, message):
+    with pytest.raises(UserError, match=message):
+        Benchmark(**options).run()

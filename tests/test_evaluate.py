@@ -1,0 +1,261 @@
+"""The verb `evaluate` on generated data sets: agreement with nnU-Net, files, pictures, bad input."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from PIL import Image
+
+from dataset_conversion.raw import read_dataset
+from dataset_conversion.user_error import UserError
+from nnunet_order.evaluate import Evaluate
+from nnunet_order.figures import compare_bars
+from nnunet_order.metrics import FOREGROUND_MEAN
+
+SIZE = 48
+
+
+def blob(rng: np.random.Generator, values: tuple[int, ...] = (1,), shift: int = 0) -> np.ndarray:
+    """Nested discs, the outer one with the first value."""
+    y, x = np.mgrid[:SIZE, :SIZE] - rng.integers(14, SIZE - 14, (2, 1, 1)) - shift
+    label = np.zeros((SIZE, SIZE), np.uint8)
+    for value, radius in zip(values, (12, 6), strict=False):
+        label[np.hypot(y, x) < radius] = value
+    return label
+
+
+def write_dataset(folder: Path, labels: dict, cases: int = 6, **more) -> Path:
+    """A raw data set of RGB images with `cases` test cases and one training case."""
+    rng = np.random.default_rng(0)
+    values = tuple(sorted({v for value in labels.values() for v in np.ravel(value)} - {0}))[:2]
+    for part, number in (("Tr", 1), ("Ts", cases)):
+        (folder / f"images{part}").mkdir(parents=True)
+        (folder / f"labels{part}").mkdir()
+        for i in range(number):
+            label = blob(rng, values)
+            image = np.clip(label[..., None] * 60 + rng.normal(90, 20, (SIZE, SIZE, 3)), 0, 255).astype(
+                np.uint8
+            )
+            Image.fromarray(image).save(folder / f"images{part}" / f"case{i}_0000.png")
+            Image.fromarray(label).save(folder / f"labels{part}" / f"case{i}.png")
+    content = {"channel_names": {"0": "R", "1": "G", "2": "B"}, "labels": labels, "numTraining": 1}
+    (folder / "dataset.json").write_text(json.dumps(content | {"file_ending": ".png"} | more))
+    return folder
+
+
+def write_predictions(folder: Path, dataset: Path, shift: int = 2) -> Path:
+    """Predictions: the labels moved by `shift` pixels."""
+    folder.mkdir()
+    for path in sorted((dataset / "labelsTs").iterdir()):
+        Image.fromarray(np.roll(np.array(Image.open(path)), shift, (0, 1))).save(folder / path.name)
+    return folder
+
+
+@pytest.fixture
+def polyps(tmp_path: Path) -> Path:
+    return write_dataset(tmp_path / "Dataset001_Polyps", {"background": 0, "polyp": 1})
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize(
+    ("labels", "more"),
+    [
+        ({"background": 0, "polyp": 1}, {}),
+        ({"background": 0, "organ": 1, "tumour": 2}, {}),
+        ({"background": 0, "whole": [1, 2], "core": [2], "ignore": 3}, {"regions_class_order": [1, 2]}),
+    ],
+    ids=["binary", "labels", "regions and ignore"],
+)
+def test_dice_is_nnunets(tmp_path, labels, more):
+    from nnunetv2.evaluation.evaluate_predictions import compute_metrics_on_folder
+    from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
+
+    folder = write_dataset(tmp_path / "Dataset002_Any", labels, **more)
+    empty = np.zeros((SIZE, SIZE), np.uint8)
+    Image.fromarray(empty).save(folder / "labelsTs" / "case0.png")  # both empty: NaN, not in the mean
+    predicted = write_predictions(tmp_path / "predicted", folder)
+    Image.fromarray(empty).save(predicted / "case1.png")  # missed: 0
+    if "ignore" in labels:
+        partly_ignored = np.array(Image.open(folder / "labelsTs" / "case2.png"))
+        partly_ignored[:, : SIZE // 2] = 3
+        Image.fromarray(partly_ignored).save(folder / "labelsTs" / "case2.png")
+
+    Evaluate(str(folder), (str(predicted),), tmp_path / "out").run()
+    dataset = read_dataset(folder)
+    regions = [v if len(v) > 1 else v[0] for v in dataset.regions.values()]
+    theirs = compute_metrics_on_folder(
+        str(folder / "labelsTs"),
+        str(predicted),
+        None,
+        NaturalImage2DIO(),
+        ".png",
+        regions,
+        dataset.ignore_label,
+        num_processes=1,
+    )
+    rows = {row["label"]: row for row in json.loads((tmp_path / "out" / "summary.json").read_text())["rows"]}
+    for ours, metric in (("mDice", "Dice"), ("mIoU", "IoU")):
+        assert rows[FOREGROUND_MEAN][ours] == pytest.approx(theirs["foreground_mean"][metric], abs=1e-6)
+        for name, region in zip(dataset.regions, regions, strict=True):
+            assert rows[name][ours] == pytest.approx(theirs["mean"][region][metric], abs=1e-6)
+    assert rows[FOREGROUND_MEAN]["N"] == 6 and rows[FOREGROUND_MEAN]["N_scored"] == 5
+
+
+def test_test_sets_differences_and_files(polyps, tmp_path, capsys):
+    test_sets = {"Kvasir": ["case0", "case1", "case2"], "ClinicDB": ["case3", "case4", "case5"]}
+    (polyps / "test_sets.json").write_text(json.dumps(test_sets))
+    good = write_predictions(tmp_path / "good", polyps, shift=1)
+    bad = write_predictions(tmp_path / "bad", polyps, shift=5)
+    out = tmp_path / "results" / "out"
+    Evaluate(str(polyps), (f"ORDER={good}", str(bad)), out).run()
+    assert sorted(path.name for path in out.iterdir()) == [
+        "examples.png",
+        "per_case.csv",
+        "summary.csv",
+        "summary.json",
+    ]
+    assert [path.name for path in out.parent.iterdir()] == ["out"]
+
+    cases = read_csv(out / "per_case.csv")
+    assert len(cases) == 6 * 2 and {row["prediction"] for row in cases} == {"ORDER", "bad"}
+    rows = [row for row in read_csv(out / "summary.csv") if row["label"] == FOREGROUND_MEAN]
+    assert [(row["test_set"], row["prediction"]) for row in rows] == [
+        (name, prediction) for name in test_sets for prediction in ("ORDER", "bad")
+    ]
+    for row in rows:
+        of_row = [
+            float(case["Dice"])
+            for case in cases
+            if case["test_set"] == row["test_set"] and case["prediction"] == row["prediction"]
+        ]
+        assert float(row["mDice"]) == pytest.approx(np.mean(of_row))
+        assert float(row["mDice_low"]) <= float(row["mDice"]) <= float(row["mDice_high"])
+    first, second = rows[:2]
+    difference = float(second["mDice"]) - float(first["mDice"])
+    assert first["delta_mDice"] == "" and float(second["delta_mDice"]) == pytest.approx(difference)
+    assert float(second["delta_mDice_low"]) <= difference <= float(second["delta_mDice_high"]) < 0
+
+    protocol = json.loads((out / "summary.json").read_text())["protocol"]
+    assert protocol["N"] == {"Kvasir": 3, "ClinicDB": 3} and protocol["seed"] == 0
+    printed = capsys.readouterr().out
+    assert "Kvasir" in printed and "ClinicDB" in printed and f"{100 * float(first['mDice']):.1f}" in printed
+
+
+def test_workers_give_the_same_as_one_process(tmp_path):
+    folder = write_dataset(tmp_path / "Dataset003_Many", {"background": 0, "polyp": 1}, cases=70)
+    predicted = write_predictions(tmp_path / "predicted", folder)
+    for processes in (1, 2):
+        Evaluate(str(folder), (str(predicted),), tmp_path / f"{processes}", processes=processes).run()
+    assert (tmp_path / "1" / "per_case.csv").read_text() == (tmp_path / "2" / "per_case.csv").read_text()
+    assert (tmp_path / "1" / "summary.csv").read_text() == (tmp_path / "2" / "summary.csv").read_text()
+
+
+def test_volumes_use_the_spacing_of_the_file(tmp_path):
+    folder = tmp_path / "Dataset004_CT"
+    label = np.zeros((6, 20, 20), np.uint8)
+    label[2:4, 5:15, 5:15] = 1
+    for name in ("imagesTr/a_0000", "imagesTs/b_0000", "labelsTr/a", "labelsTs/b", "../predicted/b"):
+        array = np.roll(label, 3, axis=2) if "predicted" in name else label * (100 if "images" in name else 1)
+        image = sitk.GetImageFromArray(array.astype(np.float32 if "images" in name else np.uint8))
+        image.SetSpacing((0.5, 0.5, 5.0))  # x, y, z
+        path = folder / f"{name}.nii.gz"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sitk.WriteImage(image, str(path))
+    content = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "tumour": 1}, "numTraining": 1}
+    (folder / "dataset.json").write_text(json.dumps(content | {"file_ending": ".nii.gz"}))
+    Evaluate(str(folder), (str(tmp_path / "predicted"),), tmp_path / "out").run()
+    (row,) = read_csv(tmp_path / "out" / "per_case.csv")
+    assert float(row["HD95"]) == pytest.approx(1.5)  # 3 pixels of 0.5 mm
+    assert float(row["NSD"]) == 1  # all within 2 mm
+    assert (tmp_path / "out" / "examples.png").is_file()
+
+
+def test_labels_of_another_folder(polyps, tmp_path):
+    predicted = write_predictions(tmp_path / "predicted", polyps)
+    truth = write_predictions(tmp_path / "second_reader", polyps, shift=0)
+    Evaluate(str(polyps), (str(predicted),), tmp_path / "out", labels=truth).run()
+    assert {row["test_set"] for row in read_csv(tmp_path / "out" / "summary.csv")} == {"second_reader"}
+
+
+def test_an_earlier_evaluation_is_replaced(polyps, tmp_path):
+    for shift in (0, 3):
+        predicted = write_predictions(tmp_path / f"predicted{shift}", polyps, shift)
+        Evaluate(str(polyps), (str(predicted),), tmp_path / "out").run()
+    assert {row["prediction"] for row in read_csv(tmp_path / "out" / "per_case.csv")} == {"predicted3"}
+
+
+def remove_one(folder: Path) -> None:
+    (folder / "case3.png").unlink()
+
+
+def shrink_one(folder: Path) -> None:
+    Image.new("L", (SIZE, SIZE - 1)).save(folder / "case3.png")
+
+
+def save_as_255(folder: Path) -> None:
+    Image.fromarray(np.array(Image.open(folder / "case3.png")) * 255).save(folder / "case3.png")
+
+
+def truncate_one(folder: Path) -> None:
+    (folder / "case3.png").write_bytes((folder / "case3.png").read_bytes()[:40])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (remove_one, r"case3.png \(1 of 6 missing\)"),
+        (shrink_one, r"case3.png: found size"),
+        (save_as_255, r"case3.png: found label values \[255"),
+        (truncate_one, r"case3.png: cannot be read"),
+    ],
+)
+def test_bad_predictions_leave_nothing_behind(polyps, tmp_path, spoil, message):
+    predicted = write_predictions(tmp_path / "predicted", polyps)
+    spoil(predicted)
+    with pytest.raises(UserError, match=message):
+        Evaluate(str(polyps), (str(predicted),), tmp_path / "out").run()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["Dataset001_Polyps", "predicted"]
+
+
+def test_bad_arguments(polyps, tmp_path):
+    predicted = str(write_predictions(tmp_path / "predicted", polyps))
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "notes.txt").write_text("mine")
+    cases = [
+        ((predicted, predicted), tmp_path / "out", None, "two predictions called predicted"),
+        ((f"A={tmp_path}/nowhere",), tmp_path / "out", None, "nowhere: found no such folder"),
+        ((predicted,), other, None, "found notes.txt"),
+        ((predicted,), tmp_path / "out", other, "found no .png files"),
+    ]
+    for predictions, out, labels, message in cases:
+        with pytest.raises(UserError, match=message):
+            Evaluate(str(polyps), predictions, out, labels=labels).run()
+    (polyps / "labelsTs" / "case1.png").unlink()
+    with pytest.raises(UserError, match="no label for case1"):
+        Evaluate(str(polyps), (predicted,), tmp_path / "out").run()
+    assert not (tmp_path / "out").exists() and (other / "notes.txt").read_text() == "mine"
+
+
+def test_pictures_hold_their_panels(polyps, tmp_path):
+    first = write_predictions(tmp_path / "first", polyps, 1)
+    second = write_predictions(tmp_path / "second", polyps, 4)
+    for number, predictions in enumerate([(str(first),), (str(first), str(second))]):
+        Evaluate(str(polyps), predictions, tmp_path / f"{number}").run()
+    narrow, wide = (Image.open(tmp_path / f"{n}" / "examples.png") for n in range(2))
+    assert wide.width > 1.2 * narrow.width  # one more column
+    rows = json.loads((tmp_path / "1" / "summary.json").read_text())["rows"]
+    compare_bars([row for row in rows if row["label"] == FOREGROUND_MEAN], tmp_path / "bars.png")
+    colours = {
+        tuple(colour) for colour in np.array(Image.open(tmp_path / "bars.png").convert("RGB")).reshape(-1, 3)
+    }
+    assert {(0x00, 0x72, 0xB2), (0xE6, 0x9F, 0x00)} <= colours  # a bar for each of the two methods

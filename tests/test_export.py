@@ -1,0 +1,377 @@
+"""Export to ONNX and prediction without nnU-Net, against nnU-Net itself on models trained here."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dataset_conversion.user_error import UserError
+from nnunet_order.export import METADATA_KEY, Export, find_fold, load_checkpoint, load_model
+from nnunet_order.predict import Predict, Segmenter, centre_weights, normalize, tiles, to_labels
+
+onnxruntime = pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
+pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
+
+DATASET = "Dataset901_Export"
+TRAINERS = {"nnUNetTrainer_1epoch": 6, "nnUNetTrainerORDER": 40}  # iterations
+LABELS = {"background": 0, "polyp": 1}
+
+
+def draw_case(seed: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """RGB image with a bright disc inside a black frame, and the disc's mask."""
+    random = np.random.default_rng(seed)
+    rows, columns = np.mgrid[:height, :width]
+    centre = random.uniform(0.3, 0.7, 2) * (height, width)
+    mask = np.hypot(rows - centre[0], columns - centre[1]) < random.uniform(0.12, 0.25) * min(height, width)
+    image = random.normal(90, 20, (height, width, 3)) + mask[..., None] * [90, 30, 20]
+    image = np.clip(image, 1, 255).astype(np.uint8)
+    image[:3], image[:, -5:] = 0, 0
+    return image, mask.astype(np.uint8)
+
+
+def write_dataset(raw: Path) -> None:
+    (raw / "imagesTr").mkdir(parents=True)
+    (raw / "labelsTr").mkdir()
+    for seed in range(8):
+        image, mask = draw_case(seed, 64, 64)
+        Image.fromarray(image).save(raw / "imagesTr" / f"case_{seed}_0000.png")
+        Image.fromarray(mask).save(raw / "labelsTr" / f"case_{seed}.png")
+    channels = {"0": "R", "1": "G", "2": "B"}
+    content = {"channel_names": channels, "labels": LABELS, "numTraining": 8, "file_ending": ".png"}
+    (raw / "dataset.json").write_text(json.dumps(content))
+
+
+def train(trainer_name: str, iterations: int, plans_file: Path, dataset_json: Path) -> None:
+    """One short epoch and a final checkpoint, through nnU-Net's own entry points."""
+    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+    torch.manual_seed(0)
+    plans = json.loads(plans_file.read_text()) | {"continue_training": False}
+    trainer_class = recursive_find_trainer_class_by_name(trainer_name)
+    trainer = trainer_class(plans, "2d", "all", json.loads(dataset_json.read_text()), torch.device("cpu"))
+    trainer.num_epochs = 1
+    if hasattr(trainer, "learning_rate"):
+        trainer.initial_lr = 1e-2
+    trainer.initialize()
+    trainer.num_iterations_per_epoch, trainer.num_val_iterations_per_epoch = iterations, 1
+    trainer.run_training()
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """nnU-Net's folders with a planned data set and one model per trainer; images to predict."""
+    root = tmp_path_factory.mktemp("nnunet")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+            patch.setenv(name, str(root / name))
+        patch.setenv("nnUNet_compile", "f")
+        patch.setenv("nnUNet_def_n_proc", "1")
+        from nnunetv2.experiment_planning import plan_and_preprocess_api as api
+
+        from nnunet_order.registration import register
+
+        register()
+        write_dataset(root / "nnUNet_raw" / DATASET)
+        patch.setenv("nnUNet_n_proc_DA", "1")  # planning crashes with 0
+        api.extract_fingerprints([901], num_processes=1, check_dataset_integrity=False)
+        api.plan_experiments([901])
+        api.preprocess([901], configurations=["2d"], num_processes=[1])
+        patch.setenv("nnUNet_n_proc_DA", "0")
+        preprocessed = root / "nnUNet_preprocessed" / DATASET
+        for trainer_name, iterations in TRAINERS.items():
+            train(trainer_name, iterations, preprocessed / "nnUNetPlans.json", preprocessed / "dataset.json")
+        yield root
+
+
+def model_folder(workplace: Path, trainer: str) -> Path:
+    return workplace / "nnUNet_results" / DATASET / f"{trainer}__nnUNetPlans__2d"
+
+
+@pytest.fixture(scope="module")
+def exported(workplace):
+    """ONNX file per trainer."""
+    files = {}
+    for trainer in TRAINERS:
+        files[trainer] = workplace / f"{trainer}.onnx"
+        Export(model_folder(workplace, trainer), files[trainer]).run()
+    return files
+
+
+@pytest.fixture(scope="module")
+def order_model(exported) -> Path:
+    return exported["nnUNetTrainerORDER"]
+
+
+def dice(first: np.ndarray, second: np.ndarray) -> float:
+    return 2 * ((first > 0) & (second > 0)).sum() / ((first > 0).sum() + (second > 0).sum())
+
+
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_predictions_equal_nnunet(workplace, exported, trainer):
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+    predictor = nnUNetPredictor(
+        use_mirroring=False,
+        device=torch.device("cpu"),
+        allow_tqdm=False,
+        perform_everything_on_device=False,
+    )
+    predictor.initialize_from_trained_model_folder(str(model_folder(workplace, trainer)), ("all",))
+    segmenter = Segmenter(exported[trainer])
+    # As large as the patch, smaller, mixed, larger, and black.
+    for seed, size in enumerate([(64, 64), (50, 61), (40, 90), (130, 101)]):
+        image, _ = draw_case(100 + seed, *size)
+        stack = image.transpose(2, 0, 1)[:, None].astype(np.float32)
+        expected = predictor.predict_single_npy_array(stack, {"spacing": (999, 1, 1)}, None, None, False)[0]
+        found = segmenter(image)
+        assert found.shape == size
+        assert expected.any() and not expected.all()
+        assert (found != expected).sum() <= 3
+        assert dice(found, expected) >= 0.99
+    assert segmenter(np.zeros((30, 40, 3), dtype=np.uint8)).shape == (30, 40)
+
+
+def test_whole_image_equals_tiles_up_to_the_patch_and_is_close_above(order_model):
+    tiled, whole = Segmenter(order_model), Segmenter(order_model, whole_image=True)
+    small, _ = draw_case(1, 64, 50)
+    assert np.array_equal(tiled(small), whole(small))
+    large, _ = draw_case(2, 130, 101)
+    assert dice(tiled(large), whole(large)) > 0.9
+
+
+def test_file_describes_itself(order_model, exported):
+    import onnx
+
+    model = onnx.load(order_model)
+    axes = model.graph.input[0].type.tensor_type.shape.dim
+    assert [axis.dim_param or axis.dim_value for axis in axes] == ["batch", 3, "height", "width"]
+    assert model.opset_import[0].version >= 17
+    assert order_model.stat().st_size < 400_000  # 42 K weights and a graph, nothing else
+    record = json.loads(model.metadata_props[0].value)
+    assert model.metadata_props[0].key == METADATA_KEY
+    assert record["labels"] == LABELS and record["label_values"] == [0, 1]
+    assert record["trainer"] == "nnUNetTrainerORDER" and record["fold"] == "all"
+    assert record["patch_size"] == [64, 64] and record["file_ending"] == ".png"
+    assert record["normalization_schemes"] == ["ZScoreNormalization"] * 3
+    assert record["binary_sigmoid"] is True
+    assert Segmenter(exported["nnUNetTrainer_1epoch"]).record["binary_sigmoid"] is False
+
+
+def write_images(folder: Path, sizes: dict[str, tuple[int, int]]) -> Path:
+    folder.mkdir(parents=True)
+    for seed, (name, size) in enumerate(sizes.items()):
+        Image.fromarray(draw_case(seed, *size)[0]).save(folder / name)
+    return folder
+
+
+def test_predict_writes_label_maps_without_torch_and_nnunet(order_model, tmp_path):
+    images = write_images(tmp_path / "images", {"a_0000.png": (64, 64), "b_0000.tif": (70, 90)})
+    (images / "notes.txt").write_text("no image")
+    program = (
+        "import sys; from pathlib import Path; from nnunet_order.predict import Predict\n"
+        "model, images, out = map(Path, sys.argv[1:])\n"
+        "Predict(model, (images,), out).run()\n"
+        "sys.exit(bool({'torch', 'nnunetv2', 'onnx'} & set(sys.modules)))"
+    )
+    root = str(Path(__file__).resolve().parents[1])
+    arguments = [str(order_model), str(images), str(tmp_path / "out")]
+    environment = os.environ | {"PYTHONPATH": root}
+    subprocess.run([sys.executable, "-c", program, *arguments], check=True, env=environment)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.png", "b.png"]
+    written = np.asarray(Image.open(tmp_path / "out" / "b.png"))
+    assert written.dtype == np.uint8
+    assert np.array_equal(written, Segmenter(order_model)(draw_case(1, 70, 90)[0]))
+
+
+def test_predict_keeps_frame_numbers(order_model, tmp_path):
+    images = write_images(tmp_path / "video", {"frame_0000.png": (64, 64), "frame_0001.png": (64, 64)})
+    Predict(order_model, tuple(sorted(images.iterdir())), tmp_path / "out").run()
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["frame_0000.png", "frame_0001.png"]
+
+
+@pytest.mark.parametrize(
+    ("prepare", "message"),
+    [
+        (lambda images: None, "found an older file"),
+        (lambda images: (images / "a.png").unlink(), "found no image"),
+        (lambda images: Image.new("RGB", (64, 64)).save(images / "a.jpg"), "two images named a"),
+        (lambda images: (images / "a.png").rename(images / "b.png").write_bytes(b"broken"), "cannot be read"),
+    ],
+)
+def test_predict_refuses_bad_input_in_one_line(order_model, tmp_path, prepare, message):
+    images = write_images(tmp_path / "images", {"a.png": (64, 64)})
+    write_images(tmp_path / "out", {"a.png": (2, 2)})
+    prepare(images)
+    with pytest.raises(UserError, match=message) as caught:
+        Predict(order_model, (images,), tmp_path / "out").run()
+    assert "\n" not in str(caught.value)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.png"]
+
+
+def test_segmenter_refuses_other_models(order_model, tmp_path):
+    import onnx
+
+    (tmp_path / "text.onnx").write_text("no model")
+    with pytest.raises(UserError, match="cannot be opened"):
+        Segmenter(tmp_path / "text.onnx")
+    with pytest.raises(UserError, match="found no file"):
+        Segmenter(tmp_path / "absent.onnx")
+    model = onnx.load(order_model)
+    record = json.loads(model.metadata_props[0].value)
+    changes = [
+        ({"normalization_schemes": ["MyNormalization"] * 3}, "MyNormalization"),
+        ({"file_ending": ".nii.gz"}, "nnUNetv2_predict"),
+        ({"channel_names": {"0": "T1", "1": "T2"}}, "2-channel"),
+    ]
+    for change, message in changes:
+        onnx.helper.set_model_props(model, {METADATA_KEY: json.dumps(record | change)})
+        onnx.save(model, tmp_path / "changed.onnx")
+        with pytest.raises(UserError, match=message):
+            Segmenter(tmp_path / "changed.onnx")
+    del model.metadata_props[:]
+    onnx.save(model, tmp_path / "bare.onnx")
+    with pytest.raises(UserError, match="metadata"):
+        Segmenter(tmp_path / "bare.onnx")
+
+
+def test_normalization_equals_nnunet():
+    from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
+    from nnunetv2.preprocessing.normalization import default_normalization_schemes as theirs
+
+    image = draw_case(3, 40, 50)[0].transpose(2, 0, 1).astype(np.float32)
+    image[:, 10:14, :20] = 0
+    image, outside, _ = crop_to_nonzero(image[:, None])
+    properties = {"mean": 120.0, "std": 30.0, "percentile_00_5": 60.0, "percentile_99_5": 180.0}
+    names = ("ZScore", "CT", "No", "RescaleTo01", "RGBTo01")
+    for name, masked in [("ZScore", True), *((name, False) for name in names)]:
+        scheme = f"{name}Normalization"
+        record = {
+            "normalization_schemes": [scheme],
+            "use_mask_for_norm": [masked],
+            "intensity_properties": {"0": properties},
+        }
+        expected = getattr(theirs, scheme)(masked, properties).run(image[0].copy(), outside[0])
+        np.testing.assert_allclose(normalize(image[:1, 0], record), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_eight_bit_normalization_refuses_brighter_images():
+    record = {
+        "normalization_schemes": ["RGBTo01Normalization"],
+        "use_mask_for_norm": [False],
+        "intensity_properties": {},
+    }
+    with pytest.raises(UserError, match="8 bit"):
+        normalize(np.full((1, 2, 2), 300.0), record)
+
+
+@pytest.mark.parametrize("size", [(64, 96), (65, 97), (100, 130), (300, 96)])
+def test_tiles_are_nnunets(size):
+    from nnunetv2.inference.sliding_window_prediction import (
+        compute_gaussian,
+        compute_steps_for_sliding_window,
+    )
+
+    tile = (64, 96)
+    rows, columns = compute_steps_for_sliding_window(size, tile, 0.5)
+    assert [(r.start, c.start) for r, c in tiles(size, tile)] == [(r, c) for r in rows for c in columns]
+    expected = compute_gaussian(tile, dtype=torch.float32, device=torch.device("cpu")).numpy()
+    np.testing.assert_allclose(centre_weights(tile), expected, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("labels", "order", "channels"),
+    [
+        ({"background": 0, "kidney": 1, "tumour": 2, "ignore": 3}, None, 3),
+        ({"background": 0, "whole": [1, 2], "core": 2}, [1, 2], 2),
+    ],
+)
+def test_labels_and_regions_equal_nnunet(labels, order, channels):
+    from nnunetv2.utilities.label_handling.label_handling import LabelManager
+
+    manager = LabelManager(labels, order)
+    record = {"regions_class_order": order, "label_values": [int(value) for value in manager.all_labels]}
+    logits = np.random.default_rng(0).normal(size=(channels, 20, 30)).astype(np.float32)
+    assert np.array_equal(to_labels(logits, record), manager.convert_logits_to_segmentation(logits))
+
+
+def test_fold_and_checkpoint_are_found_or_named(workplace, tmp_path):
+    name = "checkpoint_final.pth"
+    folder = model_folder(workplace, "nnUNetTrainerORDER")
+    assert find_fold(folder / "fold_all", None, name) == find_fold(folder, "all", name) == (folder, "all")
+    with pytest.raises(UserError, match=r"found checkpoint_final\.pth in folds: all; expected 3"):
+        Export(folder, tmp_path / "model.onnx", fold="3").run()
+    for fold in (0, 1):
+        (tmp_path / f"fold_{fold}").mkdir()
+        (tmp_path / f"fold_{fold}" / name).touch()
+    with pytest.raises(UserError, match="exactly one"):
+        find_fold(tmp_path, None, name)
+    (tmp_path / "model.onnx").write_text("precious")
+    with pytest.raises(UserError, match="expected a new file"):
+        Export(folder, tmp_path / "model.onnx").run()
+    assert (tmp_path / "model.onnx").read_text() == "precious"
+
+
+def copied_model(workplace: Path, target: Path, **changes) -> Path:
+    """A copy of the ORDER model whose checkpoint holds other values."""
+    shutil.copytree(model_folder(workplace, "nnUNetTrainerORDER"), target)
+    path = target / "fold_all" / "checkpoint_final.pth"
+    torch.save(load_checkpoint(path) | changes, path)
+    return target
+
+
+def test_models_that_cannot_be_built_are_named(workplace, tmp_path):
+    other = copied_model(workplace, tmp_path / "trainer", trainer_name="nnUNetTrainerUnheardOf")
+    with pytest.raises(UserError, match="found no trainer nnUNetTrainerUnheardOf"):
+        load_model(other, None, "checkpoint_final.pth")
+    other = copied_model(workplace, tmp_path / "weights", network_weights={"other": torch.zeros(1)})
+    with pytest.raises(UserError, match="do not fit") as caught:
+        load_model(other, None, "checkpoint_final.pth")
+    assert "\n" not in str(caught.value)
+    (other / "plans.json").write_text("{")
+    with pytest.raises(UserError, match=r"plans\.json: cannot be read"):
+        load_model(other, None, "checkpoint_final.pth")
+
+
+class Intruder:
+    """Unpickling it would create a file."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_checkpoints_are_data_only(workplace, tmp_path):
+    original = model_folder(workplace, "nnUNetTrainerORDER") / "fold_all" / "checkpoint_final.pth"
+    (tmp_path / "cut.pth").write_bytes(original.read_bytes()[:5000])
+    torch.save({"network_weights": {}}, tmp_path / "other.pth")
+    torch.save({"network_weights": Intruder(tmp_path / "intruded")}, tmp_path / "intruder.pth")
+    for name in ("cut", "other", "intruder"):
+        with pytest.raises(UserError, match="expected an nnU-Net checkpoint") as caught:
+            load_checkpoint(tmp_path / f"{name}.pth")
+        assert "\n" not in str(caught.value)
+    assert not (tmp_path / "intruded").exists()
+
+
+def test_checkpoints_of_numpy_1_load(workplace, tmp_path):
+    original = model_folder(workplace, "nnUNetTrainerORDER") / "fold_all" / "checkpoint_final.pth"
+    with zipfile.ZipFile(original) as source, zipfile.ZipFile(tmp_path / "old.pth", "w") as target:
+        for entry in source.infolist():
+            content = source.read(entry)
+            if entry.filename.endswith("data.pkl"):
+                assert pickle.GLOBAL + b"numpy._core.multiarray" in content
+                content = content.replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
+            target.writestr(entry, content)
+    assert load_checkpoint(tmp_path / "old.pth")["logging"] == load_checkpoint(original)["logging"]

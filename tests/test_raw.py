@@ -1,0 +1,321 @@
+"""Reading, checking and writing nnU-Net raw folders."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dataset_conversion.raw import find_dataset, read_dataset
+from dataset_conversion.raw_writer import RGB, RawDatasetWriter, grouped_splits, write_splits
+from dataset_conversion.user_error import UserError
+
+LABELS = {"background": 0, "polyp": 1}
+
+
+@pytest.fixture(autouse=True)
+def no_nnunet_variables(monkeypatch):
+    for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        monkeypatch.delenv(variable, raising=False)
+
+
+def picture(seed: int = 0, size: int = 40) -> tuple[np.ndarray, np.ndarray]:
+    """Random RGB image (size, size + 8, 3) and a mask with a square."""
+    rng = np.random.default_rng(seed)
+    mask = np.zeros((size, size + 8), np.uint8)
+    mask[10:20, 12:30] = 1
+    return rng.integers(0, 256, (*mask.shape, 3), np.uint8), mask
+
+
+def write_dataset(folder: Path, cases: int = 6, labels: dict = LABELS) -> Path:
+    """A raw folder of `cases` training and two test cases, the second of them without a label."""
+    with RawDatasetWriter(folder, RGB, labels) as writer:
+        for i in range(cases):
+            writer.add_training_case(f"case_{i:03d}", *picture(i))
+        writer.add_test_case("test_000", *picture(100), test_set="Kvasir")
+        writer.add_test_case("test_001", picture(101)[0])
+    return folder
+
+
+def edit_json(folder: Path, **changes) -> None:
+    path = folder / "dataset.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_written_folder_passes_nnunet_and_reads_back(tmp_path):
+    from nnunetv2.experiment_planning.verify_dataset_integrity import verify_dataset_integrity
+    from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
+
+    folder = write_dataset(tmp_path / "Dataset500_Polyps")
+    verify_dataset_integrity(str(folder), 1)
+
+    image, mask = picture(3)
+    read, _ = NaturalImage2DIO().read_images([str(folder / "imagesTr" / "case_003_0000.png")])
+    np.testing.assert_array_equal(read[:, 0], image.transpose(2, 0, 1))
+    dataset = read_dataset(folder)
+    ours, label = dataset.read_case(dataset.training_cases[3])
+    np.testing.assert_array_equal(ours, read)
+    np.testing.assert_array_equal(label[0], mask)
+    assert [case.id for case in dataset.training_cases] == [f"case_{i:03d}" for i in range(6)]
+    assert [case.label is None for case in dataset.test_cases] == [False, True]
+    assert dataset.test_sets == {"Kvasir": ["test_000"]}
+    assert dataset.channel_names == ["R", "G", "B"]
+
+
+def test_regions_ignore_label_and_channels_of_any_file_ending(tmp_path):
+    import SimpleITK as sitk
+
+    rng = np.random.default_rng(0)
+    volume, label = rng.normal(size=(5, 12, 16)).astype(np.float32), rng.integers(0, 4, (5, 12, 16), np.uint8)
+    for name, array in {
+        "imagesTr/a_0000": volume,
+        "imagesTr/a_0001": -volume,
+        "labelsTr/a": label,
+    }.items():
+        path = tmp_path / f"{name}.nii.gz"
+        path.parent.mkdir(exist_ok=True)
+        sitk.WriteImage(sitk.GetImageFromArray(array), str(path))
+    content = {
+        "channel_names": {"0": "T1", "1": "T2"},
+        "labels": {"background": 0, "whole": [1, 2], "core": 2, "ignore": 3},
+        "regions_class_order": [1, 2],
+        "numTraining": 1,
+        "file_ending": ".nii.gz",
+    }
+    (tmp_path / "dataset.json").write_text(json.dumps(content))
+    dataset = read_dataset(tmp_path)
+    image, read_label = dataset.read_case(dataset.training_cases[0])
+    np.testing.assert_array_equal(image, np.stack([volume, -volume]))
+    np.testing.assert_array_equal(read_label, label)
+    assert dataset.regions == {"whole": (1, 2), "core": (2,)}
+    assert dataset.ignore_label == 3
+    assert dataset.label_values == [0, 1, 2, 3]
+
+    (tmp_path / "imagesTr" / "a_0001.nii.gz").unlink()
+    with pytest.raises(UserError, match=r"case a has channel files \['0000'\]"):
+        read_dataset(tmp_path)
+    edit_json(tmp_path, regions_class_order=[1])
+    with pytest.raises(UserError, match="regions_class_order"):
+        read_dataset(tmp_path)
+
+
+def test_files_listed_in_dataset_json(tmp_path):
+    folder = write_dataset(tmp_path / "Dataset500_Polyps", cases=1)
+    listed = {"one": {"images": ["imagesTr/case_000_0000.png"], "label": "labelsTr/case_000.png"}}
+    edit_json(folder, dataset=listed)
+    assert [case.id for case in read_dataset(folder).training_cases] == ["one"]
+    (folder / "labelsTr" / "case_000.png").unlink()
+    with pytest.raises(UserError, match=r"case_000.png: not found"):
+        read_dataset(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"channel_names": {"R": 0, "G": 1, "B": 2}}, "swap"),
+        ({"channel_names": {"0": "R", "1": "G", "3": "B"}}, "renumber"),
+        ({"labels": {"0": "background", "1": "polyp"}}, "from name to value"),
+        ({"labels": {"background": 0, "polyp": 255}}, "consecutive"),
+        ({"labels": {"background": 0, "ignore": 1, "polyp": 2}}, "ignore as the highest"),
+        ({"file_ending": "png"}, "with a dot"),
+        ({"file_ending": ".nii.gz"}, "correct file_ending"),
+        ({"numTraining": 7}, "found 6 training cases, expected numTraining = 7"),
+    ],
+)
+def test_wrong_dataset_json_is_one_line(tmp_path, changes, message):
+    folder = write_dataset(tmp_path / "Dataset500_Polyps")
+    edit_json(folder, **changes)
+    with pytest.raises(UserError, match=message) as error:
+        read_dataset(folder)
+    assert "\n" not in str(error.value)
+
+
+def test_missing_and_malformed_dataset_json(tmp_path):
+    with pytest.raises(UserError, match="not found"):
+        read_dataset(tmp_path)
+    (tmp_path / "dataset.json").write_text("{")
+    with pytest.raises(UserError, match="malformed"):
+        read_dataset(tmp_path)
+    (tmp_path / "dataset.json").write_text('{"labels": {}}')
+    with pytest.raises(UserError, match="found no channel_names"):
+        read_dataset(tmp_path)
+
+
+def test_faulty_files_are_named(tmp_path):
+    folder = write_dataset(tmp_path / "Dataset500_Polyps")
+    dataset = read_dataset(folder)
+    files = [case.images[0] for case in dataset.training_cases]
+    files[0].write_bytes(files[0].read_bytes()[:200])
+    with pytest.raises(UserError, match=r"case_000_0000.png: cannot be read"):
+        dataset.read_image(dataset.training_cases[0])
+    Image.fromarray(picture()[0][..., 0]).save(files[1])
+    with pytest.raises(UserError, match="found 1 channels, expected 3"):
+        dataset.read_image(dataset.training_cases[1])
+    Image.fromarray(picture()[1] * 255).save(dataset.training_cases[2].label)
+    with pytest.raises(UserError, match=r"values 255, expected only \[0, 1\].*save 0/255 masks as 0/1"):
+        dataset.read_case(dataset.training_cases[2])
+    Image.fromarray(picture()[1][:20]).save(dataset.training_cases[3].label)
+    with pytest.raises(UserError, match="same size"):
+        dataset.read_case(dataset.training_cases[3])
+    dataset.training_cases[4].label.unlink()
+    with pytest.raises(UserError, match="case_004 has no label file"):
+        read_dataset(folder)
+
+
+def test_test_sets_must_name_test_cases(tmp_path):
+    folder = write_dataset(tmp_path / "Dataset500_Polyps")
+    (folder / "test_sets.json").write_text('{"Kvasir": ["case_000"]}')
+    with pytest.raises(UserError, match="case_000"):
+        _ = read_dataset(folder).test_sets
+
+
+def test_find_dataset_by_id_name_and_path(tmp_path, monkeypatch):
+    folder = write_dataset(tmp_path / "Dataset007_Polyps")
+    assert find_dataset(folder).folder == folder
+    with pytest.raises(UserError, match="nnUNet_raw is not set"):
+        find_dataset(7)
+    monkeypatch.setenv("nnUNet_raw", str(tmp_path))
+    assert {find_dataset(name).folder for name in (7, "7", "007", "Dataset007_Polyps")} == {folder}
+    with pytest.raises(UserError, match="found none for data set 8"):
+        find_dataset("8")
+
+
+@pytest.mark.parametrize(
+    ("image", "mask", "message"),
+    [
+        (picture()[0], picture()[1][:-1], "expected the same size"),
+        (picture()[0], picture()[1] * 255, "found label values 255"),
+        (picture()[0] * np.float32("nan"), picture()[1], "NaN or Inf"),
+        (picture()[0][..., :2], picture()[1], "found 2 channels"),
+        (picture()[0].astype(np.int64), picture()[1], "found int64 pixels"),
+        (picture()[0], picture()[1] * 0, "found only background"),
+    ],
+)
+def test_bad_case_leaves_nothing(tmp_path, image, mask, message):
+    out = tmp_path / "Dataset500_Polyps"
+    with pytest.raises(UserError, match=message), RawDatasetWriter(out, RGB, LABELS) as writer:
+        writer.add_training_case("a", image, mask)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_duplicate_ids_and_empty_data_set(tmp_path):
+    out = tmp_path / "Dataset500_Polyps"
+    with pytest.raises(UserError, match="A twice"), RawDatasetWriter(out, RGB, LABELS) as writer:
+        writer.add_training_case("a", *picture())
+        writer.add_test_case("A", *picture())
+    with (
+        pytest.raises(UserError, match="found no training case"),
+        RawDatasetWriter(out, RGB, LABELS) as writer,
+    ):
+        writer.add_test_case("a", *picture())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_out_is_refused_when_taken_or_misnamed(tmp_path):
+    with pytest.raises(UserError, match="expected a name like Dataset500_Polyps"):
+        RawDatasetWriter(tmp_path / "Polyps", RGB, LABELS)
+    taken = tmp_path / "Dataset500_Polyps"
+    taken.mkdir()
+    write_dataset(taken)  # an empty folder is free
+    before = sorted(taken.rglob("*"))
+    with pytest.raises(UserError, match="found existing content"):
+        write_dataset(taken)
+    assert sorted(taken.rglob("*")) == before
+    with pytest.raises(UserError, match="another data set of number 500"):
+        RawDatasetWriter(tmp_path / "Dataset500_Other", RGB, LABELS)
+
+
+def test_kill_leaves_no_folder_and_the_next_run_cleans_up(tmp_path):
+    out = tmp_path / "Dataset500_Polyps"
+    script = (
+        "import os, signal, numpy as np\n"
+        "from dataset_conversion.raw_writer import RawDatasetWriter\n"
+        f"with RawDatasetWriter({str(out)!r}, 'R', {LABELS}) as writer:\n"
+        "    writer.add_training_case('stale', np.zeros((8, 8), 'uint8'), np.ones((8, 8), 'uint8'))\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    root = Path(__file__).resolve().parents[1]
+    assert subprocess.run([sys.executable, "-c", script], cwd=root).returncode == -9
+    assert [path.name for path in tmp_path.iterdir()] == [".Dataset500_Polyps.partial"]
+    write_dataset(out)
+    assert [path.name for path in tmp_path.iterdir()] == ["Dataset500_Polyps"]
+    assert not (out / "imagesTr" / "stale_0000.png").exists()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
+def test_full_disk_is_a_user_error(tmp_path):
+    out = tmp_path / "Dataset500_Polyps"
+    with pytest.raises(UserError, match="no space left"), RawDatasetWriter(out, RGB, LABELS) as writer:
+        writer.add_training_case("a", *picture())
+        with open("/dev/full", "w") as full:  # every write to it fails with ENOSPC
+            full.write("x" * 100000)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_float_and_16_bit_channels_go_into_one_file_each(tmp_path):
+    rng = np.random.default_rng(0)
+    image = rng.normal(size=(32, 40, 2)).astype(np.float32)
+    mask = (image[..., 0] > 0).astype(np.uint8)
+    with RawDatasetWriter(tmp_path / "Dataset500_T", ("a", "b"), LABELS, file_ending=".tif") as writer:
+        writer.add_training_case("x", image, mask)
+    dataset = read_dataset(tmp_path / "Dataset500_T")
+    np.testing.assert_array_equal(
+        dataset.read_image(dataset.training_cases[0])[:, 0], image.transpose(2, 0, 1)
+    )
+    deep = rng.integers(0, 65536, (32, 40, 3)).astype(np.uint16)
+    with RawDatasetWriter(tmp_path / "Dataset501_U", ("a", "b", "c"), LABELS) as writer:
+        writer.add_training_case("x", deep, mask)
+    dataset = read_dataset(tmp_path / "Dataset501_U")
+    np.testing.assert_array_equal(
+        dataset.read_image(dataset.training_cases[0])[:, 0], deep.transpose(2, 0, 1)
+    )
+
+
+def test_grouped_splits_keep_groups_together_and_balance():
+    groups = {f"c{i:03d}": f"g{i // 7}" if i < 70 else f"c{i:03d}" for i in range(103)}
+    splits = grouped_splits(groups, folds=5)
+    assert sorted(case for split in splits for case in split["val"]) == sorted(groups)
+    for split in splits:
+        train, val = ({groups[case] for case in split[side]} for side in ("train", "val"))
+        assert not train & val
+        assert set(split["train"]) | set(split["val"]) == set(groups)
+    sizes = [len(split["val"]) for split in splits]
+    assert max(sizes) - min(sizes) <= 1
+    assert splits == grouped_splits(dict(reversed(groups.items())), folds=5)
+    assert splits != grouped_splits(groups, folds=5, seed=1)
+    with pytest.raises(UserError, match="found 2 groups"):
+        grouped_splits({"a": "1", "b": "2"}, folds=5)
+
+
+def test_splits_go_where_nnunet_reads_them_and_never_over_others(tmp_path, monkeypatch):
+    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path / "preprocessed"))
+    folder = write_dataset(tmp_path / "raw" / "Dataset500_Polyps")
+    default = read_dataset(folder).read_splits()
+    assert [len(split["val"]) for split in default] == [2, 1, 1, 1, 1]
+
+    splits = grouped_splits({f"case_{i:03d}": str(i % 3) for i in range(6)}, folds=3)
+    write_splits(folder, splits)
+    target = tmp_path / "preprocessed" / "Dataset500_Polyps" / "splits_final.json"
+    assert json.loads(target.read_text()) == json.loads((folder / "splits_final.json").read_text()) == splits
+    assert read_dataset(folder).read_splits() == splits
+    write_splits(folder, splits)  # the same again is fine
+    with pytest.raises(UserError, match="found other splits"):
+        write_splits(folder, splits[:2])
+    assert json.loads(target.read_text()) == splits
+
+
+def test_conflicting_splits_stop_a_conversion(tmp_path, monkeypatch):
+    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path / "preprocessed"))
+    target = tmp_path / "preprocessed" / "Dataset500_Polyps" / "splits_final.json"
+    target.parent.mkdir(parents=True)
+    target.write_text("[]")
+    out = tmp_path / "raw" / "Dataset500_Polyps"
+    with pytest.raises(UserError, match="other splits"), RawDatasetWriter(out, RGB, LABELS) as writer:
+        writer.set_splits(grouped_splits({"a": "1", "b": "2"}, folds=2))
+    assert not out.exists()
+    assert target.read_text() == "[]"
