@@ -85,6 +85,8 @@ class Evaluation:
 
 def named_folders(predictions: tuple[str, ...]) -> dict[str, Path]:
     """Parse DIR or NAME=DIR into name -> folder. UserError: no such folder, a name given twice."""
+    if not predictions:
+        raise UserError("found no predictions, expected at least one folder; give --predictions DIR")
     folders: dict[str, Path] = {}
     for text in predictions:
         name, separator, folder = text.partition("=")

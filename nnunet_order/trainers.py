@@ -64,6 +64,9 @@ class PaperRecipeTrainer(nnUNetTrainer):
         dataset_json: dict,
         device: torch.device = torch.device("cuda"),  # noqa: B008, nnU-Net's own signature
     ):
+        threads = os.environ.get("OMP_NUM_THREADS")
+        if device.type == "cpu" and threads:  # nnUNetv2_train takes all cores regardless; two of them then collide
+            torch.set_num_threads(int(threads))
         labels = PlansManager(plans).get_label_manager(dataset_json)
         # Before super().__init__: only plans changed here reach plans.json, and with it inference.
         plans = with_network(

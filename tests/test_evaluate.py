@@ -214,7 +214,7 @@ def truncate_one(folder: Path) -> None:
     [
         (remove_one, r"case3.png \(1 of 6 missing\)"),
         (shrink_one, r"case3.png: found size"),
-        (save_as_255, r"case3.png: found label values \[255"),
+        (save_as_255, r"case3.png: found label values 255,"),
         (truncate_one, r"case3.png: cannot be read"),
     ],
 )
@@ -232,6 +232,7 @@ def test_bad_arguments(polyps, tmp_path):
     other.mkdir()
     (other / "notes.txt").write_text("mine")
     cases = [
+        ((), tmp_path / "out", None, "no predictions"),
         ((predicted, predicted), tmp_path / "out", None, "two predictions called predicted"),
         ((f"A={tmp_path}/nowhere",), tmp_path / "out", None, "nowhere: found no such folder"),
         ((predicted,), other, None, "found notes.txt"),

@@ -1,0 +1,89 @@
+"""Shared fixtures: a planned nnU-Net data set of generated PNGs, and the environment that nnU-Net needs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # otherwise imports retry the network for 23 s
+
+# A user's own trainers, in a folder of the user's own: two lines change a recipe.
+TINY_TRAINERS = '''
+from nnunet_order.trainers import nnUNetTrainerMKUNet, nnUNetTrainerORDER
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+class nnUNetTrainerORDER_tiny(nnUNetTrainerORDER):
+    epochs, minimum_iterations, samples_per_step, learning_rate, checkpoint_every = 3, 2, 4, 1e-3, 1
+
+class nnUNetTrainerMKUNet_tiny(nnUNetTrainerMKUNet):
+    epochs, minimum_iterations, samples_per_step = 1, 2, 4
+
+class nnUNetTrainer_tiny(nnUNetTrainer):
+    def __init__(self, plans, configuration, fold, dataset_json, device):
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.num_epochs, self.num_iterations_per_epoch, self.num_val_iterations_per_epoch = 1, 2, 1
+'''
+
+
+class NNUNet:
+    """nnU-Net's folders in a temporary place, and its real commands."""
+
+    def __init__(self, root: Path):
+        self.root = root
+        self.raw, self.preprocessed, self.results = (
+            root / f"nnUNet_{name}" for name in ("raw", "preprocessed", "results")
+        )
+        trainers = root / "my_trainers"
+        for folder in (self.raw, self.preprocessed, self.results, trainers):
+            folder.mkdir()
+        (trainers / "tiny_trainers.py").write_text(TINY_TRAINERS)
+        folders = {f"nnUNet_{name}": str(getattr(self, name)) for name in ("raw", "preprocessed", "results")}
+        self.environment = {
+            **os.environ,
+            **folders,
+            "nnUNet_extTrainer": str(trainers),  # ours is appended at Python's start
+            "nnUNet_n_proc_DA": "0",
+            "nnUNet_def_n_proc": "1",
+            "nnUNet_compile": "f",
+            "NNUNET_ORDER_SEED": "0",
+            "OMP_NUM_THREADS": "1",
+        }
+
+    def command(self, program: str, *arguments: object) -> list[str]:
+        """A console script of the environment that runs the tests."""
+        return [str(Path(sys.executable).parent / program), *map(str, arguments)]
+
+    def run(self, program: str, *arguments: object, code: int = 0, **environment: str) -> str:
+        """Run a command to its end; -> its output. The test fails on another exit code."""
+        done = subprocess.run(
+            self.command(program, *arguments),
+            env={**self.environment, **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        assert done.returncode == code, done.stdout[-5000:]
+        return done.stdout
+
+    def plan(self, dataset: int) -> None:
+        """Plan and preprocess; nnUNet_n_proc_DA=0 would crash it."""
+        self.run(
+            "nnUNetv2_plan_and_preprocess",
+            *("-d", dataset, "-c", "2d", "-np", 1, "-npfp", 1, "--verify_dataset_integrity"),
+            nnUNet_n_proc_DA="1",
+        )
+
+
+@pytest.fixture(scope="session")
+def nnunet(tmp_path_factory) -> NNUNet:
+    """Dataset901_Phantom: 12 training and 4 test images of 64 px, planned."""
+    from dataset_conversion.phantom import ConvertPhantom
+
+    nnunet = NNUNet(tmp_path_factory.mktemp("nnunet"))
+    ConvertPhantom(out=nnunet.raw / "Dataset901_Phantom", cases=12, test_cases=4, size=64).run()
+    nnunet.plan(901)
+    return nnunet
