@@ -3,9 +3,9 @@
     python benchmarks/order_variants.py --data nnUNet_raw/Dataset500_Polyps --out benchmarks/results \
         --variant ORDER MKUNet --recipe ademamix_1e-3 --seeds 0 1 2 --size 128 --epochs 20
 
-Images are shrunk to size x size and kept in memory. A fifth of the training cases is held out for every choice
-between variants and recipes; the test sets are reported and never chosen on. One JSON file per run; a run whose
-file exists is skipped, so that a killed study goes on where it was.
+Images are shrunk to size x size and kept in memory. A fifth of the training cases is held out for every
+choice between variants and recipes; the test sets are reported and never chosen on. One JSON file per run; a
+run whose file exists is skipped, so that a killed study goes on where it was.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def load_cases(cases: list[Case], size: int) -> dict[str, tuple[Tensor, Tensor]]
 
 
 def augment(image: Tensor, mask: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Flips, any rotation and zoom 0.7-1.4 per image (the paper's "random flips/rotations" plus nnU-Net's zoom)."""
+    """Flips, any rotation, zoom 0.7-1.4 per image (the paper's "random flips/rotations", nnU-Net's zoom)."""
     batch = len(image)
     angle = (torch.rand(batch, generator=generator) * 2 - 1) * math.pi
     zoom = torch.exp(torch.rand(batch, generator=generator) * math.log(2) + math.log(0.7))
@@ -116,18 +116,23 @@ def diagnose(network: nn.Module, cases: list[tuple[Tensor, Tensor]], device: str
     """Per attentive skip, deepest first, on 64 held-out images: is the attention alive?
 
     gate: mean confidence and its standard deviation over images; entropy: of softmax(S) and softmax(S^T) as a
-    share of the uniform distribution's (1 = global average pooling); update: norm of c * delta over norm of d, e.
+    share of the uniform distribution's (1 = global average pooling); update: norm of c * delta over norm of
+    d, e.
     """
     found = []
 
-    def look(module: BidirectionalSkipAttention, inputs: tuple[Tensor, Tensor], outputs: tuple[Tensor, Tensor]):
+    def look(
+        module: BidirectionalSkipAttention, inputs: tuple[Tensor, Tensor], outputs: tuple[Tensor, Tensor]
+    ):
         query, key, _, _ = module.tokens(*inputs)
         similarity = scaled_similarity(query, key)
         gate = module.gate(*inputs)
         row = {"gate": gate.mean(), "gate_std": gate.std()}
         for name, scores in {"decoder": similarity, "encoder": similarity.mT}.items():
             log_share = scores.log_softmax(-1)
-            row[f"entropy_{name}"] = -(log_share.exp() * log_share).sum(-1).mean() / math.log(scores.shape[-1])
+            row[f"entropy_{name}"] = -(log_share.exp() * log_share).sum(-1).mean() / math.log(
+                scores.shape[-1]
+            )
         for name, before, after in zip(("decoder", "encoder"), inputs, outputs, strict=True):
             row[f"update_{name}"] = (after - before).norm() / before.norm()
         found.append({name: round(value.item(), 4) for name, value in row.items()})
@@ -206,7 +211,9 @@ def main(study: Study) -> None:
     torch.set_num_threads(study.threads)
     study.out.mkdir(parents=True, exist_ok=True)
     cases = split_cases(study)
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True
+    ).stdout.strip()
     for seed in study.seeds:
         for name in study.variant:
             run = f"{name}_{study.recipe}_{study.size}px_{study.epochs}ep_seed{seed}"

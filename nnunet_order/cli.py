@@ -31,7 +31,7 @@ Conversion = (
 
 @dataclass(frozen=True)
 class Convert:
-    """Turn a public data set, any folder of images and masks, or drawn phantoms into an nnU-Net raw folder."""
+    """Turn a public data set, a folder of images and masks, or drawn phantoms into an nnU-Net raw folder."""
 
     kind: tyro.conf.OmitSubcommandPrefixes[Conversion]
 
@@ -60,6 +60,7 @@ def main() -> None:
     verb = tyro.cli(
         tyro.conf.OmitSubcommandPrefixes[Verb],
         prog="nnunet-order",
-        description="ORDER for stock nnU-Net: convert data, measure, export. Train with nnUNetv2_train -tr nnUNetTrainerORDER.",
+        description="ORDER for stock nnU-Net: convert data, measure, export. "
+        "Train with nnUNetv2_train -tr nnUNetTrainerORDER.",
     )
     run_command(verb.run)

@@ -1,4 +1,4 @@
-"""`nnunet-order demo`: the whole way, from drawn polyps to a table and a picture, with stock nnU-Net commands."""
+"""`nnunet-order demo`: all the way from drawn polyps to a table and a picture by stock nnU-Net commands."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ TRAINERS = {"ORDER": "nnUNetTrainerORDER_5epochs", "MK-UNet": "nnUNetTrainerMKUN
 
 @dataclass(frozen=True)
 class Demo:
-    """Draw polyps, train ORDER and MK-UNet with stock nnU-Net, predict, evaluate: about five minutes on two cores.
+    """Draw polyps, train ORDER and MK-UNet with stock nnU-Net, predict, evaluate: about 5 minutes on 2 cores.
 
-    Every step is a command that is printed and can be run by hand. A demo that was killed goes on where it was.
+    Every step is a command that is printed and can be run by hand. A killed demo goes on where it was.
     """
 
     out: Path = Path("order_demo")
@@ -64,7 +64,9 @@ class DemoSteps:
     @property
     def environment(self) -> dict[str, str]:
         """nnU-Net's variables: folders inside the demo's, few processes, one thread for each training."""
-        folders = {f"nnUNet_{name}": str(self.out / f"nnUNet_{name}") for name in ("raw", "preprocessed", "results")}
+        folders = {
+            f"nnUNet_{name}": str(self.out / f"nnUNet_{name}") for name in ("raw", "preprocessed", "results")
+        }
         modest = {"nnUNet_def_n_proc": "1", "nnUNet_compile": "f", "NNUNET_ORDER_SEED": str(self.demo.seed)}
         return {**os.environ, **folders, **modest}
 
@@ -118,7 +120,9 @@ class DemoSteps:
 
         predictions = tuple(f"{name}={self.out / 'predictions' / name}" for name in TRAINERS)
         Evaluate(
-            dataset=str(self.out / "nnUNet_raw" / DATASET), predictions=predictions, out=self.out / "evaluation"
+            dataset=str(self.out / "nnUNet_raw" / DATASET),
+            predictions=predictions,
+            out=self.out / "evaluation",
         ).run()
 
     def model(self, trainer: str) -> Path:
@@ -138,7 +142,7 @@ class DemoSteps:
         self._check(title, code, log)
 
     def _train_side_by_side(self, commands: dict[str, str]) -> None:
-        """Trainings in parallel, one thread each, with a progress bar per network read from nnU-Net's output."""
+        """Trainings in parallel, one thread each; a progress bar per network, read from nnU-Net's output."""
         from rich.progress import Progress
 
         environment = {**self.environment, "OMP_NUM_THREADS": "1", "nnUNet_n_proc_DA": "0"}
@@ -157,7 +161,9 @@ class DemoSteps:
                 while any(process.poll() is None for process, _ in running.values()):
                     time.sleep(0.5)
                     for name, (_, log) in running.items():
-                        progress.update(bars[name], completed=finished_epochs(log.read_text(errors="replace")))
+                        progress.update(
+                            bars[name], completed=finished_epochs(log.read_text(errors="replace"))
+                        )
         finally:  # Ctrl-C: no training is left behind
             for process, _ in running.values():
                 process.terminate()
@@ -183,7 +189,9 @@ class DemoSteps:
     def _check(title: str, code: int, log: Path) -> None:
         if code:
             last = [line for line in log.read_text(errors="replace").splitlines() if line.strip()][-1:]
-            raise UserError(f"{title} ended with exit code {code}: {' '.join(last)}; the whole output is in {log}")
+            raise UserError(
+                f"{title} ended with exit code {code}: {' '.join(last)}; the whole output is in {log}"
+            )
 
 
 def finished_epochs(log: str) -> int:

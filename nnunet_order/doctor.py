@@ -30,7 +30,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Doctor:
-    """Check the installation: nnU-Net, our trainers, the three folders, the device. Exit code 2 if a check fails."""
+    """Check the installation: nnU-Net, our trainers, three folders, device. Exit code 2 if a check fails."""
 
     def run(self) -> None:
         from rich.console import Console
@@ -44,7 +44,9 @@ class Doctor:
         Console().print(table)
         wrong = [finding.subject for finding in findings if finding.advice]
         if wrong:
-            raise UserError(f"{len(wrong)} of {len(findings)} checks failed: {', '.join(wrong)}; see the last column")
+            raise UserError(
+                f"{len(wrong)} of {len(findings)} checks failed: {', '.join(wrong)}; see the last column"
+            )
 
 
 def check_nnunet() -> list[Finding]:
@@ -56,7 +58,11 @@ def check_nnunet() -> list[Finding]:
     version = importlib.metadata.version("nnunetv2")
     place = str(Path(specification.origin).parent)
     numbers = tuple(int(part) for part in version.split(".")[:3] if part.isdigit())
-    advice = "" if numbers >= OLDEST_NNUNET else "pip install 'nnunetv2>=2.8': older ones know no external trainers"
+    advice = (
+        ""
+        if numbers >= OLDEST_NNUNET
+        else "pip install 'nnunetv2>=2.8': older ones know no external trainers"
+    )
     findings.append(Finding("nnunetv2", f"{version} at {place}", advice))
     command = shutil.which("nnUNetv2_train")
     if command is None:
@@ -71,7 +77,8 @@ def check_nnunet() -> list[Finding]:
 def check_trainers() -> list[Finding]:
     """Whether a fresh Python, as nnU-Net's workers are, finds our trainers, and where from."""
     code = (
-        "import os, sys; from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name as find\n"
+        "import os, sys; "
+        "from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name as find\n"
         "stdout, sys.stdout = sys.stdout, sys.stderr\n"
         f"found = [find(name) for name in {TRAINERS!r}]\n"
         "print(sys.modules[found[0].__module__].__file__, file=stdout)"
@@ -106,7 +113,9 @@ def check_folders() -> list[Finding]:
         elif not Path(folder).is_dir():
             findings.append(Finding(variable, f"{folder}, which does not exist", f"mkdir -p {folder}"))
         elif not os.access(folder, os.W_OK):
-            findings.append(Finding(variable, f"{folder}, not writable", f"chmod u+w {folder}, or choose another"))
+            findings.append(
+                Finding(variable, f"{folder}, not writable", f"chmod u+w {folder}, or choose another")
+            )
         else:
             free = shutil.disk_usage(folder).free / 1e9
             findings.append(Finding(variable, f"{folder} ({free:.0f} GB free)"))
@@ -122,4 +131,6 @@ def check_device() -> Finding:
     if torch.backends.mps.is_available():
         return Finding("device", f"Apple GPU, add -device mps (torch {torch.__version__})")
     threads = torch.get_num_threads()
-    return Finding("device", f"CPU, {threads} threads: add -device cpu to nnU-Net's commands (torch {torch.__version__})")
+    return Finding(
+        "device", f"CPU, {threads} threads: add -device cpu to nnU-Net's commands (torch {torch.__version__})"
+    )

@@ -39,6 +39,6 @@ class FiniteLoss(nn.Module):
         return (
             "non-finite loss: "
             + ", ".join(f"{name} {value:.4g}" for name, value in values.items())
-            + f"; {broken} of {highest.numel()} network outputs are not finite. Training stopped; try a lower "
-            "learning rate or the _fp32 trainer, and check the images for NaN"
+            + f"; {broken} of {highest.numel()} network outputs are not finite. Training stopped; try a "
+            "lower learning rate or the _fp32 trainer, and check the images for NaN"
         )

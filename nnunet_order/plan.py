@@ -62,10 +62,12 @@ class Plan:
 
 
 def preprocessed_folder(dataset: str) -> Path:
-    """nnUNet_preprocessed/DatasetXXX_NAME. UserError when the variable is unset or there is no such folder."""
-    root = os.environ.get("nnUNet_preprocessed")
+    """nnUNet_preprocessed/DatasetXXX_NAME. UserError if the variable is unset or there is no such folder."""
+    root = os.environ.get("nnUNet_preprocessed")  # noqa: SIM112
     if not root:
-        raise UserError("nnUNet_preprocessed is not set; export nnUNet_preprocessed=FOLDER (nnunet-order doctor)")
+        raise UserError(
+            "nnUNet_preprocessed is not set; export nnUNet_preprocessed=FOLDER (nnunet-order doctor)"
+        )
     pattern = f"Dataset{int(dataset):03d}_*" if dataset.isdigit() else dataset
     found = sorted(path for path in Path(root).glob(pattern) if path.is_dir())
     if len(found) != 1:

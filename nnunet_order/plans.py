@@ -13,8 +13,8 @@ SIDE_MULTIPLE = 32  # five halvings
 def patch_size(median_shape: list[float], largest_side: int) -> list[int]:
     """The median image, sides rounded up to a multiple of 32, at most `largest_side`.
 
-    The paper trains on 512x512 crops of resized images; nnU-Net never resizes, and a 512 patch on 256 px images
-    would be 75 % padding, which spoils the batch statistics.
+    The paper trains on 512x512 crops of resized images; nnU-Net never resizes, and a 512 patch on 256 px
+    images would be 75 % padding, which spoils the batch statistics.
     """
     largest_side -= largest_side % SIDE_MULTIPLE
     return [min(largest_side, -int(-side // SIDE_MULTIPLE) * SIDE_MULTIPLE) for side in median_shape]

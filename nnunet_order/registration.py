@@ -26,7 +26,7 @@ def shim_folder() -> str:
 
 
 def register() -> None:
-    """Append the shim folder to `nnUNet_extTrainer`, after the user's own folders. Idempotent; never raises."""
+    """Append the shim folder to `nnUNet_extTrainer`, after the user's folders. Idempotent; never raises."""
     try:
         if os.environ.get(OPT_OUT, "") not in ("", "0"):
             return

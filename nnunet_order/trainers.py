@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import torch
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
-from batchgeneratorsv2.transforms.utils.nnunet_masking import MaskImageTransform
 from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
 from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
+from batchgeneratorsv2.transforms.utils.nnunet_masking import MaskImageTransform
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from pytorch_optimizer import AdEMAMix
@@ -53,7 +53,9 @@ class PaperRecipeTrainer(nnUNetTrainer):
     largest_patch = 512
     rotation_probability = 0.5
     minimum_iterations = 50  # per epoch
-    maximum_validation_iterations = 10  # per epoch; they only draw the progress picture and pick checkpoint_best
+    maximum_validation_iterations = (
+        10  # per epoch; they only draw the progress picture and pick checkpoint_best
+    )
     checkpoint_every = 5  # epochs
 
     def __init__(
@@ -65,7 +67,9 @@ class PaperRecipeTrainer(nnUNetTrainer):
         device: torch.device = torch.device("cuda"),  # noqa: B008, nnU-Net's own signature
     ):
         threads = os.environ.get("OMP_NUM_THREADS")
-        if device.type == "cpu" and threads:  # nnUNetv2_train takes all cores regardless; two of them then collide
+        if (
+            device.type == "cpu" and threads
+        ):  # nnUNetv2_train takes all cores regardless; two of them then collide
             torch.set_num_threads(int(threads))
         labels = PlansManager(plans).get_label_manager(dataset_json)
         # Before super().__init__: only plans changed here reach plans.json, and with it inference.

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # otherwise imports retry the network for 23 s
 
 # A user's own trainers, in a folder of the user's own: two lines change a recipe.
-TINY_TRAINERS = '''
+TINY_TRAINERS = """
 from nnunet_order.trainers import nnUNetTrainerMKUNet, nnUNetTrainerORDER
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
@@ -26,7 +31,7 @@ class nnUNetTrainer_tiny(nnUNetTrainer):
     def __init__(self, plans, configuration, fold, dataset_json, device):
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.num_epochs, self.num_iterations_per_epoch, self.num_val_iterations_per_epoch = 1, 2, 1
-'''
+"""
 
 
 class NNUNet:
@@ -69,21 +74,55 @@ class NNUNet:
         assert done.returncode == code, done.stdout[-5000:]
         return done.stdout
 
-    def plan(self, dataset: int) -> None:
+    def plan(self, *datasets: int) -> None:
         """Plan and preprocess; nnUNet_n_proc_DA=0 would crash it."""
         self.run(
             "nnUNetv2_plan_and_preprocess",
-            *("-d", dataset, "-c", "2d", "-np", 1, "-npfp", 1, "--verify_dataset_integrity"),
+            *("-d", *datasets, "-c", "2d", "-np", 1, "-npfp", 1, "--verify_dataset_integrity"),
             nnUNet_n_proc_DA="1",
         )
+
+    def relabelled(self, name: str, labels: dict, relabel: Callable, regions_class_order=None) -> None:
+        """A copy of the phantom data set with other labels; `relabel` maps a 0/1 mask to the new labels."""
+        source, target = self.raw / "Dataset901_Phantom", self.raw / name
+        shutil.copytree(source / "imagesTr", target / "imagesTr")
+        (target / "labelsTr").mkdir()
+        for file in (source / "labelsTr").iterdir():
+            mask = np.asarray(Image.open(file))
+            Image.fromarray(relabel(mask).astype(np.uint8)).save(target / "labelsTr" / file.name)
+        description = json.loads((source / "dataset.json").read_text()) | {"labels": labels}
+        if regions_class_order:
+            description["regions_class_order"] = regions_class_order
+        (target / "dataset.json").write_text(json.dumps(description))
+
+
+def upper_half(mask: np.ndarray, old: int, new: int) -> np.ndarray:
+    """Another label for the pixels of one label in the upper half of the image."""
+    mask = mask.copy()
+    half = mask[: len(mask) // 2]
+    half[half == old] = new
+    return mask
 
 
 @pytest.fixture(scope="session")
 def nnunet(tmp_path_factory) -> NNUNet:
-    """Dataset901_Phantom: 12 training and 4 test images of 64 px, planned."""
+    """Planned data sets of 12 training images of 64 px: 901 Phantom (and 4 test images), 902 Ignore,
+    903 MultiClass, 904 Regions (with an ignore label)."""
     from dataset_conversion.phantom import ConvertPhantom
 
     nnunet = NNUNet(tmp_path_factory.mktemp("nnunet"))
     ConvertPhantom(out=nnunet.raw / "Dataset901_Phantom", cases=12, test_cases=4, size=64).run()
-    nnunet.plan(901)
+    nnunet.relabelled(
+        "Dataset902_Ignore", {"background": 0, "polyp": 1, "ignore": 2}, lambda mask: upper_half(mask, 0, 2)
+    )
+    nnunet.relabelled(
+        "Dataset903_MultiClass", {"background": 0, "rim": 1, "core": 2}, lambda mask: upper_half(mask, 1, 2)
+    )
+    nnunet.relabelled(
+        "Dataset904_Regions",
+        {"background": 0, "whole": [1, 2], "core": [2], "ignore": 3},
+        lambda mask: upper_half(upper_half(mask, 1, 2), 0, 3),
+        regions_class_order=[1, 2],
+    )
+    nnunet.plan(901, 902, 903, 904)
     return nnunet

@@ -25,7 +25,9 @@ def pair(seed: int = 0, **options) -> tuple[BidirectionalSkipAttention, Bidirect
 def outputs_and_gradients(module, decoder, encoder) -> list[torch.Tensor]:
     inputs = [decoder.clone().requires_grad_(), encoder.clone().requires_grad_()]
     outputs = module(*inputs)
-    sum((output * torch.linspace(-1, 2, output.numel()).view_as(output)).sum() for output in outputs).backward()
+    sum(
+        (output * torch.linspace(-1, 2, output.numel()).view_as(output)).sum() for output in outputs
+    ).backward()
     return [*outputs, *(x.grad for x in inputs), *(p.grad for p in module.parameters())]
 
 
@@ -57,7 +59,9 @@ def test_matches_the_equations_written_out():
     query, key = d @ weight["decoder_query.weight"].T, e @ weight["encoder_key.weight"].T
     similarity = query @ key.T / 2  # sqrt(d_h) = 2
     delta_d = similarity.softmax(1) @ (e @ weight["encoder_value.weight"].T) @ weight["decoder_out.weight"].T
-    delta_e = similarity.T.softmax(1) @ (d @ weight["decoder_value.weight"].T) @ weight["encoder_out.weight"].T
+    delta_e = (
+        similarity.T.softmax(1) @ (d @ weight["decoder_value.weight"].T) @ weight["encoder_out.weight"].T
+    )
     confidence = module.gate(decoder, encoder).item()
     assert 0 < confidence < 1
     new_d, new_e = module(decoder, encoder)
@@ -112,7 +116,8 @@ def test_fast_path_never_writes_the_similarity():
     """At N = 4096 tokens S alone is 2 x 4 x 4096^2 floats = 512 MiB."""
     pytest.importorskip("resource", reason="peak memory is read with the resource module (Unix)")
     peak = {
-        path: int(subprocess.run([sys.executable, "-c", PEAK, path], capture_output=True, check=True).stdout) / 1024
+        path: int(subprocess.run([sys.executable, "-c", PEAK, path], capture_output=True, check=True).stdout)
+        / 1024
         for path in ("sdpa", "materialized")
     }
     assert peak["materialized"] > 512, peak  # the measurement sees S where it is written

@@ -60,7 +60,9 @@ def test_mk_unet_reproduces_the_official_outputs(file, channels):
     unused = ("out1.", "out2.", "out3.")  # heads that the official forward never returns
     weights = {
         our_name(name): value
-        for name, value in ((n.removeprefix("weights."), v) for n, v in tensors.items() if n.startswith("weights."))
+        for name, value in (
+            (n.removeprefix("weights."), v) for n, v in tensors.items() if n.startswith("weights.")
+        )
         if not name.startswith(unused)
     }
     network = MKUNet(3, 1, channels=channels).eval()
@@ -111,7 +113,9 @@ def test_order_flops_by_fvcore():
 
 @pytest.mark.parametrize("make", [ORDER, MKUNet])
 @settings(max_examples=12, deadline=None)
-@given(height=st.integers(1, 130), width=st.integers(1, 130), inputs=st.integers(1, 4), classes=st.integers(1, 4))
+@given(
+    height=st.integers(1, 130), width=st.integers(1, 130), inputs=st.integers(1, 4), classes=st.integers(1, 4)
+)
 def test_any_size_channels_and_classes(make, height, width, inputs, classes):
     network = make(inputs, classes).eval()
     with torch.no_grad():
@@ -204,7 +208,12 @@ def test_trains_under_ddp(make, tmp_path):
 def test_a_plans_file_builds_order_by_name():
     strides = [[1, 1]] + [[2, 2]] * 5
     network = get_network_from_plans(
-        "nnunet_order.networks.ORDER", {"attention_stages": [0], "strides": strides}, [], 3, 4, deep_supervision=True
+        "nnunet_order.networks.ORDER",
+        {"attention_stages": [0], "strides": strides},
+        [],
+        3,
+        4,
+        deep_supervision=True,
     )
     assert isinstance(network, ORDER) and len(network(torch.randn(1, 3, 64, 64))) == 5
     assert isinstance(network.decoder.skips[0].attention, torch.nn.Module)

@@ -1,4 +1,4 @@
-"""Our trainers are found right after an install, in fresh and spawned processes, and an uninstall is clean."""
+"""Our trainers are found right after an install, in fresh and spawned processes; an uninstall is clean."""
 
 from __future__ import annotations
 
@@ -34,12 +34,14 @@ def clean_environment(**variables: str) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def fresh(tmp_path_factory):
-    """A virtual environment with our dependencies in sight, but without us. -> (its python, its site-packages)"""
+    """A virtual environment that sees our dependencies, but not us. -> (its python, its site-packages)"""
     root = tmp_path_factory.mktemp("environment")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", root], check=True)
     python = root / ("Scripts" if os.name == "nt" else "bin") / "python"
     code = "import sysconfig; print(sysconfig.get_path('purelib'))"
-    packages = Path(subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout.strip())
+    packages = Path(
+        subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    )
     # A folder named in a .pth file is searched, but its own .pth files are not processed.
     (packages / "zz_dependencies.pth").write_text(sysconfig.get_path("purelib"))
     return python, packages
@@ -82,7 +84,11 @@ def test_register_appends_once_and_keeps_the_users_folders(monkeypatch):
     monkeypatch.setenv(registration.VARIABLE, f"/mine{os.pathsep}/yours")
     registration.register()
     registration.register()
-    assert os.environ[registration.VARIABLE].split(os.pathsep) == ["/mine", "/yours", registration.shim_folder()]
+    assert os.environ[registration.VARIABLE].split(os.pathsep) == [
+        "/mine",
+        "/yours",
+        registration.shim_folder(),
+    ]
 
 
 def test_register_never_raises(monkeypatch):
@@ -101,7 +107,9 @@ def test_start_up_line_is_silent_without_the_package(tmp_path):
 
 
 def test_registration_does_not_import_torch():
-    code = "import sys, nnunet_order.registration; assert not {'torch', 'numpy', 'nnunetv2'} & set(sys.modules)"
+    code = (
+        "import sys, nnunet_order.registration; assert not {'torch', 'numpy', 'nnunetv2'} & set(sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, env=clean_environment())
 
 

@@ -194,7 +194,8 @@ class ORDER(MultiKernelUNet):
     42,457 parameters with the defaults at three input channels and one class.
 
     Args:
-        input_channels, num_classes, channels, kernel_sizes, expansion, deep_supervision, strides: as `MKUNet`.
+        input_channels, num_classes, channels, kernel_sizes, expansion, deep_supervision, strides: as in
+            `MKUNet`.
         attention_stages: skips with bidirectional attention, counted from the deepest: 0 at H/16, 1 at H/8,
             2 at H/4, 3 at H/2; () is the attention-free backbone.
         inner_channels, num_heads, zero_init, attention_path: see `BidirectionalSkipAttention`.

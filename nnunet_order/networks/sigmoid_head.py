@@ -1,4 +1,4 @@
-"""The paper's one-channel sigmoid output in nnU-Net, which gives two softmax channels to one-label data sets."""
+"""The paper's one-channel sigmoid output in nnU-Net, which gives one-label data sets two softmax channels."""
 
 from __future__ import annotations
 

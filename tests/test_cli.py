@@ -1,0 +1,79 @@
+"""The commands as a user starts them: help, one line for bad input, doctor, demo."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+VERBS = ("convert", "plan", "evaluate", "complexity", "benchmark", "export", "predict", "doctor", "demo")
+
+
+def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess:
+    program = Path(sys.executable).parent / str(arguments[0])
+    return subprocess.run(
+        [program, *map(str, arguments[1:])],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "COLUMNS": "200", **environment},
+    )
+
+
+def test_help_names_every_verb():
+    text = run("nnunet-order", "--help").stdout
+    assert all(verb in text for verb in VERBS)
+    assert "law-synth" in run("law-synth", "--help").stdout
+
+
+def test_bad_input_is_one_line_and_exit_code_2(tmp_path):
+    done = run(
+        "nnunet-order",
+        "convert",
+        "polyps",
+        "--kvasir",
+        tmp_path / "nothing",
+        "--out",
+        tmp_path / "Dataset1_A",
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ") and len(done.stderr.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_doctor_is_content_with_a_good_installation(tmp_path):
+    folders = {name: str(tmp_path) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = run("nnunet-order", "doctor", PATH=path, **folders)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "nnUNetTrainerORDER" in done.stdout and "trainers.py" in done.stdout
+
+
+def test_doctor_says_what_to_do(tmp_path):
+    missing = {
+        "nnUNet_raw": str(tmp_path / "gone"),
+        "nnUNet_preprocessed": str(tmp_path),
+        "nnUNet_results": "",
+    }
+    done = run("nnunet-order", "doctor", NNUNET_ORDER_NO_AUTOLOAD="1", nnUNet_extTrainer="", **missing)
+    assert done.returncode == 2
+    words = "".join(done.stdout.split())  # the table wraps lines
+    assert f"mkdir-p{tmp_path / 'gone'}".replace("\n", "") in words
+    assert "exportnnUNet_results=" in words and "unsetNNUNET_ORDER_NO_AUTOLOAD" in words
+
+
+@pytest.mark.slow
+def test_demo_runs_to_its_table_and_goes_on_where_it_was(tmp_path):
+    out = tmp_path / "demo"
+    small = ("--cases", 10, "--test-cases", 3, "--size", 64)
+    done = run("nnunet-order", "demo", "--out", out, *small)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = json.loads((out / "evaluation" / "summary.json").read_text())["rows"]
+    assert {row["prediction"] for row in rows} == {"ORDER", "MK-UNet"}
+    assert (out / "evaluation" / "examples.png").stat().st_size > 10_000
+    again = run("nnunet-order", "demo", "--out", out, *small)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "nnUNetv2_" not in again.stdout  # nothing was left to do

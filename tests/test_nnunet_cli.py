@@ -1,0 +1,182 @@
+"""The real nnU-Net commands, end to end on generated PNGs."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+pytestmark = pytest.mark.slow
+
+ORDER = "nnUNetTrainerORDER_tiny"
+
+
+def losses(folder) -> list[str]:
+    """Training and validation losses in the order of the epochs, from all logs of a fold."""
+    by_epoch = {}
+    for log in sorted(folder.glob("training_log_*.txt")):
+        epoch = None
+        for line in log.read_text().splitlines():
+            if found := re.search(r": Epoch (\d+)", line):
+                epoch = int(found[1])
+            elif found := re.search(r"((?:train|val)_loss \S+)", line):
+                by_epoch.setdefault((epoch, found[1].split()[0]), found[1])
+    return [by_epoch[key] for key in sorted(by_epoch)]
+
+
+@pytest.fixture(scope="module")
+def trained(nnunet):
+    """ORDER trained by the real command; -> its model folder."""
+    output = nnunet.run("nnUNetv2_train", 901, "2d", 0, "-tr", ORDER, "-device", "cpu", "--npz")
+    assert f"Using trainer '{ORDER}' from" in output and "patch [64, 64], batch 4, seed 0" in output
+    return nnunet.results / "Dataset901_Phantom" / f"{ORDER}__nnUNetPlans__2d"
+
+
+def test_training_leaves_what_nnunet_promises(trained):
+    fold = trained / "fold_0"
+    for name in ("checkpoint_final.pth", "checkpoint_best.pth", "progress.png", "validation/summary.json"):
+        assert (fold / name).stat().st_size > 0
+    assert list((fold / "validation").glob("*.npz"))
+    settings = json.loads((trained / "plans.json").read_text())["configurations"]["2d"]
+    assert settings["architecture"]["network_class_name"] == "nnunet_order.networks.SigmoidHead"
+    assert len(losses(fold)) == 6
+
+
+def test_killed_and_resumed_run_repeats_the_uninterrupted_one(nnunet, trained):
+    """kill -9 after the first epoch's checkpoint, then --c: the same losses."""
+    fold = trained / "fold_0"
+    expected = losses(fold)
+    fold.rename(trained / "uninterrupted")
+    command = nnunet.command("nnUNetv2_train", 901, "2d", 0, "-tr", ORDER, "-device", "cpu")
+    process = subprocess.Popen(command, env=nnunet.environment, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 300
+    while not (fold / "checkpoint_latest.pth").exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert not (fold / "checkpoint_final.pth").exists()
+    nnunet.run("nnUNetv2_train", 901, "2d", 0, "-tr", ORDER, "-device", "cpu", "--c")
+    assert losses(fold) == expected
+
+
+@pytest.fixture(scope="module")
+def predictions(nnunet, trained):
+    """Predictions for the test images by the real command."""
+    out = nnunet.root / "predictions"
+    nnunet.run(
+        "nnUNetv2_predict",
+        *("-i", nnunet.raw / "Dataset901_Phantom" / "imagesTs", "-o", out, "-d", 901, "-c", "2d", "-f", 0),
+        *("-tr", ORDER, "-device", "cpu", "-npp", 1, "-nps", 1),
+    )
+    return out
+
+
+def test_predict_and_evaluate(nnunet, predictions):
+    files = sorted(predictions.glob("*.png"))
+    assert len(files) == 4
+    for file in files:
+        label = np.asarray(Image.open(file))
+        assert label.shape == (64, 64) and set(np.unique(label)) <= {0, 1}
+    truth = nnunet.raw / "Dataset901_Phantom" / "labelsTs"
+    nnunet.run(
+        "nnUNetv2_evaluate_folder",
+        *(truth, predictions, "-djfile", truth.parent / "dataset.json", "-np", 1),
+        *("-pfile", predictions / "plans.json"),
+    )
+    theirs = json.loads((predictions / "summary.json").read_text())["foreground_mean"]["Dice"]
+    out = nnunet.root / "evaluation"
+    nnunet.run(
+        "nnunet-order", "evaluate", "--dataset", 901, "--predictions", f"ORDER={predictions}", "--out", out
+    )
+    rows = json.loads((out / "summary.json").read_text())["rows"]
+    ours = next(row["mDice"] for row in rows if row["label"] == "foreground mean")
+    assert ours == pytest.approx(100 * theirs, abs=1e-4) or ours == pytest.approx(theirs, abs=1e-6)
+    assert (out / "examples.png").stat().st_size > 10_000
+
+
+def test_export_and_import_keep_the_predictions(nnunet, trained, predictions, tmp_path):
+    archive = tmp_path / "order.zip"
+    nnunet.run(
+        "nnUNetv2_export_model_to_zip",
+        *("-d", 901, "-o", archive, "-c", "2d", "-tr", ORDER, "-f", 0, "--not_strict"),
+    )
+    elsewhere = tmp_path / "results"
+    elsewhere.mkdir()
+    nnunet.run("nnUNetv2_install_pretrained_model_from_zip", archive, nnUNet_results=str(elsewhere))
+    out = tmp_path / "again"
+    nnunet.run(
+        "nnUNetv2_predict",
+        *("-i", nnunet.raw / "Dataset901_Phantom" / "imagesTs", "-o", out, "-d", 901, "-c", "2d", "-f", 0),
+        *("-tr", ORDER, "-device", "cpu", "-npp", 1, "-nps", 1),
+        nnUNet_results=str(elsewhere),
+    )
+    for file in predictions.glob("*.png"):
+        assert (out / file.name).read_bytes() == file.read_bytes()
+
+
+def test_find_best_configuration_compares_our_trainers(nnunet, trained):
+    nnunet.run("nnUNetv2_train", 901, "2d", 0, "-tr", "nnUNetTrainerMKUNet_tiny", "-device", "cpu", "--npz")
+    nnunet.run(
+        "nnUNetv2_find_best_configuration",
+        *(
+            901,
+            "-c",
+            "2d",
+            "-tr",
+            ORDER,
+            "nnUNetTrainerMKUNet_tiny",
+            "-f",
+            0,
+            "--disable_ensembling",
+            "-np",
+            1,
+        ),
+    )
+    results = nnunet.results / "Dataset901_Phantom" / "inference_information.json"
+    compared = json.loads(results.read_text())["all_results"]
+    assert {name.split("__")[0] for name in compared} == {ORDER, "nnUNetTrainerMKUNet_tiny"}
+
+
+def test_order_as_an_architecture_of_the_stock_trainer(nnunet):
+    """Deep supervision on, as stock nnUNetTrainer has it; prediction builds the network without."""
+    nnunet.run("nnunet-order", "plan", 901, "--batch-size", 4)
+    nnunet.run(
+        "nnUNetv2_train", 901, "2d", "all", "-p", "ORDERPlans", "-tr", "nnUNetTrainer_tiny", "-device", "cpu"
+    )
+    folder = nnunet.results / "Dataset901_Phantom" / "nnUNetTrainer_tiny__ORDERPlans__2d"
+    weights = torch.load(folder / "fold_all" / "checkpoint_final.pth", weights_only=False)["network_weights"]
+    assert (
+        sum(name.startswith("decoder.auxiliary_heads.") for name in weights) == 8
+    )  # 4 heads, weight and bias
+    out = nnunet.root / "architecture_predictions"
+    nnunet.run(
+        "nnUNetv2_predict",
+        *(
+            "-i",
+            nnunet.raw / "Dataset901_Phantom" / "imagesTs",
+            "-o",
+            out,
+            "-d",
+            901,
+            "-c",
+            "2d",
+            "-f",
+            "all",
+        ),
+        *("-p", "ORDERPlans", "-tr", "nnUNetTrainer_tiny", "-device", "cpu", "-npp", 1, "-nps", 1),
+    )
+    assert len(list(out.glob("*.png"))) == 4
+
+
+def test_plan_refuses_what_is_not_there(nnunet):
+    unknown = nnunet.run("nnunet-order", "plan", 902, code=2)
+    assert "found none for data set 902" in unknown.replace("\n", " ") and "Traceback" not in unknown
+    missing = nnunet.run("nnunet-order", "plan", 901, "--source", "NoPlans", code=2)
+    assert "NoPlans.json" in missing.replace("\n", "") and "Traceback" not in missing

@@ -1,0 +1,211 @@
+"""The recipe: plans, schedule, epoch length, loss check, labels of every kind, resume."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+
+import numpy as np
+import pytest
+import torch
+from nnunetv2.training.loss.compound_losses import DC_and_BCE_loss, DC_and_CE_loss
+from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
+from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
+
+from dataset_conversion.user_error import UserError
+from nnunet_order.finite_loss import FiniteLoss
+from nnunet_order.networks import ORDER, MKUNet, SigmoidHead
+from nnunet_order.plans import patch_size, with_network
+from nnunet_order.schedule import CosineSchedule
+
+
+@pytest.fixture
+def make(nnunet, monkeypatch):
+    """A maker of trainers on the generated data sets: make(trainer class, data set id, fold)."""
+    for name, value in nnunet.environment.items():
+        if name.startswith(("nnUNet_", "NNUNET_")):
+            monkeypatch.setenv(name, value)
+
+    def trainer(trainer_class, dataset=901, fold=0):
+        folder = next(nnunet.preprocessed.glob(f"Dataset{dataset}_*"))
+        plans = json.loads((folder / "nnUNetPlans.json").read_text()) | {"continue_training": False}
+        dataset_json = json.loads((folder / "dataset.json").read_text())
+        return trainer_class(plans, "2d", fold, dataset_json, device=torch.device("cpu"))
+
+    return trainer
+
+
+@pytest.fixture
+def plans(nnunet) -> dict:
+    """nnUNetPlans of the phantom data set."""
+    return json.loads((nnunet.preprocessed / "Dataset901_Phantom" / "nnUNetPlans.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("median", "largest", "expected"),
+    [
+        ([222, 256], 512, [224, 256]),
+        ([528.0, 622.0], 512, [512, 512]),
+        ([20, 100], 512, [32, 128]),
+        ([512, 512], 500, [480, 480]),
+    ],
+)
+def test_patch_is_the_median_image_up_to_the_limit(median, largest, expected):
+    assert patch_size(median, largest) == expected
+
+
+def test_plans_are_copied_and_say_which_head(plans):
+    before = json.dumps(plans)
+    new = with_network(
+        plans, "2d", "nnunet_order.networks.ORDER", {}, batch_size=16, largest_patch=512, sigmoid_head=True
+    )
+    assert json.dumps(plans) == before
+    settings = new["configurations"]["2d"]
+    assert settings["batch_size"] == 16 and settings["patch_size"] == [64, 64]
+    assert settings["architecture"]["network_class_name"] == "nnunet_order.networks.SigmoidHead"
+    assert settings["architecture"]["arch_kwargs"]["network"] == "nnunet_order.networks.ORDER"
+
+
+def test_three_dimensions_are_refused_in_one_line(plans):
+    plans["configurations"]["3d_fullres"] = {"patch_size": [64, 128, 128]}
+    options = {"batch_size": 2, "largest_patch": 512, "sigmoid_head": False}
+    with pytest.raises(UserError, match=r"ORDER is 2D; .*\[64, 128, 128\]. Train with 2d"):
+        with_network(plans, "3d_fullres", "nnunet_order.networks.ORDER", {}, **options)
+    with pytest.raises(UserError, match="no configuration 3d_lowres"):
+        with_network(plans, "3d_lowres", "nnunet_order.networks.ORDER", {}, **options)
+
+
+def test_cosine_schedule_depends_on_the_epoch_alone():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=7)
+    schedule = CosineSchedule(optimizer, 1e-4, epochs=100)
+    rates = {}
+    for epoch in (0, 50, 25, 99):
+        schedule.step(epoch)
+        rates[epoch] = optimizer.param_groups[0]["lr"]
+    assert rates[0] == 1e-4 and rates[50] == pytest.approx(5e-5)
+    assert rates[25] == pytest.approx(1e-4 * (1 + math.cos(math.pi / 4)) / 2) and 0 < rates[99] < 1e-7
+
+
+def test_recipe_is_the_papers(make):
+    from nnunet_order.trainers import nnUNetTrainerORDER
+
+    trainer = make(nnUNetTrainerORDER)
+    trainer.initialize()
+    optimizer = trainer.optimizer
+    assert type(optimizer).__name__ == "AdEMAMix" and optimizer.defaults["lr"] == 1e-4
+    assert optimizer.defaults["weight_decouple"] is True
+    assert trainer.num_epochs == 100 and trainer.configuration_manager.batch_size == 16
+    assert trainer.num_iterations_per_epoch == 50  # ten cases; never fewer
+    assert optimizer.defaults["t_alpha_beta3"] == 5000.0
+    assert trainer.save_every == 5 and trainer.enable_deep_supervision is False
+
+
+def test_epoch_is_one_pass_over_the_fold(make):
+    from nnunet_order.trainers import nnUNetTrainerORDER
+
+    class OneByOne(nnUNetTrainerORDER):
+        samples_per_step, minimum_iterations = 2, 1
+
+    for fold, training, validation in ((0, 9, 3), ("all", 12, 12)):
+        trainer = make(OneByOne, fold=fold)
+        trainer.initialize()
+        assert trainer.num_iterations_per_epoch == round(training / 2)
+        assert trainer.num_val_iterations_per_epoch == round(validation / 2)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "head", "channels"),
+    [
+        (901, SigmoidHead, 2),
+        (902, SigmoidHead, 2),
+        (903, ORDER, 3),
+        (904, ORDER, 2),  # two channels, yet no sigmoid head
+    ],
+    ids=["binary", "ignore", "multi-class", "regions"],
+)
+def test_one_step_on_labels_of_every_kind(make, dataset, head, channels):
+    from nnunet_order.trainers import nnUNetTrainerORDER
+
+    class Small(nnUNetTrainerORDER):
+        samples_per_step = 2
+
+    trainer = make(Small, dataset)
+    trainer.initialize()
+    assert type(trainer.network) is head
+    trainer.dataloader_train, trainer.dataloader_val = trainer.get_dataloaders()
+    trainer.on_train_epoch_start()
+    before = [p.clone() for p in trainer.network.parameters()]
+    batch = next(trainer.dataloader_train)
+    assert np.isfinite(trainer.train_step(batch)["loss"])
+    assert any(not torch.equal(a, b) for a, b in zip(before, trainer.network.parameters(), strict=True))
+    assert trainer.network(batch["data"]).shape[1] == channels == trainer.label_manager.num_segmentation_heads
+    trainer.network.eval()
+    assert np.isfinite(trainer.validation_step(next(trainer.dataloader_val))["loss"])
+
+
+def test_augmentation_rotates_and_flips_images_with_their_labels():
+    from nnunet_order.trainers import nnUNetTrainerORDER
+
+    transform = nnUNetTrainerORDER.get_training_transforms(
+        (32, 32), (-math.pi, math.pi), None, (0, 1), False, use_mask_for_norm=[False], foreground_labels=[1]
+    )
+    torch.manual_seed(0)
+    np.random.seed(0)
+    y, x = torch.meshgrid(torch.arange(48), torch.arange(48), indexing="ij")
+    label = ((y > 18) & (y < 30) & (x > 14) & (x < 34))[None].to(torch.int16)
+    seen = set()
+    for _ in range(12):
+        result = transform(image=label.float(), segmentation=label)
+        assert result["image"].shape == result["segmentation"].shape == (1, 32, 32)
+        # The image is the label: wherever one goes, the other has to follow.
+        agreement = ((result["image"] > 0.5) == (result["segmentation"] > 0)).float().mean()
+        assert agreement > 0.97
+        seen.add(result["image"].numpy().tobytes())
+    assert len(seen) > 3
+
+
+@pytest.mark.parametrize("deep_supervision", [False, True])
+def test_non_finite_loss_names_the_term(deep_supervision):
+    loss = DC_and_CE_loss(
+        {"do_bg": False, "batch_dice": True, "ddp": False}, {}, dice_class=MemoryEfficientSoftDiceLoss
+    )
+    finite = FiniteLoss(DeepSupervisionWrapper(loss, [1.0]) if deep_supervision else loss)
+    wrap = (lambda x: [x]) if deep_supervision else (lambda x: x)
+    target = torch.zeros(1, 1, 4, 4)
+    good = torch.randn(1, 2, 4, 4)
+    assert torch.isfinite(finite(wrap(good), wrap(target)))
+    overflow = good.clone()
+    overflow[0, :, 1, 2] = torch.tensor([-torch.inf, 0])  # probability 0 for the true class: -log 0
+    with pytest.raises(FloatingPointError, match=r"cross-entropy inf, Dice -?\d.*1 of 32"):
+        finite(wrap(overflow), wrap(target))
+    assert torch.isfinite(finite(wrap(good), wrap(target)))  # its weights were put back
+    with pytest.raises(FloatingPointError, match="cross-entropy nan, Dice nan; 32 of 32"):
+        finite(wrap(good * torch.nan), wrap(target))
+
+
+def test_non_finite_loss_of_regions_names_the_term():
+    finite = FiniteLoss(
+        DC_and_BCE_loss(
+            {}, {"do_bg": True, "batch_dice": True, "ddp": False}, dice_class=MemoryEfficientSoftDiceLoss
+        )
+    )
+    with pytest.raises(FloatingPointError, match="cross-entropy nan"):
+        finite(torch.full((1, 2, 4, 4), torch.nan), torch.zeros(1, 2, 4, 4))
+
+
+def test_seed_decides_weights_and_every_epoch(make, monkeypatch):
+    from nnunet_order.trainers import nnUNetTrainerMKUNet
+
+    weights = []
+    for seed in ("1", "1", "2"):
+        monkeypatch.setenv("NNUNET_ORDER_SEED", seed)
+        trainer = make(nnUNetTrainerMKUNet)
+        trainer.initialize()
+        weights.append(torch.cat([p.flatten() for p in trainer.network.parameters()]))
+        trainer._seed_everything(epoch=3)
+        weights[-1] = torch.cat(
+            [weights[-1], torch.rand(3), torch.tensor([random.random(), np.random.rand()])]
+        )
+    assert isinstance(trainer.network.network, MKUNet)
+    assert torch.equal(weights[0], weights[1]) and not torch.allclose(weights[0], weights[2])
