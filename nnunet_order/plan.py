@@ -8,6 +8,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+import tyro
+
 from dataset_conversion.user_error import UserError
 from nnunet_order.plans import with_network
 
@@ -22,7 +24,7 @@ class Plan:
     nnUNetv2_train DATASET 2d FOLD -p ORDERPlans. Nothing is preprocessed again.
     """
 
-    dataset: str
+    dataset: tyro.conf.Positional[str]
     """Data set id (500) or name (Dataset500_Polyps); it must be planned and preprocessed for 2d."""
     source: str = "nnUNetPlans"
     """The plans to start from."""

@@ -25,6 +25,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from pytorch_optimizer import AdEMAMix
 from torch import nn
 
+from nnunet_order.attention import autocast_off
 from nnunet_order.finite_loss import FiniteLoss
 from nnunet_order.plans import with_network
 from nnunet_order.schedule import CosineSchedule
@@ -136,6 +137,13 @@ class PaperRecipeTrainer(nnUNetTrainer):
     def _build_loss(self) -> nn.Module:
         return FiniteLoss(super()._build_loss())
 
+    def save_checkpoint(self, filename: str) -> None:
+        """Atomic: a kill while nnU-Net writes would leave a truncated file on which --c fails."""
+        partial = f"{filename}.partial"
+        super().save_checkpoint(partial)
+        if self.local_rank == 0 and os.path.isfile(partial):
+            os.replace(partial, filename)
+
     def set_deep_supervision_enabled(self, enabled: bool) -> None:
         """These trainers build their networks without deep supervision; there is nothing to switch."""
 
@@ -191,9 +199,15 @@ class nnUNetTrainerORDER_fp32(nnUNetTrainerORDER):
 
     @staticmethod
     def build_network_architecture(*arguments, **options) -> nn.Module:
+        """nnU-Net enters autocast around every call, in training and inference; this network leaves it again."""
         network = nnUNetTrainer.build_network_architecture(*arguments, **options)
-        # nnU-Net enters autocast around every call, in training and inference; this leaves it again.
-        network.forward = torch.autocast("cuda", enabled=False)(network.forward)
+        forward = network.forward
+
+        def full_precision_forward(x: torch.Tensor) -> torch.Tensor:
+            with autocast_off(x.device.type):
+                return forward(x.float())
+
+        network.forward = full_precision_forward
         return network
 
 

@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.flop_counter import FlopCounterMode
 
 from nnunet_order import ORDER, MKUNet
-from nnunet_order.networks import SigmoidHead
+from nnunet_order.networks import EGEUNet, SigmoidHead, UNeXt
 
 REFERENCE = Path(__file__).resolve().parents[2] / "shared" / "reference"
 
@@ -249,6 +249,14 @@ def test_sigmoid_head_refuses_what_it_cannot_do():
         SigmoidHead(3, 3, "nnunet_order.networks.ORDER")
     with pytest.raises(ValueError, match=r"no\.such\.Network"):
         SigmoidHead(3, 2, "no.such.Network")
+
+
+@pytest.mark.parametrize("make", [ORDER, MKUNet, UNeXt, EGEUNet])
+def test_the_whole_forward_is_one_graph(make):
+    """nnU-Net compiles networks on GPUs: no graph break, no data-dependent branch."""
+    compiled = torch.compile(make(3, 1), backend="eager", fullgraph=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert compiled(torch.randn(2, 3, 64, 64)).shape == (2, 1, 64, 64)
 
 
 @pytest.mark.gpu

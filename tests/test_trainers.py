@@ -209,3 +209,17 @@ def test_seed_decides_weights_and_every_epoch(make, monkeypatch):
         )
     assert isinstance(trainer.network.network, MKUNet)
     assert torch.equal(weights[0], weights[1]) and not torch.allclose(weights[0], weights[2])
+
+
+def test_fp32_trainer_leaves_autocast(make):
+    from nnunet_order.trainers import nnUNetTrainerORDER, nnUNetTrainerORDER_fp32
+
+    x = torch.randn(2, 3, 64, 64)
+    types = {}
+    for trainer_class in (nnUNetTrainerORDER, nnUNetTrainerORDER_fp32):
+        trainer = make(trainer_class)
+        trainer.initialize()
+        assert trainer.grad_scaler is None
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            types[trainer_class] = trainer.network(x).dtype
+    assert types == {nnUNetTrainerORDER: torch.bfloat16, nnUNetTrainerORDER_fp32: torch.float32}
