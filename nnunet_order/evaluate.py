@@ -15,7 +15,7 @@ from rich.progress import track
 
 from dataset_conversion.raw import COLOUR_ENDINGS, RawDataset, find_dataset
 from dataset_conversion.user_error import UserError
-from nnunet_order.evaluation_report import check_out, print_summary, write_report
+from nnunet_order.evaluation_report import Evaluation, check_out, print_summary, write_report
 from nnunet_order.metrics import (
     FOREGROUND_MEAN,
     MEANS,
@@ -60,27 +60,18 @@ class Evaluate:
         test_sets = cases_by_test_set(dataset, self.labels, list(truths))
         scores = score_folders(dataset, truths, folders, self.nsd_tolerance, self.processes)
         rows = summarise(scores, list(truths), test_sets, list(dataset.regions), self.seed)
-        evaluation = Evaluation(self, dataset, folders, truths, test_sets, scores, rows)
+        evaluation = Evaluation(
+            dataset,
+            folders,
+            truths,
+            test_sets,
+            scores,
+            rows,
+            nsd_tolerance=self.nsd_tolerance,
+            seed=self.seed,
+        )
         write_report(evaluation, self.out)
         print_summary(evaluation, self.out)
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Everything one run of `Evaluate` read and found."""
-
-    options: Evaluate
-    dataset: RawDataset
-    folders: dict[str, Path]
-    """Prediction name -> folder, in the order given."""
-    truths: dict[str, Path]
-    """Case id -> label file."""
-    test_sets: dict[str, list[str]]
-    """Test set -> case ids."""
-    scores: dict[str, np.ndarray]
-    """Prediction name -> (cases, labels, metrics), see `score_folders`."""
-    rows: list[dict]
-    """See `summarise`."""
 
 
 def named_folders(predictions: tuple[str, ...]) -> dict[str, Path]:

@@ -9,6 +9,7 @@ import math
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,17 +18,36 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from dataset_conversion.raw import COLOUR_ENDINGS, Case
+from dataset_conversion.raw import COLOUR_ENDINGS, Case, RawDataset
 from dataset_conversion.user_error import UserError
 from nnunet_order.metrics import EMPTY_MASKS, FOREGROUND_MEAN, MEANS, METRICS, RESAMPLES
 
 if TYPE_CHECKING:
-    from nnunet_order.evaluate import Evaluation
     from nnunet_order.figures import Example
 
 logger = logging.getLogger(__name__)
 
 FILES = ("per_case.csv", "summary.csv", "summary.json", "examples.png")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Everything one run of `nnunet-order evaluate` read and found."""
+
+    dataset: RawDataset
+    folders: dict[str, Path]
+    """Prediction name -> folder, in the order given."""
+    truths: dict[str, Path]
+    """Case id -> label file."""
+    test_sets: dict[str, list[str]]
+    """Test set -> case ids."""
+    scores: dict[str, np.ndarray]
+    """Prediction name -> (cases, labels, metrics), see `evaluate.score_folders`."""
+    rows: list[dict]
+    """A row per test set, label and prediction, see `evaluate.summarise`."""
+    nsd_tolerance: float
+    seed: int
+    """Of the bootstrap."""
 
 
 def check_out(out: Path) -> None:
@@ -86,18 +106,17 @@ def per_case_rows(evaluation: Evaluation) -> list[dict]:
 
 def protocol(evaluation: Evaluation) -> dict:
     """What somebody needs to compute the same numbers again."""
-    options = evaluation.options
     return {
         "mean": "per image and label, averaged over the images; the foreground mean is the average over the "
         "labels without background (as nnU-Net's evaluate_predictions)",
         "empty masks": EMPTY_MASKS,
         "HD95": "larger of the two directed 95th percentiles of boundary distances, in pixels or file units",
-        "NSD": f"share of both boundaries within {options.nsd_tolerance:g} of the other",
+        "NSD": f"share of both boundaries within {evaluation.nsd_tolerance:g} of the other",
         "interval": "95 %, percentile bootstrap over images taken as independent, "
         f"{RESAMPLES} resamples; differences (delta) are to the first prediction, paired by image",
-        "seed": options.seed,
+        "seed": evaluation.seed,
         "dataset": str(evaluation.dataset.folder),
-        "labels": str(options.labels or evaluation.dataset.folder / "labelsTs"),
+        "labels": sorted({str(path.parent) for path in evaluation.truths.values()}),
         "predictions": {name: str(folder) for name, folder in evaluation.folders.items()},
         "N": {test_set: len(members) for test_set, members in evaluation.test_sets.items()},
     }
