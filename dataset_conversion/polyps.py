@@ -190,16 +190,28 @@ def read_sequences(folder: Path | None) -> list[int]:
 
 
 def split_groups(pairs: list[Pair], first_frames: list[int]) -> dict[str, str]:
-    """Training case -> video sequence; a case of unknown sequence is a group of its own."""
-    groups = {}
-    for pair in pairs:
-        if pair.is_test:
-            continue
-        frame = re.fullmatch(r"clinicdb_(\d+)", pair.case_id)
-        known = frame is not None and first_frames[0] <= int(frame[1]) <= CLINICDB_LAST_FRAME
-        sequence = bisect.bisect_right(first_frames, int(frame[1])) if known else None
-        groups[pair.case_id] = f"clinicdb sequence {sequence}" if known else pair.case_id
-    return groups
+    """Training case -> video sequence; a case of unknown sequence is a group of its own.
+
+    Warns of sequences that a published split has in training and test.
+    """
+    groups = {pair.case_id: sequence_of(pair.case_id, first_frames) or pair.case_id for pair in pairs}
+    training = {pair.case_id: groups[pair.case_id] for pair in pairs if not pair.is_test}
+    test = [groups[pair.case_id] for pair in pairs if pair.is_test]
+    if shared := set(training.values()) & set(test):
+        logger.warning(
+            "%d test images are of video sequences that the published split trains on too: results on "
+            "CVC-ClinicDB are too good; judge on the other test sets",
+            sum(group in shared for group in test),
+        )
+    return training
+
+
+def sequence_of(case_id: str, first_frames: list[int]) -> str | None:
+    """ClinicDB's video sequence of a case, where the frame number tells it."""
+    frame = re.fullmatch(r"clinicdb_(\d+)", case_id)
+    if frame is None or not first_frames[0] <= int(frame[1]) <= CLINICDB_LAST_FRAME:
+        return None
+    return f"clinicdb sequence {bisect.bisect_right(first_frames, int(frame[1]))}"
 
 
 def _read_names(path: Path) -> set[str]:

@@ -199,7 +199,7 @@ class nnUNetTrainerORDER_fp32(nnUNetTrainerORDER):
 
     @staticmethod
     def build_network_architecture(*arguments, **options) -> nn.Module:
-        """nnU-Net enters autocast around every call, in training and inference; this network leaves it again."""
+        """A network that leaves the autocast that nnU-Net enters around every call."""
         network = nnUNetTrainer.build_network_architecture(*arguments, **options)
         forward = network.forward
 

@@ -133,9 +133,12 @@ def test_kvasir_without_lists_trains_on_all_and_says_so(tmp_path, caplog):
     assert "no val.txt, so all 10 Kvasir-SEG images are training images" in caplog.text
 
 
-def test_pranet(tmp_path):
+def test_pranet(tmp_path, caplog):
     out = tmp_path / "Dataset500_PraNet"
-    ConvertPolyps(out=out, pranet=make_pranet(tmp_path / "pranet")).run()
+    with caplog.at_level(logging.WARNING):
+        ConvertPolyps(out=out, pranet=make_pranet(tmp_path / "pranet")).run()
+    # Frames 2 and 3 are of the sequence of training frame 1.
+    assert "2 test images are of video sequences that the published split trains on" in caplog.text
     dataset = read_dataset(out)
     training = {case.id for case in dataset.training_cases}
     assert training == {"kvasir_cju1", "kvasir_cju2"} | {f"clinicdb_{i:03d}" for i in (1, 27, 52, 70, 612)}
