@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
@@ -10,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from dataset_conversion.user_error import UserError
@@ -42,6 +43,7 @@ class Demo:
     def run(self) -> None:
         start = time.perf_counter()
         steps = DemoSteps(self)
+        steps.check_settings()
         steps.convert()
         steps.plan()
         steps.train()
@@ -55,7 +57,6 @@ class DemoSteps:
     """The commands of a demo; each is skipped when the file that it ends with is there."""
 
     demo: Demo
-    started: float = field(default_factory=time.perf_counter)
 
     @property
     def out(self) -> Path:
@@ -75,6 +76,19 @@ class DemoSteps:
         import torch
 
         return "cuda" if torch.cuda.is_available() else "cpu"
+
+    def check_settings(self) -> None:
+        """Record the demo's settings in demo.json. UserError: the folder holds something else."""
+        settings = {name: value for name, value in asdict(self.demo).items() if name != "out"}
+        record = self.out / "demo.json"
+        if record.is_file():
+            if (found := json.loads(record.read_text())) != settings:
+                raise UserError(f"{self.out} holds a demo with {found}, not {settings}; choose another --out")
+            return
+        if self.out.is_dir() and any(self.out.iterdir()):
+            raise UserError(f"{self.out} holds something other than a demo; choose another --out")
+        self.out.mkdir(parents=True, exist_ok=True)
+        record.write_text(json.dumps(settings))
 
     def convert(self) -> None:
         raw = self.out / "nnUNet_raw" / DATASET

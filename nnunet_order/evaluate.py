@@ -34,7 +34,7 @@ class Evaluate:
     """Score folders of predictions: mDice, mIoU, HD95 and NSD per test set, with 95 % intervals.
 
     Writes per_case.csv, summary.csv, summary.json and examples.png (best, median and worst case). With
-    several folders, each is also compared with the first, case by case.
+    several folders, each is also compared with the first, case by case, and drawn in comparison.png.
     """
 
     dataset: str

@@ -1,4 +1,4 @@
-"""What `evaluate` leaves behind: per_case.csv, summary.csv, summary.json, examples.png, and a table."""
+"""What `evaluate` leaves behind: CSV tables, summary.json, two pictures, and a table on the screen."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-FILES = ("per_case.csv", "summary.csv", "summary.json", "examples.png")
+FILES = ("per_case.csv", "summary.csv", "summary.json", "examples.png", "comparison.png")
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def check_out(out: Path) -> None:
 
 def write_report(evaluation: Evaluation, out: Path) -> None:
     """Write all files beside `out` first and move them in at the end, so that none is ever half-written."""
-    from nnunet_order.figures import draw_examples
+    from nnunet_order.figures import compare_bars, draw_examples
 
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -73,6 +73,9 @@ def write_report(evaluation: Evaluation, out: Path) -> None:
         (partial / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
         if examples := chosen_examples(evaluation):
             draw_examples(examples, partial / "examples.png")
+        if len(evaluation.folders) > 1:
+            rows = [row for row in evaluation.rows if row["label"] == FOREGROUND_MEAN]
+            compare_bars(rows, partial / "comparison.png")
         out.mkdir(parents=True, exist_ok=True)
         for name in FILES:
             (out / name).unlink(missing_ok=True)

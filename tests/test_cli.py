@@ -77,3 +77,5 @@ def test_demo_runs_to_its_table_and_goes_on_where_it_was(tmp_path):
     again = run("nnunet-order", "demo", "--out", out, *small)
     assert again.returncode == 0, again.stdout + again.stderr
     assert "nnUNetv2_" not in again.stdout  # nothing was left to do
+    other = run("nnunet-order", "demo", "--out", out, "--cases", 11)
+    assert other.returncode == 2 and "choose another --out" in other.stderr

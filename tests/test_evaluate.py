@@ -118,6 +118,7 @@ def test_test_sets_differences_and_files(polyps, tmp_path, capsys):
     out = tmp_path / "results" / "out"
     Evaluate(str(polyps), (f"ORDER={good}", str(bad)), out).run()
     assert sorted(path.name for path in out.iterdir()) == [
+        "comparison.png",
         "examples.png",
         "per_case.csv",
         "summary.csv",
