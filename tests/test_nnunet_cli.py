@@ -9,8 +9,9 @@ import time
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
+
+from nnunet_order.export import load_checkpoint
 
 pytestmark = pytest.mark.slow
 
@@ -151,7 +152,7 @@ def test_order_as_an_architecture_of_the_stock_trainer(nnunet):
         "nnUNetv2_train", 901, "2d", "all", "-p", "ORDERPlans", "-tr", "nnUNetTrainer_tiny", "-device", "cpu"
     )
     folder = nnunet.results / "Dataset901_Phantom" / "nnUNetTrainer_tiny__ORDERPlans__2d"
-    weights = torch.load(folder / "fold_all" / "checkpoint_final.pth", weights_only=False)["network_weights"]
+    weights = load_checkpoint(folder / "fold_all" / "checkpoint_final.pth")["network_weights"]
     assert (
         sum(name.startswith("decoder.auxiliary_heads.") for name in weights) == 8
     )  # 4 heads, weight and bias
