@@ -241,6 +241,12 @@ class nnUNetTrainerMKUNet(PaperRecipeTrainer):
     network_class = "nnunet_order.networks.MKUNet"
 
 
+class nnUNetTrainerMKUNetWide(PaperRecipeTrainer):
+    """Our own alternative to ORDER of the same size: width instead of attention."""
+
+    network_class = "nnunet_order.networks.MKUNetWide"
+
+
 class nnUNetTrainerUNeXt(PaperRecipeTrainer):
     """UNeXt on ORDER's recipe."""
 
@@ -261,6 +267,13 @@ class nnUNetTrainerORDER_30epochs(nnUNetTrainerORDER):
 
 
 class nnUNetTrainerMKUNet_30epochs(nnUNetTrainerMKUNet):
+    """As nnUNetTrainerORDER_30epochs."""
+
+    epochs = 30
+    learning_rate = SHORT_RUN_LEARNING_RATE
+
+
+class nnUNetTrainerMKUNetWide_30epochs(nnUNetTrainerMKUNetWide):
     """As nnUNetTrainerORDER_30epochs."""
 
     epochs = 30

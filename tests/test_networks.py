@@ -17,9 +17,18 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.flop_counter import FlopCounterMode
 
 from nnunet_order import ORDER, MKUNet
-from nnunet_order.networks import EGEUNet, SigmoidHead, UNeXt
+from nnunet_order.networks import EGEUNet, MKUNetWide, SigmoidHead, UNeXt
 
 REFERENCE = Path(__file__).resolve().parents[2] / "shared" / "reference"
+
+
+@pytest.fixture
+def two_threads():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(threads)
+
 
 RENAMED = [  # official MK-UNet -> ours
     (r"encoder(\d)\.0\.", lambda m: f"encoder.{int(m[1]) - 1}."),
@@ -52,7 +61,7 @@ def parameters(network) -> int:
 @pytest.mark.parametrize(
     ("file", "channels"), [("mkunet_t", (4, 8, 16, 24, 32)), ("mkunet", (16, 32, 64, 96, 160))]
 )
-def test_mk_unet_reproduces_the_official_outputs(file, channels):
+def test_mk_unet_reproduces_the_official_outputs(file, channels, two_threads):
     path = REFERENCE / f"{file}.safetensors"
     if not path.is_file():
         pytest.skip("the reference weights (../shared/reference) are not here")
@@ -69,7 +78,6 @@ def test_mk_unet_reproduces_the_official_outputs(file, channels):
     network.load_state_dict(weights)
     # In the reference's own order of sums (NCHW, two threads): in any other the large network's fp32 rounding
     # is already 1e-4 of the range, theirs like ours against float64.
-    torch.set_num_threads(2)
     network.encoder[0].register_forward_pre_hook(lambda module, inputs: inputs[0].contiguous())
     for size in (256, 128):
         expected = tensors[f"output_{size}"]
@@ -91,6 +99,7 @@ def test_mk_unet_reproduces_the_official_outputs(file, channels):
         (lambda: ORDER(3, 1, attention_stages=(2, 3)), 30_925),
         (lambda: ORDER(3, 1, attention_stages=(3,)), 27_780),
         (lambda: ORDER(3, 1, attention_stages=(0, 1, 2, 3)), 47_159),
+        (lambda: MKUNetWide(3, 1), 41_055),
     ],
 )
 def test_parameter_counts(network, expected):
@@ -111,7 +120,7 @@ def test_order_flops_by_fvcore():
     assert 2 * analysis.total() / 1e9 == pytest.approx(0.56, abs=5e-3)
 
 
-@pytest.mark.parametrize("make", [ORDER, MKUNet])
+@pytest.mark.parametrize("make", [ORDER, MKUNet, MKUNetWide])
 @settings(max_examples=12, deadline=None)
 @given(
     height=st.integers(1, 130), width=st.integers(1, 130), inputs=st.integers(1, 4), classes=st.integers(1, 4)
@@ -180,6 +189,16 @@ def test_whole_network_is_the_same_on_both_attention_paths():
         results.append([network(x), *(p.grad for p in network.parameters())])
     for a, b in zip(*results, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5 * b.abs().max().item())
+
+
+def test_wide_network_stays_within_orders_budget_and_starts_with_live_residuals():
+    with FlopCounterMode(display=False) as counter:
+        MKUNetWide(3, 1)(torch.zeros(1, 3, 256, 256))
+    assert counter.get_total_flops() / 1e9 < 0.56
+    block = MKUNetWide(3, 1).encoder[1]
+    x = torch.randn(1, 12, 32, 32)
+    assert 0.5 < (block.residual(x).std() / x.std()).item() < 2
+    assert ORDER(3, 1).encoder[1].residual.weight.std() < 0.05
 
 
 def test_weights_load_with_weights_only(tmp_path):

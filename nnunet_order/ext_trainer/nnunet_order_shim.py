@@ -5,6 +5,8 @@ from nnunet_order.trainers import (  # noqa: F401
     nnUNetTrainerMKUNet,
     nnUNetTrainerMKUNet_5epochs,
     nnUNetTrainerMKUNet_30epochs,
+    nnUNetTrainerMKUNetWide,
+    nnUNetTrainerMKUNetWide_30epochs,
     nnUNetTrainerORDER,
     nnUNetTrainerORDER_5epochs,
     nnUNetTrainerORDER_30epochs,
