@@ -73,7 +73,7 @@ class Benchmark:
         print_table(self, rows, about)
         if self.json is not None:
             options = {key: str(value) if key == "json" else value for key, value in asdict(self).items()}
-            write_json(self.json, {"machine": about, "command": sys.argv, "options": options, "rows": rows})
+            write_json(self.json, {"machine": about, "command": ["nnunet-order", *sys.argv[1:]], "options": options, "rows": rows})
 
     def check(self) -> None:
         """UserError: numbers that make no benchmark, a network named twice, no such device."""

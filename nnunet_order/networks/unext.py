@@ -144,7 +144,7 @@ class UNeXtDecoder(nn.Module):
         """Decode the encoder's features, shallow to deep, to logits of the image's `size`."""
         x, *skips = reversed(features)
         decoded = []
-        for stage, refine, skip in zip(self.stages, self.refinements, skips, strict=False):
+        for stage, refine, skip in zip(self.stages[:-1], self.refinements, skips, strict=True):
             x = refine(stage(x, skip.shape[2:]) + skip)
             decoded.append(x)
         logits = self.head(self.stages[-1](x, size))
