@@ -24,7 +24,7 @@ from nnunet_order.complexity import planned_unet, write_json
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-NetworkName = Literal["ORDER", "MKUNet", "UNeXt", "EGEUNet", "nnUNet"]
+NetworkName = Literal["ORDER", "MKUNet", "MKUNetWide", "UNeXt", "EGEUNet", "nnUNet"]
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,8 @@ class Benchmark:
         print_table(self, rows, about)
         if self.json is not None:
             options = {key: str(value) if key == "json" else value for key, value in asdict(self).items()}
-            write_json(self.json, {"machine": about, "command": ["nnunet-order", *sys.argv[1:]], "options": options, "rows": rows})
+            command = ["nnunet-order", *sys.argv[1:]]
+            write_json(self.json, {"machine": about, "command": command, "options": options, "rows": rows})
 
     def check(self) -> None:
         """UserError: numbers that make no benchmark, a network named twice, no such device."""

@@ -73,14 +73,12 @@ class Complexity:
 
 def paper_rows() -> list[PaperRow]:
     """The rows of Tables 3, 5 and 6; ours where the paper has none."""
-    from nnunet_order.networks import EGEUNet, MKUNet, UNeXt
+    from nnunet_order.networks import ORDER, EGEUNet, MKUNet, MKUNetWide, UNeXt
 
     def small(network: type[nn.Module]) -> Callable[[int, int], nn.Module]:
         return lambda size, channels: network(channels, 1)
 
     def order(*stages: int) -> Callable[[int, int], nn.Module]:
-        from nnunet_order.networks import ORDER
-
         return lambda size, channels: ORDER(
             channels, 1, attention_stages=stages, attention_path="materialized"
         )
@@ -98,6 +96,7 @@ def paper_rows() -> list[PaperRow]:
         PaperRow(3, "EGE-UNet", small(EGEUNet), "0.5 M", "1", "its own paper: 0.053 M, ten times less"),
         PaperRow(3, "MK-UNet-T", small(MKUNet), "27 K", "0.15", mk_note),
         PaperRow(3, "ORDER", order(0, 1), "42 K", "0.56", "the paper's 0.56 is fvcore x 2"),
+        PaperRow(3, "MKUNetWide", small(MKUNetWide), "", "", "our own, not in the paper"),
         PaperRow(5, "MK-UNet (base)", small(MKUNet), "27 K", "", ""),
         PaperRow(5, "ORDER, all stages", order(0, 1, 2, 3), "50 K", "", "see Table 6"),
         PaperRow(5, "ORDER, selective", order(0, 1), "42 K", "", ""),

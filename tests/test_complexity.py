@@ -35,6 +35,7 @@ def test_table_3(report):
         "EGE-UNet": (53_374, 0.1442),
         "MK-UNet-T": (27_353, 0.0991),
         "ORDER": (42_457, 0.5397),
+        "MKUNetWide": (41_055, 0.2188),
     }
 
 
