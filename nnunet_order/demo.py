@@ -24,7 +24,7 @@ TRAINERS = {"ORDER": "nnUNetTrainerORDER_5epochs", "MK-UNet": "nnUNetTrainerMKUN
 
 @dataclass(frozen=True)
 class Demo:
-    """Draw polyps, train ORDER and MK-UNet with stock nnU-Net, predict, evaluate: about 5 minutes on 2 cores.
+    """Draw polyps, train ORDER and MK-UNet with stock nnU-Net, predict, evaluate: about 3 minutes on 2 cores.
 
     Every step is a command that is printed and can be run by hand. A killed demo goes on where it was.
     """

@@ -24,6 +24,9 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 class nnUNetTrainerORDER_tiny(nnUNetTrainerORDER):
     epochs, minimum_iterations, samples_per_step, learning_rate, checkpoint_every = 3, 2, 4, 1e-3, 1
 
+class nnUNetTrainerORDER_quick(nnUNetTrainerORDER):
+    epochs, minimum_iterations, samples_per_step = 1, 1, 2
+
 class nnUNetTrainerMKUNet_tiny(nnUNetTrainerMKUNet):
     epochs, minimum_iterations, samples_per_step = 1, 2, 4
 

@@ -176,6 +176,18 @@ def test_order_as_an_architecture_of_the_stock_trainer(nnunet):
     assert len(list(out.glob("*.png"))) == 4
 
 
+@pytest.mark.parametrize("dataset", ["902_Ignore", "903_MultiClass", "904_Regions"])
+def test_labels_of_every_kind_train_and_validate(nnunet, dataset):
+    nnunet.run("nnUNetv2_train", dataset[:3], "2d", 0, "-tr", "nnUNetTrainerORDER_quick", "-device", "cpu")
+    folder = nnunet.results / f"Dataset{dataset}" / "nnUNetTrainerORDER_quick__nnUNetPlans__2d"
+    validation = folder / "fold_0" / "validation"
+    labels = json.loads((folder / "dataset.json").read_text())["labels"]
+    allowed = set(range(len(labels) - ("ignore" in labels)))
+    files = list(validation.glob("*.png"))
+    assert len(files) == 3 and (validation / "summary.json").is_file()
+    assert all(set(np.unique(np.asarray(Image.open(file)))) <= allowed for file in files)
+
+
 def test_plan_refuses_what_is_not_there(nnunet):
     unknown = nnunet.run("nnunet-order", "plan", 902, code=2)
     assert "found none for data set 902" in unknown.replace("\n", " ") and "Traceback" not in unknown
