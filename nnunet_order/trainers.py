@@ -21,7 +21,7 @@ from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from batchgeneratorsv2.transforms.utils.nnunet_masking import MaskImageTransform
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from pytorch_optimizer import AdEMAMix
 from torch import nn
 
@@ -198,9 +198,21 @@ class nnUNetTrainerORDER_fp32(nnUNetTrainerORDER):
         self.grad_scaler = None
 
     @staticmethod
-    def build_network_architecture(*arguments, **options) -> nn.Module:
+    def build_network_architecture(
+        plans_manager: PlansManager,
+        configuration_manager: ConfigurationManager,
+        num_input_channels: int,
+        num_output_channels: int,
+        enable_deep_supervision: bool = True,
+    ) -> nn.Module:
         """A network that leaves the autocast that nnU-Net enters around every call."""
-        network = nnUNetTrainer.build_network_architecture(*arguments, **options)
+        network = nnUNetTrainer.build_network_architecture(
+            plans_manager,
+            configuration_manager,
+            num_input_channels,
+            num_output_channels,
+            enable_deep_supervision,
+        )
         forward = network.forward
 
         def full_precision_forward(x: torch.Tensor) -> torch.Tensor:

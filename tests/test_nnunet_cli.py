@@ -189,7 +189,7 @@ def test_labels_of_every_kind_train_and_validate(nnunet, dataset):
 
 
 def test_plan_refuses_what_is_not_there(nnunet):
-    unknown = nnunet.run("nnunet-order", "plan", 902, code=2)
-    assert "found none for data set 902" in unknown.replace("\n", " ") and "Traceback" not in unknown
+    unknown = nnunet.run("nnunet-order", "plan", 909, code=2)
+    assert "found none for data set 909" in unknown.replace("\n", " ") and "Traceback" not in unknown
     missing = nnunet.run("nnunet-order", "plan", 901, "--source", "NoPlans", code=2)
     assert "NoPlans.json" in missing.replace("\n", "") and "Traceback" not in missing
