@@ -54,9 +54,7 @@ class PaperRecipeTrainer(nnUNetTrainer):
     largest_patch = 512
     rotation_probability = 0.5
     minimum_iterations = 50  # per epoch
-    maximum_validation_iterations = (
-        10  # per epoch; they only draw the progress picture and pick checkpoint_best
-    )
+    maximum_validation_iterations = 10  # per epoch, for the progress picture and checkpoint_best alone
     checkpoint_every = 5  # epochs
 
     def __init__(
@@ -68,9 +66,7 @@ class PaperRecipeTrainer(nnUNetTrainer):
         device: torch.device = torch.device("cuda"),  # noqa: B008, nnU-Net's own signature
     ):
         threads = os.environ.get("OMP_NUM_THREADS")
-        if (
-            device.type == "cpu" and threads
-        ):  # nnUNetv2_train takes all cores regardless; two of them then collide
+        if device.type == "cpu" and threads:  # nnUNetv2_train takes all cores, so two of them collide
             torch.set_num_threads(int(threads))
         labels = PlansManager(plans).get_label_manager(dataset_json)
         # Before super().__init__: only plans changed here reach plans.json, and with it inference.
