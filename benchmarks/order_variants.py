@@ -59,6 +59,8 @@ class Study:
     """Side of the images in pixels."""
     epochs: int = 20
     batch_size: int = 16
+    augmentation: bool = True
+    """Flips, rotations and zoom; a run without them has "plain" in its file's name."""
     device: str = "cpu"
     threads: int = 1
 
@@ -170,7 +172,9 @@ def train(study: Study, name: str, seed: int, cases: dict[str, list]) -> dict:
         for index in torch.randperm(len(images), generator=generator)[: batches * study.batch_size].split(
             study.batch_size
         ):
-            image, mask = augment(images[index], masks[index], generator)
+            image, mask = images[index], masks[index]
+            if study.augmentation:
+                image, mask = augment(image, mask, generator)
             loss = bce_dice(network(image), mask)
             optimizer.zero_grad()
             loss.backward()
@@ -216,7 +220,8 @@ def main(study: Study) -> None:
     ).stdout.strip()
     for seed in study.seeds:
         for name in study.variant:
-            run = f"{name}_{study.recipe}_{study.size}px_{study.epochs}ep_seed{seed}"
+            augmentation = "" if study.augmentation else "_plain"
+            run = f"{name}_{study.recipe}_{study.size}px_{study.epochs}ep{augmentation}_seed{seed}"
             file = study.out / f"{run}.json"
             if file.exists():
                 continue

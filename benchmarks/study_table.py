@@ -30,15 +30,18 @@ class StudyTable:
     """Variant that the others are compared with."""
 
     def run(self) -> None:
-        runs = defaultdict(dict)  # (recipe, size, epochs) -> (variant, seed) -> result
+        runs = defaultdict(dict)  # (recipe, size, epochs, augmentation) -> (variant, seed) -> result
         for file in sorted(self.results.glob("*_seed*.json")):
             run = json.loads(file.read_text())
-            runs[run["recipe"], run["size"], run["epochs"]][run["variant"], run["seeds"]] = run
+            setting = run["recipe"], run["size"], run["epochs"], run.get("augmentation", True)
+            runs[setting][run["variant"], run["seeds"]] = run
         for setting, results in sorted(runs.items()):
             Console(width=160).print(self.table(setting, results))
 
     def table(self, setting: tuple, results: dict) -> Table:
-        table = Table(title="{}, {} px, {} epochs".format(*setting))
+        recipe, size, epochs, augmentation = setting
+        plain = "" if augmentation else ", no augmentation"
+        table = Table(title=f"{recipe}, {size} px, {epochs} epochs{plain}")
         splits = list(next(iter(results.values()))["mDice"])
         for column in ("variant", "parameters", "seeds", "s/run", *splits):
             table.add_column(column)
