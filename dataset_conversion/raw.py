@@ -227,8 +227,10 @@ def find_dataset(name: str | int | Path) -> RawDataset:
             f"found no folder {name} with a dataset.json and nnUNet_raw is not set, expected one of the two; "
             "export nnUNet_raw=FOLDER or give the path of the data set"
         )
-    pattern = f"Dataset{int(text):03d}_*" if text.isdigit() else Path(text).name
-    found = sorted(path for path in root.glob(pattern) if path.is_dir())
+    # nnU-Net does without the name part: Dataset501 is a data set, too.
+    number = f"Dataset{int(text):03d}" if text.isdigit() else None
+    pattern = f"{number}_*" if number else Path(text).name
+    found = sorted(path for name in {pattern, number or pattern} for path in root.glob(name) if path.is_dir())
     if len(found) != 1:
         names = ", ".join(path.name for path in found) or "none"
         raise UserError(

@@ -193,8 +193,8 @@ class RawDatasetWriter:
 
 
 def check_out(out: Path) -> None:
-    """UserError unless `out` is free, is named DatasetXXX_NAME, and no other data set has its number."""
-    match = re.fullmatch(r"Dataset(\d{3})_[\w.-]+", out.name)
+    """UserError unless `out` is free, named DatasetXXX_NAME or DatasetXXX, and no other has its number."""
+    match = re.fullmatch(r"Dataset(\d{3})(_[\w.-]+)?", out.name)
     if not match:
         raise UserError(f"found --out {out.name}, expected a name like Dataset500_Polyps; rename it")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -203,8 +203,8 @@ def check_out(out: Path) -> None:
         )
     roots = [nnunet_folder(name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")]
     for root in filter(None, [out.parent, *roots]):
-        for other in root.glob(f"Dataset{match[1]}_*"):
-            if other.name != out.name:
+        for other in root.glob(f"Dataset{match[1]}*"):
+            if other.name != out.name and other.name[10:11] in ("", "_"):
                 raise UserError(
                     f"{other}: found another data set of number {match[1]}; choose a free number for --out"
                 )

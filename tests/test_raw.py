@@ -185,6 +185,16 @@ def test_find_dataset_by_id_name_and_path(tmp_path, monkeypatch):
         find_dataset("8")
 
 
+def test_find_dataset_without_a_name_part(tmp_path, monkeypatch):
+    monkeypatch.setenv("nnUNet_raw", str(tmp_path))
+    write_dataset(tmp_path / "Dataset501")
+    for name in (501, "501", "Dataset501"):
+        assert find_dataset(name).folder == tmp_path / "Dataset501"
+    (tmp_path / "Dataset501_Other").mkdir()
+    with pytest.raises(UserError, match="found Dataset501, Dataset501_Other for data set 501"):
+        find_dataset(501)
+
+
 @pytest.mark.parametrize(
     ("image", "mask", "message"),
     [
@@ -228,6 +238,17 @@ def test_out_is_refused_when_taken_or_misnamed(tmp_path):
     assert sorted(taken.rglob("*")) == before
     with pytest.raises(UserError, match="another data set of number 500"):
         RawDatasetWriter(tmp_path / "Dataset500_Other", RGB, LABELS)
+
+
+def test_name_part_is_optional_but_the_number_is_taken_either_way(tmp_path):
+    write_dataset(tmp_path / "Dataset501")
+    with pytest.raises(UserError, match="Dataset501: found another data set of number 501"):
+        RawDatasetWriter(tmp_path / "Dataset501_Other", RGB, LABELS)
+    write_dataset(tmp_path / "Dataset502_Other")
+    with pytest.raises(UserError, match="Dataset502_Other: found another data set of number 502"):
+        RawDatasetWriter(tmp_path / "Dataset502", RGB, LABELS)
+    (tmp_path / "Dataset5031_FourDigits").mkdir()
+    write_dataset(tmp_path / "Dataset503")
 
 
 def test_kill_leaves_no_folder_and_the_next_run_cleans_up(tmp_path):
