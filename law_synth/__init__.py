@@ -1,1 +1,1 @@
-"""LAW: learned loss weighting for mask-conditioned diffusion. Announced; commands come in a later version."""
+"""LAW: learned loss weighting for mask-conditioned diffusion (arXiv:2603.04795)."""

@@ -1,17 +1,35 @@
-"""The `law-synth` command. Only its help so far: no verb is offered before it works."""
+"""The `law-synth` command: one frozen dataclass per verb, read by tyro."""
 
 from __future__ import annotations
 
-import argparse
+import logging
+from typing import Annotated
+
+import tyro
+from rich.logging import RichHandler
+
+from dataset_conversion.user_error import run_command
+from law_synth.base.init_base import InitBase
+from law_synth.evaluation.evaluate import Evaluate
+from law_synth.generation.generate import Generate
+from law_synth.training.train import Train
+
+Verb = (
+    Annotated[InitBase, tyro.conf.subcommand("init-base")]
+    | Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[Generate, tyro.conf.subcommand("generate")]
+    | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+)
 
 
 def main() -> None:
     """Entry point of the console script."""
-    parser = argparse.ArgumentParser(
-        prog="law-synth",
-        description="LAW: synthetic training cases for nnU-Net from a mask-conditioned ControlNet "
-        "(arXiv:2603.04795). This version brings the segmentation half only (see nnunet-order); "
-        "law-synth has no commands yet.",
+    logging.basicConfig(
+        level=logging.INFO, format="%(message)s", handlers=[RichHandler(show_time=False, show_path=False)]
     )
-    parser.parse_args()
-    parser.print_help()
+    verb = tyro.cli(
+        tyro.conf.OmitSubcommandPrefixes[Verb],
+        prog="law-synth",
+        description="LAW: synthetic training cases for nnU-Net from a mask-conditioned ControlNet.",
+    )
+    run_command(verb.run)

@@ -1,0 +1,126 @@
+"""Find a base model's files, on disk or on the Hugging Face hub, and check them before anything is loaded."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+
+from dataset_conversion.user_error import UserError
+
+MODELS = ("unet", "vae", "text_encoder")
+PARTS = (*MODELS, "tokenizer", "scheduler")
+WEIGHTS = re.compile(r"(diffusion_pytorch_model|model)(-\d+-of-\d+)?\.safetensors")  # no .fp16, no .non_ema
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+PROBE_SECONDS = 5
+
+
+def find_base(source: str) -> Path:
+    """Folder of a base model given as a folder or a hub id, downloaded if need be.
+
+    UserError: no such folder, not in the cache without network, not a complete Stable-Diffusion-1.x-like
+    folder, weights that are not safetensors.
+    """
+    folder = Path(source).expanduser()
+    if not folder.is_dir():
+        if not HUB_ID.fullmatch(source) or source.startswith("."):
+            raise UserError(
+                f"{source}: no such folder, expected a model in diffusers layout or a hub id such as "
+                "owner/name; correct --base or make a base with law-synth init-base"
+            )
+        folder = _from_hub(source)
+    _check(folder, source)
+    return folder
+
+
+def hash_base(folder: Path) -> str:
+    """sha256 over names and contents of the weights and configurations that are loaded."""
+    digest = hashlib.sha256()
+    for path in (path for part in PARTS for path in _files(folder / part)):
+        digest.update(f"{path.relative_to(folder).as_posix()}:{path.stat().st_size}\n".encode())
+        with path.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def read_json(path: Path) -> dict:
+    """UserError: missing or malformed."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        reason = "not found" if isinstance(error, FileNotFoundError) else f"malformed ({error})"
+        raise UserError(
+            f"{path}: {reason}, expected JSON of a base model in diffusers layout; get the model again"
+        ) from error
+
+
+def _files(part: Path) -> list[Path]:
+    """What is loaded of a part: its weights, configurations and, for a tokenizer, its tables."""
+    wanted = [
+        path for path in part.iterdir() if path.suffix in (".json", ".txt") or WEIGHTS.fullmatch(path.name)
+    ]
+    return sorted(path for path in wanted if ".fp16." not in path.name and ".non_ema." not in path.name)
+
+
+def _check(folder: Path, source: str) -> None:
+    index = folder / "model_index.json"
+    if not index.is_file():
+        hint = " (is its init-base unfinished?)" if (folder / ".training").is_dir() else ""
+        raise UserError(
+            f"{source}: found no model_index.json{hint}, expected a model in diffusers layout; single-file "
+            "checkpoints must be converted first"
+        )
+    content = read_json(index)
+    if "text_encoder_2" in content or not set(PARTS) <= content.keys():
+        raise UserError(
+            f"{source}: found a {content.get('_class_name')}, expected a model like Stable Diffusion 1.x "
+            f"with {', '.join(PARTS)}; choose such a base"
+        )
+    for part in PARTS:
+        if not (folder / part).is_dir():
+            raise UserError(f"{source}: found no {part}/, expected it beside model_index.json; get it again")
+    for part in MODELS:
+        names = [path.name for path in (folder / part).iterdir()]
+        if not any(WEIGHTS.fullmatch(name) for name in names):
+            found = ", ".join(name for name in sorted(names) if not name.endswith(".json")) or "no weights"
+            raise UserError(
+                f"{source}: found {found} in {part}/, expected a .safetensors file (pickled weights are not "
+                "loaded: they can run code); get the model with safetensors weights"
+            )
+
+
+def _from_hub(source: str) -> Path:
+    """Cached snapshot of a hub model, fetched when it is not complete and there is a network."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    patterns = ["model_index.json", "tokenizer/*", "scheduler/*.json"]
+    weights = ("*.json", "*model.safetensors", "*-of-*.safetensors")
+    patterns += [f"{part}/{name}" for part in MODELS for name in weights]
+    try:
+        folder = Path(snapshot_download(source, allow_patterns=patterns, local_files_only=True))
+        _check(folder, source)
+        return folder
+    except (LocalEntryNotFoundError, UserError):  # not there, or an interrupted download
+        _probe_network(source)
+    try:
+        return Path(snapshot_download(source, allow_patterns=patterns))
+    except Exception as error:  # the hub's errors have no common parent across its versions
+        reason = f"{error}".strip().split("\n")[0]
+        raise UserError(f"{source}: the hub gave no model ({reason}), expected one; check the id") from error
+
+
+def _probe_network(source: str) -> None:
+    """UserError without network: one request, where the hub's own client would retry for minutes."""
+    from huggingface_hub.constants import ENDPOINT
+    from huggingface_hub.utils import get_session
+
+    try:
+        get_session().head(ENDPOINT, timeout=PROBE_SECONDS)
+    except Exception as error:  # whatever it was, the hub cannot be reached
+        raise UserError(
+            f"{source}: not a folder, not in the cache, and {ENDPOINT} cannot be reached; on a machine with "
+            f"network run: hf download {source} --local-dir DIR, then give --base DIR"
+        ) from error

@@ -1,0 +1,224 @@
+"""`law-synth init-base`: a small base model without a download, random or trained on a data set."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import time
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import numpy as np
+import tyro
+
+from dataset_conversion.user_error import UserError
+from law_synth.base.losses import Flips
+from law_synth.cases import Fold
+from law_synth.requirements_hint import require
+
+if TYPE_CHECKING:
+    from dataset_conversion.raw import RawDataset
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1
+CONFIG = "base_config.json"
+WORK = ".training"  # inside --out until the base is finished: options and checkpoints
+OPTIONS = "options.json"
+HELD_BACK = 16  # training cases on which the autoencoder is judged
+COMMON = ("out", "size", "seed", "vae_factor", "prediction_type")  # options that --size tiny has, too
+NOT_THE_RESULT = ("out", "device", "checkpoint_every")  # options that may change when a training goes on
+
+
+@dataclass(frozen=True)
+class InitBase:
+    """Make a small base model in diffusers layout: of random weights for tests, or trained on a data set.
+
+    `--size tiny` takes seconds. `--from DATASET` trains an autoencoder and then a UNet on the images of one
+    fold's training cases, about 10 minutes of one CPU core by default; the same command goes on after a kill.
+    The result holds samples.png (held back, reconstructed, sampled) and base_config.json (what it saw).
+    """
+
+    out: Path
+    """Folder of the base model."""
+    size: Literal["tiny"] | None = None
+    """Random weights of this size instead of --from."""
+    source: Annotated[str | None, tyro.conf.arg(name="from")] = None
+    """Data set to train on: id (500), name (Dataset500_Polyps) or folder."""
+    fold: Fold = 0
+    """Train on the training cases of this fold only, so that its validation images stay unseen; or all."""
+    image_size: int = 64
+    """Side of the training images in pixels, a multiple of 4 x the VAE factor."""
+    vae_factor: Literal[4, 8] = 4
+    """Pixels per latent cell along a side."""
+    vae_width: int = 16
+    """Channels of the autoencoder at full resolution, a multiple of 8."""
+    unet_width: int = 48
+    """Channels of the UNet's first level, a multiple of 16; the next two have 2 and 3 times as many."""
+    unet_layers: int = 1
+    """Residual blocks per level of the UNet; Stable Diffusion has 2."""
+    prediction_type: Literal["epsilon", "v_prediction"] = "epsilon"
+    """What the UNet predicts."""
+    vae_steps: int = 400
+    """Training steps of the autoencoder."""
+    unet_steps: int = 900
+    """Training steps of the UNet."""
+    batch_size: int = 16
+    """Images per step."""
+    learning_rate: float = 8e-4
+    """Highest learning rate of the UNet; the autoencoder's is 2.5 times as high."""
+    flips: Flips = "both"
+    """Mirrored images count as images; choose horizontal or none where up and down or sides matter."""
+    checkpoint_every: int = 100
+    """Steps between checkpoints; a kill loses at most that many."""
+    seed: int = 0
+    """Of weights, noise and order."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1 or auto: cuda where there is one."""
+
+    def run(self) -> None:
+        """Make the base. UserError: options that contradict each other, an `out` with other content."""
+        self._check()
+        require("synth", "diffusers", "transformers")
+        options = json.loads(json.dumps(self._options()))  # as they are read back
+        if is_finished(self.out, options):
+            logger.info("%s is finished already; nothing to do", self.out)
+            return
+        began = time.perf_counter()
+        results = self._write_tiny(options) if self.size else self._train(options)
+        finish(self.out, {"format": FORMAT, "options": options, **results, "versions": versions()})
+        seconds = time.perf_counter() - began
+        logger.info("wrote %s in %.0f s; use it with --base %s", self.out, seconds, self.out)
+
+    def _options(self) -> dict:
+        return {name: value for name, value in asdict(self).items() if name not in NOT_THE_RESULT}
+
+    def _check(self) -> None:
+        if (self.size is None) == (self.source is None):
+            found = "neither --size nor --from" if self.size is None else "both --size and --from"
+            raise UserError(f"found {found}, expected one of them; give --size tiny or --from DATASET")
+        if self.size:
+            given = [
+                option.name.replace("_", "-")
+                for option in fields(self)
+                if option.name not in COMMON and getattr(self, option.name) != option.default
+            ]
+            if given:
+                raise UserError(f"found --{given[0]} with --size, expected it with --from only; drop it")
+        multiple = 4 * self.vae_factor
+        if self.image_size < multiple or self.image_size % multiple:
+            raise UserError(
+                f"found --image-size {self.image_size}, expected a multiple of {multiple} (4 x --vae-factor)"
+            )
+        for name, step in (("vae_width", 8), ("unet_width", 16)):
+            if (value := getattr(self, name)) < step or value % step:
+                option = name.replace("_", "-")
+                raise UserError(f"found --{option} {value}, expected a multiple of {step}")
+        for name in ("unet_layers", "vae_steps", "unet_steps", "batch_size", "checkpoint_every"):
+            if (value := getattr(self, name)) < 1:
+                raise UserError(f"found --{name.replace('_', '-')} {value}, expected 1 or more")
+        if self.seed < 0 or not 0 < self.learning_rate < 1:
+            raise UserError(
+                f"found --seed {self.seed}, --learning-rate {self.learning_rate}, expected 0 or more, and "
+                "between 0 and 1"
+            )
+
+    def _write_tiny(self, options: dict) -> dict:
+        from law_synth.base.tiny import write_tiny_base
+
+        claim(self.out, options)
+        write_tiny_base(self.out, self.vae_factor, self.seed, self.prediction_type)
+        return {}
+
+    def _train(self, options: dict) -> dict:
+        from dataset_conversion.raw import find_dataset
+        from law_synth.base.train_base import pick_device, train_base
+        from law_synth.cases import fold_cases
+
+        device = pick_device(self.device)
+        dataset = find_dataset(self.source)
+        seen, _ = fold_cases(dataset, self.fold)
+        images = read_images(dataset, seen, self.image_size)
+        judged = np.random.default_rng(self.seed).permutation(len(seen))[: min(HELD_BACK, len(seen) // 5)]
+        kept = np.setdiff1d(np.arange(len(seen)), judged)
+        if len(judged) == 0:
+            logger.warning("%d cases are too few to hold some back: PSNR is of training images", len(seen))
+        shown = images[judged if len(judged) else kept[:HELD_BACK]]
+        claim(self.out, options)  # only now: whatever is wrong with the data leaves nothing behind
+        results = train_base(self, self.out / WORK, device, images[kept], shown)
+        return {
+            "dataset": dataset.folder.resolve().name,
+            "dataset_folder": str(dataset.folder.resolve()),
+            "fold": self.fold,
+            "image_size": self.image_size,
+            "guidance_scale": 1.0,  # it ignores prompts: there is nothing to guide
+            "train_cases": seen,
+            "held_back_cases": [seen[index] for index in sorted(judged)],
+            **results,
+        }
+
+
+def read_images(dataset: RawDataset, case_ids: list[str], size: int) -> np.ndarray:
+    """Images of the cases as uint8 (N, size, size, 3). UserError: as `read_rgb_case`."""
+    from rich.progress import track
+
+    from law_synth.cases import read_rgb_case, resize_image
+
+    cases = {case.id: case for case in dataset.training_cases}
+    images = np.empty((len(case_ids), size, size, 3), np.uint8)
+    for index, case_id in enumerate(track(case_ids, "read images", transient=True)):
+        images[index] = resize_image(read_rgb_case(dataset, cases[case_id])[0], size)
+    return images
+
+
+def is_finished(out: Path, options: dict) -> bool:
+    """Whether `out` holds the finished base of these options.
+
+    UserError: it holds a base of other options, finished or not, or something else.
+    """
+    for record in (out / CONFIG, out / WORK / OPTIONS):
+        if record.is_file():
+            content = json.loads(record.read_text(encoding="utf-8"))
+            _check_same(out, content.get("options", content), options)
+            return record.name == CONFIG
+    if out.exists() and (not out.is_dir() or {path.name for path in out.iterdir()} - {WORK}):
+        raise UserError(f"{out}: found something other than a base, expected nothing; choose another --out")
+    return False
+
+
+def _check_same(out: Path, found: dict, options: dict) -> None:
+    for name, value in options.items():
+        if found.get(name) != value:
+            raise UserError(
+                f"{out}: found a base with {name} = {found.get(name)}, expected {value}; choose another "
+                "--out or remove the folder"
+            )
+
+
+def claim(out: Path, options: dict) -> None:
+    """Make the folder and record its options, so that the same command alone goes on in it."""
+    (out / WORK).mkdir(parents=True, exist_ok=True)
+    write_json(out / WORK / OPTIONS, options)
+
+
+def finish(out: Path, config: dict) -> None:
+    """Write base_config.json, which says that the base is complete, and drop the checkpoints."""
+    write_json(out / CONFIG, config)
+    shutil.rmtree(out / WORK, ignore_errors=True)
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Write atomically."""
+    temporary = path.with_suffix(".partial")
+    temporary.write_text(json.dumps(content, indent=4) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that decide what a base's weights are."""
+    from importlib.metadata import version
+
+    return {name: version(name) for name in ("law-order", "torch", "diffusers", "transformers")}

@@ -1,0 +1,153 @@
+"""Run folders of `law-synth train`: where they lie, what law_config.json says, how their weights load.
+
+A run folder holds controlnet/ and, when the decoder was trained, unet/ in diffusers layout, weighter/ (the
+weighting network, for pictures and for going on), law_config.json, samples/ and tensorboard/.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dataset_conversion.raw import nnunet_folder
+from dataset_conversion.user_error import UserError
+
+if TYPE_CHECKING:
+    import torch
+    from diffusers import ControlNetModel, UNet2DConditionModel
+
+    from law_synth.base.model import BaseModel
+    from law_synth.cases import Fold
+
+FORMAT = 1
+CONFIG = "law_config.json"
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A finished or running training; `read_run` makes it."""
+
+    folder: Path
+    config: dict
+
+    @property
+    def dataset_name(self) -> str:
+        return self.config["dataset"]["name"]
+
+    @property
+    def dataset_folder(self) -> Path:
+        return Path(self.config["dataset"]["folder"])
+
+    @property
+    def fold(self) -> Fold:
+        return self.config["fold"]
+
+    @property
+    def train_cases(self) -> list[str]:
+        """Ids of every case whose image or mask the run has seen, those of its fixed-noise loss included."""
+        return sorted(self.config["train_cases"] + self.config["held_out_cases"])
+
+    @property
+    def size(self) -> int:
+        """Side of the training images in pixels."""
+        return self.config["size"]
+
+    @property
+    def prompt(self) -> str:
+        return self.config["prompt"]
+
+    @property
+    def guidance_scale(self) -> float:
+        """Classifier-free guidance to sample with, unless something else is asked for."""
+        return self.config["guidance_scale"]
+
+    @property
+    def base_source(self) -> str:
+        """Folder or hub id of the base model."""
+        return self.config["base"]["source"]
+
+    @property
+    def base_hash(self) -> str:
+        return self.config["base"]["hash"]
+
+    @property
+    def hash(self) -> str:
+        """sha256 of the weights that generation uses besides the base's."""
+        return self.config["weights_hash"]
+
+    def load_student(
+        self, base: BaseModel, dtype: torch.dtype
+    ) -> tuple[ControlNetModel, UNet2DConditionModel]:
+        """Mask ControlNet and UNet in eval mode. UserError: `base` is not the base of this run."""
+        from diffusers import ControlNetModel, UNet2DConditionModel
+
+        if base.hash != self.base_hash:
+            raise UserError(
+                f"{base.source}: found base model {base.hash[:12]}, expected {self.base_hash[:12]}, the base "
+                f"of {self.folder}; restore it or train again"
+            )
+        controlnet = ControlNetModel.from_pretrained(self.folder / "controlnet", torch_dtype=dtype)
+        unet = base.unet.to(dtype)
+        if self.config["trains_decoder"]:
+            unet = UNet2DConditionModel.from_pretrained(self.folder / "unet", torch_dtype=dtype)
+        return controlnet.eval(), unet.eval()
+
+
+def default_run_folder(dataset_name: str, weighting: str, fold: Fold) -> Path:
+    """$nnUNet_results/law_synth/<data set>/<weighting>__fold_<k>. UserError: the variable is not set."""
+    return _runs_root() / dataset_name / f"{weighting}__fold_{fold}"
+
+
+def read_run(folder: Path) -> TrainedRun:
+    """Read and check a run folder. UserError: not one, of another version, or without weights yet."""
+    path = Path(folder) / CONFIG
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: not found, expected a run of law-synth train; check the folder") from None
+    except ValueError as error:
+        raise UserError(
+            f"{path}: malformed ({error}), expected JSON; restore the file or train again"
+        ) from None
+    if config.get("format") != FORMAT:
+        raise UserError(
+            f"{path}: found format {config.get('format')}, expected {FORMAT}; use the version of law-order "
+            "that trained it or train again"
+        )
+    if not (Path(folder) / "controlnet" / "config.json").is_file():
+        raise UserError(
+            f"{folder}: found no controlnet/, expected a run that has saved weights; finish the training"
+        )
+    return TrainedRun(Path(folder), config)
+
+
+def newest_run() -> TrainedRun:
+    """The run under $nnUNet_results/law_synth whose weights were saved last. UserError: there is none."""
+    root = _runs_root()
+    configs = sorted(root.glob(f"*/*/{CONFIG}"), key=lambda path: path.stat().st_mtime)
+    if not configs:
+        raise UserError(f"{root}: found no run of law-synth train, expected one; train first or give --run")
+    return read_run(configs[-1].parent)
+
+
+def weights_hash(folder: Path) -> str:
+    """sha256 over the safetensors files of controlnet/ and unet/."""
+    digest = hashlib.sha256()
+    for part in ("controlnet", "unet"):
+        for path in sorted((folder / part).glob("*.safetensors")):
+            digest.update(f"{part}/{path.name}".encode())
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _runs_root() -> Path:
+    results = nnunet_folder("nnUNet_results")
+    if results is None:
+        raise UserError(
+            "nnUNet_results is not set, expected it because runs lie there; "
+            "export nnUNet_results=FOLDER or name the run's folder"
+        )
+    return results / "law_synth"

@@ -1,0 +1,240 @@
+"""The training loop behind `law-synth train`."""
+
+from __future__ import annotations
+
+import logging
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from diffusers.training_utils import EMAModel
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from dataset_conversion.user_error import UserError
+from law_synth.base.model import BaseModel, load_base
+from law_synth.denoiser import StudentTeacher, decoder_parameters
+from law_synth.objective import Losses, TrainingObjective, total_loss
+from law_synth.training.data import Sampler, TrainingData, load_training_data
+from law_synth.training.monitor import Monitor
+from law_synth.training.plan import Plan, describe, settle
+from law_synth.training.state import check_same_options, export, load_state, save_state, truncate_log
+from law_synth.weighting import LEARNED, Bounds, LearnableAdaptiveWeighter, weight_statistics
+
+if TYPE_CHECKING:
+    from law_synth.training.train import Train
+
+logger = logging.getLogger(__name__)
+
+MAX_GRADIENT_NORM = 1.0  # that of diffusers' own ControlNet script; the papers do not say
+
+
+def train(options: Train) -> Path:
+    """Train as `options` say; returns the run folder. UserError: bad input, non-finite loss."""
+    accelerator = _accelerator(options)
+    base = load_base(options.base)
+    plan = settle(options, base, accelerator.num_processes)
+    describe(plan)
+    if options.dry_run:
+        return plan.folder
+    if accelerator.is_main_process:
+        check_same_options(plan.folder, plan.content)
+    accelerator.wait_for_everyone()
+    Training(options, plan, base, accelerator).run()
+    return plan.folder
+
+
+class Training:
+    """One training: networks, optimizer and data of this process, as the run was saved last."""
+
+    def __init__(self, options: Train, plan: Plan, base: BaseModel, accelerator: Accelerator):
+        self.options, self.plan, self.accelerator = options, plan, accelerator
+        self.coefficients = {  # of equation 12
+            "student": 1.0,
+            "teacher": options.beta_t,
+            "distillation": options.beta_d,
+            "dice": options.lambda_dice,
+            "difficulty": options.lambda_dice,
+        }
+        set_seed(options.seed)
+        self.objective = _objective(options, base).to(accelerator.device)
+        base.vae.to(accelerator.device)
+        with accelerator.main_process_first():  # it encodes, the others read what it kept
+            self.data = self._load(base, "train_cases")
+            fixed = self._load(base, "held_out_cases")
+        base.text_encoder = None  # both prompts are encoded
+        self.sampler = Sampler(
+            options.seed,
+            len(self.data.case_ids),
+            tuple(self.data.mean.shape[1:]),
+            base.scheduler.config.num_train_timesteps,
+            options.empty_prompts,
+        )
+        self.trained = [p for p in self.objective.networks.parameters() if p.requires_grad]
+        phi = list(self.objective.weighter.parameters()) if self.objective.weighter else []
+        groups = [{"params": self.trained}, {"params": phi, "lr": options.weighter_learning_rate}]
+        optimizer = torch.optim.AdamW(groups, lr=options.learning_rate)
+        self.ema = EMAModel(self.trained, decay=options.ema_decay) if options.ema_decay > 0 else None
+        self.state = {"optimizer": optimizer, "ema": self.ema, "scaler": accelerator.scaler}
+        self.start = load_state(plan.folder, self.objective, accelerator.device, **self.state)
+        self.model, self.optimizer = accelerator.prepare(self.objective, optimizer)
+        self.monitor = None
+        if accelerator.is_main_process:
+            truncate_log(plan.folder, self.start)
+            self.monitor = Monitor(plan.folder, base, fixed, plan.config, accelerator)
+
+    def run(self) -> None:
+        """Train up to `max_steps`."""
+        last = self.options.max_steps
+        if self.start >= last:
+            logger.info("%s has %d steps already; give a higher --max-steps", self.plan.folder, self.start)
+        elif self.start:
+            logger.info("going on after step %d", self.start)
+        elif self.monitor and self.options.sample_every:
+            self.monitor.look(0, self.objective)
+        with _progress(self.accelerator) as progress:
+            task = progress.add_task("training", total=last, completed=self.start, loss=math.nan)
+            for step in range(self.start + 1, last + 1):
+                loss = self.step(step)
+                progress.update(task, advance=1, loss=loss)
+                if step % self.options.save_every == 0 or step == last:
+                    self.save(step)
+        if self.monitor:
+            self.monitor.close()
+            logger.info("wrote %s", self.plan.folder)
+        self.accelerator.end_training()
+
+    def step(self, step: int) -> float:
+        """One optimizer step, from all passes of all processes; the total loss."""
+        options, sums = self.options, {}
+        for number in range(options.gradient_accumulation):
+            batch = self.data.batch(
+                self._draws(step, number), self.accelerator.device, with_image=options.teaches
+            )
+            with self.accelerator.accumulate(self.model):
+                losses: Losses = self.model(batch)
+                loss = total_loss(losses.terms, self.coefficients)
+                for name, value in self._finite(step, losses, loss).items():
+                    sums[name] = sums.get(name, 0.0) + value / options.gradient_accumulation
+                self.accelerator.backward(loss)
+                if self.accelerator.sync_gradients:
+                    self.accelerator.clip_grad_norm_(self.trained, MAX_GRADIENT_NORM)
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+        if self.ema:
+            self.ema.step(self.trained)
+        if self.monitor and (step % options.log_every == 0 or step == options.max_steps):
+            statistics = weight_statistics(losses.weights, batch.mask, self.objective.bounds)
+            self.monitor.log(step, {f"loss/{name}": value for name, value in sums.items()} | statistics)
+        if self.monitor and options.sample_every and step % options.sample_every == 0:
+            self.monitor.look(step, self.objective)
+        return sums["total"]
+
+    def save(self, step: int) -> None:
+        """State for a resume, and the folders that generation reads (the EMA's weights if there is one)."""
+        if self.accelerator.is_main_process:
+            save_state(self.plan.folder, step, self.objective, **self.state)
+            if self.ema:
+                self.ema.store(self.trained)
+                self.ema.copy_to(self.trained)
+            config = self.plan.config | {"step": step, "finished": step >= self.options.max_steps}
+            export(self.plan.folder, self.objective, config)
+            if self.ema:
+                self.ema.restore(self.trained)
+        self.accelerator.wait_for_everyone()
+
+    def _draws(self, step: int, number: int) -> list:
+        """This process's share of pass `number` of a step, by the samples' positions in the training."""
+        batch, processes = self.options.batch_size, self.accelerator.num_processes
+        in_pass = batch * processes
+        first = ((step - 1) * self.options.gradient_accumulation + number) * in_pass
+        first += self.accelerator.process_index * batch
+        return [self.sampler.draw(first + i) for i in range(batch)]
+
+    def _finite(self, step: int, losses: Losses, total: torch.Tensor) -> dict[str, float]:
+        """Loss terms as numbers, the mean over processes. UserError names the first that is not finite."""
+        values = torch.stack([*(term.mean() for term in losses.terms.values()), total]).detach()
+        # Reduced first, so that all processes stop together.
+        found = dict(
+            zip((*losses.terms, "total"), self.accelerator.reduce(values, "mean").tolist(), strict=True)
+        )
+        for name, value in found.items():
+            if not math.isfinite(value):
+                raise UserError(
+                    f"step {step}: found a {name} loss of {value}, expected a finite one; lower "
+                    "--learning-rate or give --mixed-precision no (the last save is intact)"
+                )
+        return found
+
+    def _load(self, base: BaseModel, name: str) -> TrainingData:
+        """The cases that the configuration lists under `name`; a few of the trained ones if it lists none."""
+        config = self.plan.config
+        return load_training_data(
+            self.plan.dataset,
+            config[name] or config["train_cases"][:4],
+            base,
+            config["size"],
+            config["prompt"],
+            self.options.mask_downsampling,
+            self.plan.folder / ".training" / f"{name}.safetensors",
+        )
+
+
+def _accelerator(options: Train) -> Accelerator:
+    cpu = options.device == "cpu" or not torch.cuda.is_available()
+    if cpu and options.mixed_precision == "fp16":
+        raise UserError("found --mixed-precision fp16 on a CPU, expected a GPU for it; give bf16 or no")
+    return Accelerator(
+        cpu=cpu,
+        mixed_precision=options.mixed_precision,
+        gradient_accumulation_steps=options.gradient_accumulation,
+    )
+
+
+def _objective(options: Train, base: BaseModel) -> TrainingObjective:
+    """Networks as `options` ask for them: trained weights fp32, frozen ones in the autocast type."""
+    networks = StudentTeacher(
+        base.unet,
+        base.new_controlnet(),
+        base.new_controlnet() if options.teaches else None,
+        freeze_decoder=options.freeze_decoder,
+        detach_mask_control=options.detach_mask_control,
+    )
+    if options.mixed_precision != "no":
+        frozen = {"bf16": torch.bfloat16, "fp16": torch.float16}[options.mixed_precision]
+        base.unet.to(frozen)
+        if not options.freeze_decoder:
+            for parameter in decoder_parameters(base.unet):
+                parameter.data = parameter.data.float()
+    if options.gradient_checkpointing:
+        for network in (networks.unet, networks.teacher_unet, networks.controlnet, networks.image_controlnet):
+            if network is not None:
+                network.enable_gradient_checkpointing()
+    weighter = None
+    bounds = Bounds(options.normalize, options.w_min, options.w_max)
+    if options.weighting in LEARNED:
+        weighter = LearnableAdaptiveWeighter(
+            base.latent_channels,
+            weighting=options.weighting,
+            tau=options.tau,
+            gamma=options.gamma,
+            bounds=bounds,
+            joint=options.joint,
+        )
+    return TrainingObjective(
+        networks,
+        base.scheduler.alphas_cumprod,
+        velocity_target=base.scheduler.config.prediction_type == "v_prediction",
+        weighting=options.weighting,
+        bounds=bounds,
+        weighter=weighter,
+        dice=options.dice,
+    )
+
+
+def _progress(accelerator: Accelerator) -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    loss = TextColumn("loss {task.fields[loss]:.4f}")
+    return Progress(*columns, loss, disable=not accelerator.is_main_process)

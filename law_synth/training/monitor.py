@@ -1,0 +1,173 @@
+"""What a training shows of itself: log, TensorBoard, fixed-noise loss, sample grids, delta maps (Fig. 8)."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from law_synth.base.model import BaseModel
+from law_synth.objective import Batch, TrainingObjective, add_noise, velocity
+from law_synth.training.data import Sampler, TrainingData
+from law_synth.training.state import LOG
+
+logger = logging.getLogger(__name__)
+
+SHOWN = 4  # cases in a grid
+SHARES_OF_T = (1 / 8, 3 / 8, 5 / 8, 7 / 8)  # timesteps of the fixed-noise loss
+SAMPLING_STEPS = 20
+
+
+class Monitor:
+    """Logs of the main process; pictures come from the live networks, no second model is loaded."""
+
+    def __init__(
+        self, folder: Path, base: BaseModel, fixed: TrainingData, config: dict, accelerator: Accelerator
+    ):
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.folder, self.base, self.fixed, self.config = folder, base, fixed, config
+        self.accelerator = accelerator
+        self.held_out = bool(config["held_out_cases"])
+        self.pictures = folder / "samples"
+        self.pictures.mkdir(parents=True, exist_ok=True)
+        self.writer = SummaryWriter(folder / "tensorboard")
+        shape, timesteps = tuple(fixed.mean.shape[1:]), base.scheduler.config.num_train_timesteps
+        sampler = Sampler(config["options"]["seed"], len(fixed.case_ids), shape, timesteps, empty_prompts=0.0)
+        self.timesteps = timesteps
+        # Draws of a pass of their own: every case once, the same noise at every look.
+        draws = [sampler.draw(position) for position in range(len(fixed.case_ids))]
+        self.draws = sorted(draws, key=lambda draw: draw.case)
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        """Append to log.jsonl and TensorBoard."""
+        for name, value in values.items():
+            self.writer.add_scalar(name, value, step)
+        with (self.folder / LOG).open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+
+    @torch.no_grad()
+    def look(self, step: int, objective: TrainingObjective) -> None:
+        """Fixed-noise loss and, as pictures, samples and delta maps."""
+        with self.accelerator.autocast():
+            if self.held_out:
+                self.log(step, self.fixed_noise_loss(objective))
+            deltas = self.delta_maps(objective)
+            samples = self.sample(objective)
+        if deltas is not None:
+            np.save(self.pictures / f"delta_{step:06d}.npy", deltas)
+        masks = self.fixed.masks[:SHOWN].numpy()
+        figure = _grid(masks, self.fixed.images[:SHOWN].permute(0, 2, 3, 1).numpy(), samples, deltas)
+        figure.savefig(self.pictures / f"step_{step:06d}.png", dpi=100)
+        self.writer.add_figure("samples", figure, step)
+        if deltas is not None:
+            steps = sorted(self.pictures.glob("delta_*.npy"))
+            named = {int(path.stem.split("_")[1]): np.load(path) for path in steps}
+            _delta_figure(masks, named).savefig(self.pictures / "delta_maps.png", dpi=100)
+
+    def fixed_noise_loss(self, objective: TrainingObjective) -> dict[str, float]:
+        """Unweighted error of the student on cases it never trains on: all pixels, lesions, background."""
+        sums = {"all": [], "lesion": [], "background": []}
+        for share in SHARES_OF_T:
+            for start in range(0, len(self.draws), SHOWN):
+                batch = self._batch(self.draws[start : start + SHOWN], share)
+                error = self._error(objective, batch).mean(1, keepdim=True)
+                for name, region in {
+                    "all": torch.ones_like(batch.mask),
+                    "lesion": batch.mask,
+                    "background": 1 - batch.mask,
+                }.items():
+                    sums[name].append(torch.stack([(error * region).sum(), region.sum()]))
+        totals = {name: torch.stack(values).sum(0).tolist() for name, values in sums.items()}
+        return {f"fixed_noise/{name}": total / area for name, (total, area) in totals.items() if area}
+
+    def delta_maps(self, objective: TrainingObjective) -> np.ndarray | None:
+        """Delta of the shown cases at the middle timestep, float (SHOWN, h, w); None without a weighter."""
+        if objective.weighter is None:
+            return None
+        batch = self._batch(self.draws[:SHOWN], 0.5)
+        _, delta = objective.weighter(self._predict(objective, batch), batch.mask)
+        return delta[:, 0].float().cpu().numpy()
+
+    def sample(self, objective: TrainingObjective) -> np.ndarray:
+        """Images (SHOWN, S, S, 3) in [0, 1] for the shown masks, the same noise at every look."""
+        from diffusers import StableDiffusionControlNetPipeline, UniPCMultistepScheduler
+
+        networks = objective.networks
+        pipeline = StableDiffusionControlNetPipeline(
+            vae=self.base.vae,
+            text_encoder=None,
+            tokenizer=None,
+            unet=networks.unet,
+            controlnet=networks.controlnet,
+            scheduler=UniPCMultistepScheduler.from_config(self.base.scheduler.config),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+        pipeline.set_progress_bar_config(disable=True)
+        batch = self._batch(self.draws[:SHOWN], 0.5)
+        empty, prompt = self.fixed.text.to(batch.text)
+        return pipeline(
+            prompt_embeds=prompt.expand(len(batch.text), -1, -1),
+            negative_prompt_embeds=empty.expand(len(batch.text), -1, -1),
+            image=batch.condition,
+            latents=batch.noise,
+            num_inference_steps=SAMPLING_STEPS,
+            guidance_scale=self.config["guidance_scale"],
+            output_type="np",
+        ).images
+
+    def close(self) -> None:
+        self.writer.close()
+
+    def _batch(self, draws: list, share: float) -> Batch:
+        timestep = int(share * self.timesteps)
+        draws = [draw._replace(timestep=timestep) for draw in draws]
+        return self.fixed.batch(draws, self.accelerator.device, with_image=False)
+
+    def _predict(self, objective: TrainingObjective, batch: Batch) -> Tensor:
+        noisy = add_noise(batch.latents, batch.noise, objective.alphas_cumprod[batch.timestep])
+        return objective.networks(noisy, batch.timestep, batch.text, batch.condition, None).student
+
+    def _error(self, objective: TrainingObjective, batch: Batch) -> Tensor:
+        target = batch.noise
+        if objective.velocity_target:
+            target = velocity(batch.latents, batch.noise, objective.alphas_cumprod[batch.timestep])
+        return (self._predict(objective, batch).float() - target).square()
+
+
+def _grid(masks: np.ndarray, images: np.ndarray, samples: np.ndarray, deltas: np.ndarray | None):
+    """Rows of mask, sample, real image and, where there is one, delta map."""
+    columns = {"mask": masks, "sample": samples, "real": images}
+    if deltas is not None:
+        columns["delta"] = deltas
+    return _figure([[(column[row], name) for name, column in columns.items()] for row in range(len(masks))])
+
+
+def _delta_figure(masks: np.ndarray, deltas: dict[int, np.ndarray]):
+    """Rows of a mask and its delta maps over the training, as Fig. 8."""
+    rows = [
+        [(mask, "mask"), *((maps[row], f"step {step}") for step, maps in deltas.items())]
+        for row, mask in enumerate(masks)
+    ]
+    return _figure(rows)
+
+
+def _figure(rows: list[list[tuple[np.ndarray, str]]]):
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(1.6 * len(rows[0]), 1.7 * len(rows)), layout="constrained")
+    axes = figure.subplots(len(rows), len(rows[0]), squeeze=False)
+    for row, cells in zip(axes, rows, strict=True):
+        for axis, (picture, title) in zip(row, cells, strict=True):
+            scale = {"cmap": "gray"} if title == "mask" else {"cmap": "viridis", "vmin": 0, "vmax": 1}
+            axis.imshow(picture, **scale)
+            axis.set_title(title, fontsize=8)
+            axis.axis("off")
+    return figure

@@ -1,0 +1,139 @@
+"""What a training will do, settled and checked before anything is written."""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from dataset_conversion.raw import RawDataset, find_dataset
+from dataset_conversion.user_error import UserError
+from law_synth.base.model import BaseModel
+from law_synth.cases import fold_cases, lesion_label
+from law_synth.run_folder import FORMAT, default_run_folder
+from law_synth.training.data import held_out
+
+if TYPE_CHECKING:
+    from law_synth.training.train import Train
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_SIZE, DEFAULT_GUIDANCE = 384, 9.0  # ADC's code
+
+
+class Plan(NamedTuple):
+    """What a training will do."""
+
+    dataset: RawDataset
+    folder: Path
+    config: dict  # law_config.json but for step, finished and the hash of the weights
+
+    @property
+    def effective_batch(self) -> int:
+        """Samples per optimizer step."""
+        used = self.config["options"]
+        return used["batch_size"] * used["gradient_accumulation"] * self.config["processes"]
+
+    @property
+    def content(self) -> dict:
+        """What must be the same when a run goes on: neither paths nor how the batch is shared out."""
+        names = ("fold", "train_cases", "held_out_cases", "size", "prompt", "guidance_scale")
+        free = ("batch_size", "gradient_accumulation")
+        return (
+            {name: value for name, value in self.config["options"].items() if name not in free}
+            | {name: self.config[name] for name in names}
+            | {
+                "dataset": self.config["dataset"]["name"],
+                "base": self.config["base"]["hash"],
+                "effective_batch": self.effective_batch,
+            }
+        )
+
+
+def settle(options: Train, base: BaseModel, processes: int) -> Plan:
+    """Settle data, run folder and configuration. UserError: whatever does not fit together."""
+    dataset = find_dataset(options.dataset)
+    lesion_label(dataset)
+    trained, _ = fold_cases(dataset, options.fold)
+    of_base = _base_config(base.source)
+    unseen = sorted(set(of_base.get("train_cases", [])) - set(trained))
+    if of_base.get("dataset") == dataset.folder.name and unseen:
+        raise UserError(
+            f"{base.source}: found a base trained on {unseen[0]} ({len(unseen)} such), expected only "
+            f"training cases of fold {options.fold}; make one with law-synth init-base --fold {options.fold}"
+        )
+    size = options.size or of_base.get("image_size", DEFAULT_SIZE)
+    if size % base.latent_factor:
+        raise UserError(
+            f"found --size {size}, expected a multiple of {base.latent_factor}, the pixels per latent cell "
+            f"of {base.source}"
+        )
+    case_ids, kept = held_out(trained, options.held_out, options.seed)
+    guidance = options.guidance_scale
+    (label,) = dataset.regions
+    config = {
+        "format": FORMAT,
+        "law_order_version": version("law-order"),
+        "git_commit": _git_commit(),
+        "versions": {name: version(name) for name in ("torch", "diffusers", "accelerate", "transformers")},
+        "options": options.recorded,
+        "processes": processes,
+        "dataset": {"name": dataset.folder.resolve().name, "folder": str(dataset.folder.resolve())},
+        "fold": options.fold,
+        "train_cases": case_ids,
+        "held_out_cases": kept,
+        "base": {"source": base.source, "hash": base.hash},
+        "size": size,
+        "prompt": options.prompt or f"a medical image of a {label}",
+        "guidance_scale": of_base.get("guidance_scale", DEFAULT_GUIDANCE) if guidance is None else guidance,
+        "trains_decoder": not options.freeze_decoder,
+    }
+    folder = options.out or default_run_folder(config["dataset"]["name"], options.weighting, options.fold)
+    return Plan(dataset, folder, config)
+
+
+def _content(options: Train, plan: Plan) -> dict:
+    """What must be the same when a run goes on."""
+    config = plan.config
+    batch = options.batch_size * options.gradient_accumulation * config["processes"]
+    names = ("fold", "train_cases", "held_out_cases", "size", "prompt", "guidance_scale")
+    return (
+        options.content_options
+        | {name: config[name] for name in names}
+        | {"dataset": config["dataset"]["name"], "base": config["base"]["hash"], "effective_batch": batch}
+    )
+
+
+def describe(plan: Plan) -> None:
+    """Say in one line what is going to happen."""
+    config, options = plan.config, plan.config["options"]
+    logger.info(
+        "%s fold %s: %d cases at %d px, base %s, weighting %s%s, effective batch %d -> %s",
+        config["dataset"]["name"],
+        config["fold"],
+        len(config["train_cases"]),
+        config["size"],
+        config["base"]["source"],
+        options["weighting"],
+        " with teacher" if options["preset"] == "paper" else "",
+        plan.effective_batch,
+        plan.folder,
+    )
+
+
+def _base_config(source: str) -> dict:
+    """base_config.json of a base that init-base made; empty for any other."""
+    path = Path(source) / "base_config.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _git_commit() -> str | None:
+    """Commit of the checkout that runs, None for an installed package."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

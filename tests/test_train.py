@@ -1,0 +1,347 @@
+"""`law-synth train` on drawn polyps and a tiny base: every option, resume, what lies in the run folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+pytest.importorskip("diffusers", reason="needs the extra synth")
+pytest.importorskip("accelerate", reason="needs the extra synth")
+
+from dataset_conversion.phantom import ConvertPhantom
+from dataset_conversion.user_error import UserError
+from law_synth.base.model import load_base
+from law_synth.base.tiny import write_tiny_base
+from law_synth.run_folder import newest_run, read_run
+from law_synth.training.train import Train
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A folder with nnUNet_raw/Dataset910_Phantom (12 images of 64 px) and a tiny base."""
+    root = tmp_path_factory.mktemp("law")
+    (root / "nnUNet_raw").mkdir()
+    ConvertPhantom(out=root / "nnUNet_raw" / "Dataset910_Phantom", cases=12, test_cases=2, size=64).run()
+    write_tiny_base(root / "base")
+    return root
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate():
+    """accelerate keeps one precision per process; a command has a process of its own."""
+    from accelerate.state import AcceleratorState
+
+    yield
+    AcceleratorState._reset_state()
+
+
+@pytest.fixture
+def options(world, tmp_path, monkeypatch) -> Train:
+    """Options of a training of a second."""
+    monkeypatch.setenv("nnUNet_raw", str(world / "nnUNet_raw"))
+    monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
+    monkeypatch.delenv("nnUNet_preprocessed", raising=False)
+    return Train(
+        dataset="910",
+        base=str(world / "base"),
+        out=tmp_path / "run",
+        size=64,
+        max_steps=4,
+        batch_size=2,
+        gradient_accumulation=2,
+        learning_rate=1e-3,
+        log_every=1,
+        save_every=2,
+        sample_every=0,
+        held_out=0,
+        device="cpu",
+    )
+
+
+def log_of(run) -> list[dict]:
+    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+def weights_of(run) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return {
+        f"{file.parent.name}/{name}": tensor
+        for file in sorted(run.glob("*/*.safetensors"))
+        for name, tensor in load_file(file).items()
+    }
+
+
+def same_weights(one, other) -> bool:
+    one, other = weights_of(one), weights_of(other)
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("weighting", ["law", "difficulty", "uniform"])
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_resume_is_exact(options, tmp_path, weighting, ema):
+    options = replace(options, weighting=weighting, ema_decay=ema)
+    options.run()
+    in_parts = replace(options, out=tmp_path / "parts")
+    for steps in (1, 3, 4):
+        replace(in_parts, max_steps=steps).run()
+    assert log_of(tmp_path / "parts") == log_of(tmp_path / "run")
+    assert same_weights(tmp_path / "parts", tmp_path / "run")
+    in_parts.run()  # complete: changes nothing
+    assert same_weights(tmp_path / "parts", tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_kill_and_resume_through_the_command(options, tmp_path, world):
+    """kill -9 in the middle; the same command goes on and ends as a run that nobody killed."""
+    options.run()
+    arguments = "train --dataset 910 --size 64 --max-steps 4 --batch-size 2 --gradient-accumulation 2 "
+    arguments += (
+        "--learning-rate 1e-3 --log-every 1 --save-every 2 --sample-every 0 --held-out 0 --device cpu "
+    )
+    command = [sys.executable, "-m", "law_synth", *arguments.split(), "--base", str(world / "base")]
+    command += ["--out", str(tmp_path / "killed")]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "killed" / ".training" / "state.pt").is_file() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert same_weights(tmp_path / "killed", tmp_path / "run")
+    assert log_of(tmp_path / "killed") == log_of(tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_two_processes_do_the_same_training(options, tmp_path, world):
+    """Two processes of batch 1 see the samples of one process of batch 2, and end at the same weights."""
+    options.run()
+    arguments = "train --dataset 910 --size 64 --max-steps 4 --batch-size 1 --gradient-accumulation 2 "
+    arguments += (
+        "--learning-rate 1e-3 --log-every 1 --save-every 2 --sample-every 0 --held-out 0 --device cpu "
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += ["-m", "law_synth", *arguments.split(), "--base", str(world / "base")]
+    command += ["--out", str(tmp_path / "two")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for one, two in zip(log_of(tmp_path / "run"), log_of(tmp_path / "two"), strict=True):
+        assert two["loss/total"] == pytest.approx(one["loss/total"], rel=1e-4)
+        assert two["loss/dice"] == pytest.approx(one["loss/dice"], rel=1e-3)
+
+
+def test_stock_pipeline_loads_the_run(options, world):
+    from diffusers import ControlNetModel, StableDiffusionControlNetPipeline, UNet2DConditionModel
+
+    options.run()
+    pipeline = StableDiffusionControlNetPipeline.from_pretrained(
+        world / "base",
+        controlnet=ControlNetModel.from_pretrained(options.out / "controlnet"),
+        unet=UNet2DConditionModel.from_pretrained(options.out / "unet"),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    mask = Image.fromarray(np.pad(np.full((20, 20), 255, np.uint8), 22))
+    image = pipeline("a polyp", image=mask, num_inference_steps=2, output_type="np").images
+    assert image.shape == (1, 64, 64, 3) and np.isfinite(image).all()
+
+
+def test_config_tells_what_the_run_saw(options, world):
+    """Training and held-out cases are the fold's; its validation cases appear nowhere."""
+    from dataset_conversion.raw import find_dataset
+
+    options = replace(options, held_out=1, fold=1, out=None, max_steps=1)
+    dataset = find_dataset("910")
+    cases = [case.id for case in dataset.training_cases]
+    splits = [{"train": cases[2:], "val": cases[:2]}, {"train": cases[:10], "val": cases[10:]}]
+    splits_file = dataset.folder / "splits_final.json"
+    splits_file.write_text(json.dumps(splits))
+    try:
+        options.run()
+    finally:
+        splits_file.unlink()
+    run = newest_run()
+    assert run.train_cases == cases[:10]
+    assert len(run.config["held_out_cases"]) == 1
+    assert run.fold == 1 and run.dataset_name == "Dataset910_Phantom"
+    assert run.config["options"]["weighting"] == "law" and run.config["finished"]
+    controlnet, unet = run.load_student(load_base(str(world / "base")), torch.float32)
+    assert not controlnet.training and not unet.training
+    assert run.folder.parent.name == "Dataset910_Phantom"
+
+
+def test_frozen_decoder_exports_the_controlnet_only(options):
+    replace(options, freeze_decoder=True, preset="light", max_steps=1).run()
+    assert (options.out / "controlnet").is_dir() and not (options.out / "unet").exists()
+    assert not read_run(options.out).config["trains_decoder"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"weighting": "ratio"},
+        {"weighting": "ratio-clamped", "preset": "light"},
+        {"weighting": "adaptive-distillation"},
+        {"normalize": False, "w_min": 0.0, "w_max": float("inf"), "dice": False, "joint": True},
+        {"mixed_precision": "bf16", "gradient_checkpointing": True},
+        {"mixed_precision": "bf16", "freeze_decoder": True},
+        {"mask_downsampling": "nearest", "detach_mask_control": True, "empty_prompts": 1.0},
+        {"fold": "all", "prompt": "polyp " * 200},
+        {"size": 72},
+    ],
+)
+def test_every_option_trains(options, changes):
+    replace(options, max_steps=2, **changes).run()
+    last = log_of(options.out)[-1]
+    assert last["step"] == 2 and np.isfinite(last["loss/total"])
+    assert ("loss/teacher" in last) == (changes.get("preset") != "light")
+
+
+def test_mixed_precision_keeps_trained_weights_in_fp32(options):
+    replace(options, mixed_precision="bf16", max_steps=1).run()
+    state = torch.load(options.out / ".training" / "state.pt", weights_only=True)
+    assert {weight.dtype for weight in state["weights"].values()} == {torch.float32}
+
+
+def test_gradient_checkpointing_changes_no_loss(options, tmp_path):
+    options.run()
+    replace(options, gradient_checkpointing=True, out=tmp_path / "checkpointing").run()
+    for one, other in zip(log_of(options.out), log_of(tmp_path / "checkpointing"), strict=True):
+        assert one["loss/total"] == pytest.approx(other["loss/total"], rel=1e-5)
+
+
+def test_pictures_and_logs(options):
+    options = replace(options, sample_every=2, held_out=1, fold="all", max_steps=4)
+    options.run()
+    names = {path.name for path in (options.out / "samples").iterdir()}
+    assert {"step_000000.png", "step_000002.png", "step_000004.png", "delta_maps.png"} <= names
+    assert np.allclose(np.load(options.out / "samples" / "delta_000000.npy"), 0.5)
+    entries = log_of(options.out)
+    looks = [entry for entry in entries if "fixed_noise/all" in entry]
+    assert [entry["step"] for entry in looks] == [0, 2, 4]
+    assert looks[-1]["fixed_noise/all"] < looks[0]["fixed_noise/all"]
+    assert {"loss/student", "loss/dice", "weight/mean", "weight/clamped", "weight/lesion_share"} <= set(
+        entries[1]
+    )
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(options.out / "tensorboard"))
+    events.Reload()
+    assert len(events.Scalars("loss/total")) == 4 and events.Images("samples")
+
+
+def test_fixed_noise_loss_is_the_same_for_the_same_weights(options, tmp_path):
+    options = replace(options, sample_every=1, held_out=1, fold="all", max_steps=1)
+    options.run()
+    replace(options, out=tmp_path / "again", weighting="uniform").run()
+    assert log_of(options.out)[0] == log_of(tmp_path / "again")[0]
+
+
+def test_law_starts_where_the_clamped_prior_does(options, tmp_path):
+    """Before phi has learned anything, LAW's loss is that of the clamped prior: same noise, same masks."""
+    replace(options, max_steps=1).run()
+    replace(options, max_steps=1, weighting="ratio-clamped", out=tmp_path / "clamped").run()
+    replace(options, max_steps=1, weighting="uniform", out=tmp_path / "uniform").run()
+    law, clamped, uniform = (log_of(tmp_path / name)[0] for name in ("run", "clamped", "uniform"))
+    assert law["loss/student"] == pytest.approx(clamped["loss/student"])
+    assert law["loss/student"] != pytest.approx(uniform["loss/student"], rel=1e-2)
+
+
+def test_non_finite_loss_stops_and_names_the_term(options):
+    options.run()
+    state = torch.load(options.out / ".training" / "state.pt", weights_only=True)
+    name = next(name for name in state["weights"] if name.startswith("networks.image_controlnet"))
+    state["weights"][name].fill_(float("nan"))
+    torch.save(state, options.out / ".training" / "state.pt")
+    before = weights_of(options.out)
+    with pytest.raises(UserError, match=r"step 5: found a teacher loss of nan"):
+        replace(options, max_steps=6).run()
+    assert all(torch.equal(before[name], tensor) for name, tensor in weights_of(options.out).items())
+
+
+def test_odd_data(options, world):
+    """One case; an empty and a full mask; odd image sizes; grey."""
+    folder = world / "nnUNet_raw" / "Dataset911_Odd"
+    (folder / "imagesTr").mkdir(parents=True, exist_ok=True)
+    (folder / "labelsTr").mkdir(exist_ok=True)
+    generator = np.random.default_rng(0)
+    for number, (height, width, fill) in enumerate([(37, 91, 0), (64, 50, 1)]):
+        image = generator.integers(0, 256, (height, width), dtype=np.uint8)
+        Image.fromarray(image).save(folder / "imagesTr" / f"odd{number}_0000.png")
+        Image.fromarray(np.full((height, width), fill, np.uint8)).save(
+            folder / "labelsTr" / f"odd{number}.png"
+        )
+    description = {
+        "channel_names": {"0": "grey"},
+        "labels": {"background": 0, "lesion": 1},
+        "numTraining": 2,
+        "file_ending": ".png",
+    }
+    (folder / "dataset.json").write_text(json.dumps(description))
+    replace(options, dataset="911", fold="all", max_steps=2).run()
+    assert all(np.isfinite(entry["loss/total"]) for entry in log_of(options.out))
+    assert log_of(options.out)[-1]["loss/dice"] == 0
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dataset": "999"}, "found none for data set 999"),
+        ({"fold": 7}, "found --fold 7, expected 0 to 4 or all"),
+        ({"base": "/nowhere"}, "nowhere"),
+        ({"size": 65}, "found --size 65, expected a multiple of 8"),
+        ({"weighting": "adaptive-distillation", "preset": "light"}, "expected the teacher"),
+        ({"dice": False}, "add --joint"),
+        ({"w_min": 3.0}, "expected 0 <= min <= max"),
+        ({"max_steps": 0}, "found --max-steps 0"),
+        ({"mixed_precision": "fp16"}, "found --mixed-precision fp16 on a CPU"),
+    ],
+)
+def test_bad_options_are_one_line(options, changes, message):
+    with pytest.raises(UserError, match=message) as error:
+        replace(options, **changes).run()
+    assert "\n" not in str(error.value)
+    assert not options.out.exists()
+
+
+def test_another_training_in_the_folder_is_refused(options, tmp_path):
+    replace(options, max_steps=1).run()
+    with pytest.raises(UserError, match=r"found a run with weighting = \"law\", expected \"uniform\""):
+        replace(options, weighting="uniform").run()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.txt").write_text("important")
+    with pytest.raises(UserError, match="found existing content"):
+        replace(options, out=tmp_path / "other").run()
+
+
+def test_base_that_saw_other_cases_is_refused(options, world, tmp_path):
+    """A base from init-base must not know the validation cases of the fold."""
+    shutil.copytree(world / "base", tmp_path / "base")
+    from dataset_conversion.raw import find_dataset
+
+    cases = [case.id for case in find_dataset("910").training_cases]
+    about = {"dataset": "Dataset910_Phantom", "train_cases": cases, "image_size": 64}
+    (tmp_path / "base" / "base_config.json").write_text(json.dumps(about))
+    with pytest.raises(UserError, match="found a base trained on"):
+        replace(options, base=str(tmp_path / "base")).run()
+    replace(options, base=str(tmp_path / "base"), fold="all", max_steps=1).run()
+
+
+def test_dry_run_writes_nothing(options):
+    replace(options, dry_run=True).run()
+    assert not options.out.exists()
