@@ -15,6 +15,8 @@ import pytest
 from PIL import Image
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # otherwise imports retry the network for 23 s
+for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+    os.environ.pop(name, None)  # the user's own data sets stay out of the tests
 
 # A user's own trainers, in a folder of the user's own: two lines change a recipe.
 TINY_TRAINERS = """
@@ -129,3 +131,55 @@ def nnunet(tmp_path_factory) -> NNUNet:
     )
     nnunet.plan(901, 902, 903, 904)
     return nnunet
+
+
+@pytest.fixture(scope="session")
+def trained_run(tmp_path_factory) -> Path:
+    """A run folder as `law-synth train` leaves it, of random weights, on fold 0 of 12 images of 64 px.
+
+    It lies in nnUNet_results/law_synth/Dataset950_Phantom/; nnUNet_raw and nnUNet_preprocessed are beside it.
+    """
+    import torch
+
+    from dataset_conversion.phantom import ConvertPhantom
+    from dataset_conversion.raw import read_dataset
+    from law_synth.base.model import load_base
+    from law_synth.base.tiny import write_tiny_base
+    from law_synth.run_folder import weights_hash
+
+    root = tmp_path_factory.mktemp("law")
+    data = root / "nnUNet_raw" / "Dataset950_Phantom"
+    ConvertPhantom(out=data, cases=12, test_cases=2, size=64).run()
+    (root / "nnUNet_preprocessed").mkdir()
+    write_tiny_base(root / "base")
+    base = load_base(str(root / "base"))
+    controlnet = base.new_controlnet()
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(0)
+        for block in (*controlnet.controlnet_down_blocks, controlnet.controlnet_mid_block):
+            torch.nn.init.normal_(block.weight, std=0.2)  # they are zero at first: the mask would not matter
+        torch.nn.init.normal_(controlnet.controlnet_cond_embedding.conv_out.weight, std=0.2)
+    run = root / "nnUNet_results" / "law_synth" / "Dataset950_Phantom" / "law__fold_0"
+    controlnet.save_pretrained(run / "controlnet")
+    base.unet.save_pretrained(run / "unet")
+    train_cases = read_dataset(data).read_splits()[0]["train"]
+    config = {
+        "format": 1,
+        "law_order_version": "0",
+        "git_commit": None,
+        "step": 10,
+        "finished": True,
+        "options": {},
+        "dataset": {"name": data.name, "folder": str(data)},
+        "fold": 0,
+        "train_cases": train_cases[1:],
+        "held_out_cases": train_cases[:1],
+        "base": {"source": base.source, "hash": base.hash},
+        "size": 64,
+        "prompt": "a polyp",
+        "guidance_scale": 2.0,
+        "trains_decoder": True,
+        "weights_hash": weights_hash(run),
+    }
+    (run / "law_config.json").write_text(json.dumps(config))
+    return run

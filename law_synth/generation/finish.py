@@ -1,0 +1,140 @@
+"""Complete a generated data set once all its chunks are there: real cases, splits, manifest, dataset.json."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import tempfile
+import uuid
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dataset_conversion.raw import Case, nnunet_folder, splits_files
+from dataset_conversion.raw_writer import refuse_other_splits
+from dataset_conversion.user_error import UserError
+from law_synth.cases import fold_cases
+from law_synth.generation.manifest import (
+    FOLDER,
+    read_chunk,
+    remove_leftovers,
+    write_atomically,
+    write_json,
+    write_rows,
+)
+
+if TYPE_CHECKING:
+    from law_synth.generation.plan import Plan
+
+logger = logging.getLogger(__name__)
+
+
+def finish_dataset(plan: Plan) -> None:
+    """Write what is still missing, dataset.json last; any number of processes may do so, again and again.
+
+    UserError: nothing was kept, or nnU-Net's folder holds other splits.
+    """
+    out = plan.verb.out
+    rows = []
+    for chunk in range(len(plan.chunks)):
+        rows_of_chunk = read_chunk(out, chunk)
+        if rows_of_chunk is None:
+            logger.warning("chunk %d is damaged: run the shard that made it again", chunk)
+            return
+        rows += rows_of_chunk
+    kept = sorted(row["case"] for row in rows if row["kept"])
+    dropped = Counter(row["reason"] for row in rows if not row["kept"])
+    counts = ", ".join(f"{number} {reason}" for reason, number in sorted(dropped.items())) or "none"
+    if not kept:
+        raise UserError(
+            f"{out}: found no image worth keeping, dropped all {len(rows)} ({counts}); train longer, or "
+            "loosen --min-agreement or --max-similarity with another --out"
+        )
+    remove_leftovers(out, plan.prefix)
+    write_rows(out / "synthesis.jsonl", rows)
+    real = _add_real_cases(plan, kept) if plan.verb.with_real else []
+    _write_dataset_json(plan, len(kept) + len(real))
+    logger.info("wrote %s: kept %d of %d images (dropped: %s)", out, len(kept), len(rows), counts)
+    _say_next_commands(plan)
+
+
+def _add_real_cases(plan: Plan, kept: list[str]) -> list[str]:
+    """Link the fold's real cases into the data set and write its one fold; -> their ids."""
+    out = plan.verb.out
+    training, validation = fold_cases(plan.dataset, plan.run.fold)
+    if validation:
+        splits = [{"train": sorted(training + kept), "val": validation}]
+        refuse_other_splits(out, splits)
+        for path in splits_files(out):
+            write_json(path, splits)
+            logger.info("wrote %s: fold 0 is fold %s of %s", path, plan.run.fold, plan.dataset.folder.name)
+    wanted = set(training + validation)
+    for case in plan.dataset.training_cases:
+        if case.id in wanted:
+            _link_case(case, out, plan.dataset.file_ending)
+    return sorted(wanted)
+
+
+def _link_case(case: Case, out: Path, ending: str) -> None:
+    for channel, image in enumerate(case.images):
+        _link(image, out / "imagesTr" / f"{case.id}_{channel:04d}{ending}")
+    _link(case.label, out / "labelsTr" / f"{case.id}{ending}")
+
+
+def _link(source: Path, target: Path) -> None:
+    """Hard link where the file system can, else copy; under a hidden name first."""
+    if target.is_file():
+        return
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.partial")
+    source = source.resolve()  # never a link to a link
+    with contextlib.suppress(OSError):
+        os.link(source, temporary)
+    if not temporary.exists():
+        shutil.copyfile(source, temporary)
+    os.replace(temporary, target)
+    temporary.unlink(missing_ok=True)  # renaming onto a link to the same file leaves both
+
+
+def _write_dataset_json(plan: Plan, cases: int) -> None:
+    from nnunetv2.dataset_conversion.generate_dataset_json import generate_dataset_json
+
+    out, source = plan.verb.out, plan.dataset.json
+    names = ("overwrite_image_reader_writer", "reference")
+    optional = {name: source[name] for name in names if name in source}
+    with tempfile.TemporaryDirectory(dir=out / FOLDER) as folder:
+        generate_dataset_json(
+            folder,
+            channel_names=source["channel_names"],
+            labels=source["labels"],
+            num_training_cases=cases,
+            file_ending=plan.dataset.file_ending,
+            dataset_name=out.resolve().name,
+            license=source.get("licence", "that of the source data"),  # nnU-Net writes it with a c
+            converted_by="law-order",
+            description=f"synthetic cases from masks of {plan.dataset.folder.resolve().name}",
+            **optional,
+        )
+        write_atomically(out / "dataset.json", (Path(folder) / "dataset.json").read_bytes())
+
+
+def _say_next_commands(plan: Plan) -> None:
+    fold, number = plan.run.fold, plan.verb.out.resolve().name[7:10]
+    source = plan.dataset.folder.resolve().name
+    if not plan.verb.with_real:
+        logger.info("no --with-real: nnU-Net will split the synthetic cases and validate on some of them")
+    elif fold == "all":
+        logger.info("fold all has no validation cases: train with fold all; fold 0 to 4 would mix both kinds")
+    train_fold = 0 if plan.verb.with_real and fold != "all" else "all"
+    logger.info("next: nnUNetv2_plan_and_preprocess -d %s -c 2d --verify_dataset_integrity", number)
+    logger.info("then: nnUNetv2_train %s 2d %s -tr nnUNetTrainerORDER", number, train_fold)
+    preprocessed = nnunet_folder("nnUNet_preprocessed")
+    if preprocessed and (preprocessed / source / "nnUNetPlans.json").is_file():
+        logger.info(
+            "or with the plans of %s: nnUNetv2_plan_and_preprocess -d %s -c 2d --no_pp; "
+            "nnUNetv2_move_plans_between_datasets -s %s -t %s -sp nnUNetPlans -tp RealPlans; "
+            "nnUNetv2_preprocess -d %s -c 2d -plans_name RealPlans; "
+            "nnUNetv2_train %s 2d %s -tr nnUNetTrainerORDER -p RealPlans",
+            *(source, number, source[7:10], number, number, number, train_fold),
+        )

@@ -1,0 +1,107 @@
+"""`law-synth generate`: synthetic cases in nnU-Net raw format from a trained mask ControlNet."""
+
+from __future__ import annotations
+
+import logging
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from dataset_conversion.user_error import UserError
+
+logger = logging.getLogger(__name__)
+
+PRESETS = {"fast": ("unipc", 20), "paper": ("ddim", 50)}  # sampler and steps
+
+
+@dataclass(frozen=True)
+class Generate:
+    """Write synthetic cases with a trained mask ControlNet as an nnU-Net raw data set.
+
+    After a training run only --out is needed. A killed generation goes on when the same command is given
+    again. Several processes: start it with `torchrun --nproc_per_node N -m law_synth generate ...`, with
+    `accelerate launch`, or give each machine its --shard; the files are the same bytes.
+    """
+
+    out: Path
+    """Folder to write: nnUNet_raw/Dataset501 or nnUNet_raw/Dataset501_NAME."""
+    trained_run: Annotated[Path | None, tyro.conf.arg(name="run")] = None
+    """Run folder of law-synth train; by default the newest under $nnUNet_results/law_synth."""
+    samples: int | None = None
+    """Number of images; by default one per mask. More go round the masks with new noise."""
+    masks: Path | None = None
+    """Folder of mask files (0 and the lesion's label, or 0 and 255); by default the training cases' masks."""
+    mask_augment: Literal["none", "flip", "affine", "elastic"] = "none"
+    """Vary each mask; the lesion's area stays within 10 %."""
+    with_real: bool = False
+    """Add the real cases, and splits_final.json: the fold trains on real and synthetic, validates on real."""
+    original_size: bool = False
+    """Write image and label at the size of the mask's source instead of the model's."""
+
+    preset: Literal["fast", "paper"] = "fast"
+    """fast: 20 steps of UniPC. paper: 50 steps of DDIM, eta 0."""
+    sampler: Literal["ddim", "unipc", "dpm++"] | None = None
+    """By default as --preset."""
+    steps: int | None = None
+    """Denoising steps; by default as --preset."""
+    guidance_scale: float | None = None
+    """Classifier-free guidance, the mask in both branches; 1 for none (twice as fast). By default the
+    run's: 9 as in the paper's code, 1 on a base of init-base."""
+    prompt: str | None = None
+    """By default the run's."""
+
+    segmenter: Path | None = None
+    """nnU-Net model folder (.../nnUNetTrainerORDER__nnUNetPlans__2d) that looks for the lesions."""
+    min_agreement: float = 0.0
+    """Drop images whose lesion the segmenter finds with a lower Dice."""
+    max_similarity: float = 0.98
+    """Drop images whose 32 x 32 thumbnail correlates more than this with a training image's; 1 keeps all."""
+
+    chunk_size: int = 8
+    """Images per batch. Another size changes pixels by 1 or 2 grey levels."""
+    shard: str = "0/1"
+    """i/n: this process does part i (from 0) of n; the last one to finish completes the data set."""
+    dtype: Literal["fp32", "bf16", "fp16"] | None = None
+    """By default bf16 on a GPU and fp32 on a CPU."""
+    compile: bool = False
+    """torch.compile the networks: worth its minute for thousands of images."""
+    seed: int = 0
+    """Another seed gives other noise and other augmentations."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1, ...; auto: a GPU where there is one."""
+    dry_run: bool = False
+    """Check everything, say what would be done and stop."""
+
+    def check(self) -> tuple[int, int]:
+        """Part and number of parts of --shard. UserError: options that make no sense."""
+        for name in ("samples", "steps", "chunk_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"found --{name.replace('_', '-')} {value}, expected at least 1")
+        if self.guidance_scale is not None and self.guidance_scale < 1:
+            raise UserError(f"found --guidance-scale {self.guidance_scale}, expected 1 (none) or more")
+        if not 0 <= self.min_agreement <= 1 or not -1 <= self.max_similarity <= 1:
+            raise UserError(
+                f"found --min-agreement {self.min_agreement} and --max-similarity {self.max_similarity}, "
+                "expected 0 to 1 (Dice) and -1 to 1 (correlation)"
+            )
+        if self.min_agreement and self.segmenter is None:
+            raise UserError(
+                "found --min-agreement without --segmenter, expected the model that judges; name it"
+            )
+        match = re.fullmatch(r"(\d+)/(\d+)", self.shard)
+        if not match or not int(match[1]) < int(match[2]):
+            raise UserError(f"found --shard {self.shard}, expected i/n with i from 0 to n - 1, such as 0/4")
+        return int(match[1]), int(match[2])
+
+    def run(self) -> None:
+        from law_synth.requirements_hint import require
+
+        part, parts = self.check()
+        require("synth", "diffusers", "transformers", "accelerate")
+        from law_synth.generation.chunks import generate
+
+        generate(self, part, parts)

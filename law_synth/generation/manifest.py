@@ -1,0 +1,164 @@
+"""What a generation has done so far: one file per finished chunk, so that it can be killed and go on.
+
+A chunk's images are written first, its labels second and its chunk file last, each under a temporary name and
+renamed. A chunk counts as done when its chunk file is there and every file it lists has the recorded sha256.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import logging
+import os
+import shutil
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+
+from dataset_conversion.raw_writer import check_out
+from dataset_conversion.user_error import UserError
+
+logger = logging.getLogger(__name__)
+
+FOLDER = ".generation"
+DESCRIPTION = "synthesis.json"
+
+
+def open_generation(out: Path, description: dict) -> None:
+    """Start a generation in a free folder, or check that the one in `out` has the same options.
+
+    UserError: `out` holds other content, is badly named, or holds a generation with other options.
+    """
+    path = out / DESCRIPTION
+    if not path.is_file():
+        try:
+            _start(out, description)
+        except UserError:
+            if not path.is_file():  # else another process started it just now
+                raise
+    before = _read(path)
+    if before is None or "options" not in before:
+        raise UserError(
+            f"{path}: malformed, expected the record of a generation; remove {out} and start anew"
+        )
+    description = json.loads(json.dumps(description))  # tuples become lists, as in the file
+    for name, value in description["options"].items():
+        if before["options"].get(name) != value:
+            raise UserError(
+                f"{out}: found a generation with {name.replace('_', '-')} {before['options'].get(name)}, "
+                f"expected {value} as now; give the same options or choose another --out"
+            )
+    if before["versions"] != description["versions"]:
+        logger.warning(
+            "begun with %s, goes on with %s: the images may differ in the last bit",
+            before["versions"],
+            description["versions"],
+        )
+
+
+def _start(out: Path, description: dict) -> None:
+    """Create `out` with its record in one step."""
+    check_out(out)
+    staging = out.parent / f".{out.name}.{uuid.uuid4().hex}.partial"
+    try:
+        (staging / FOLDER).mkdir(parents=True)
+        write_json(staging / DESCRIPTION, description)
+        if out.is_dir():
+            out.rmdir()  # empty, see check_out
+        os.rename(staging, out)
+    except OSError as error:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise UserError(f"cannot create {out} ({error.strerror}); choose another --out") from error
+
+
+def write_chunk(
+    out: Path, chunk: int, images: Mapping[str, bytes], labels: Mapping[str, bytes], rows: list[dict]
+) -> None:
+    """Write a chunk's files (name below `out` -> content), then its chunk file. UserError: disk full."""
+    files = {**images, **labels}
+    for name, content in files.items():
+        write_atomically(out / name, content)
+    record = {
+        "chunk": chunk,
+        "files": {name: sha256(content) for name, content in files.items()},
+        "rows": rows,
+    }
+    write_json(_chunk_path(out, chunk), record)
+
+
+def read_chunk(out: Path, chunk: int) -> list[dict] | None:
+    """Rows of a finished chunk; None when it is not there, or not as it was written."""
+    record = _read(_chunk_path(out, chunk))
+    if record is None:
+        return None
+    for name, digest in record["files"].items():
+        try:
+            content = (out / name).read_bytes()
+        except OSError:
+            return None
+        if sha256(content) != digest:
+            return None
+    return record["rows"]
+
+
+def count_chunks(out: Path) -> int:
+    """Number of chunk files, whoever wrote them."""
+    return sum(1 for _ in (out / FOLDER).glob("chunk_*.json"))
+
+
+def write_rows(path: Path, rows: list[dict]) -> None:
+    """JSON lines, sorted by case id."""
+    lines = [json.dumps(row) + "\n" for row in sorted(rows, key=lambda row: row["case"])]
+    write_atomically(path, "".join(lines).encode())
+
+
+def write_json(path: Path, content: dict | list) -> None:
+    """As `write_atomically`."""
+    write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write under a hidden name of its own, then rename; a file with this very content is left alone.
+
+    Several processes may write the same file at the same time. UserError: no space left.
+    """
+    with contextlib.suppress(OSError):
+        if path.read_bytes() == content:
+            return
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise UserError(
+            f"found no space left for {path}; free some disk space and give the same command again to go on"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(out: Path, prefix: str) -> None:
+    """Remove what killed processes left of cases `<prefix>_...`, once all chunks are done."""
+    for folder in ("imagesTr", "labelsTr"):
+        for path in (out / folder).glob(f".{prefix}_*.partial"):
+            path.unlink(missing_ok=True)
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _chunk_path(out: Path, chunk: int) -> Path:
+    return out / FOLDER / f"chunk_{chunk:06d}.json"
+
+
+def _read(path: Path) -> dict | None:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,183 @@
+"""What to generate: a fixed list of samples, the same for any number of processes."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dataset_conversion.raw import RawDataset, find_dataset
+from law_synth.cases import lesion_label, resize_mask
+from law_synth.generation.generate import PRESETS
+from law_synth.generation.leaks import refuse_leaks
+from law_synth.generation.masks import MaskSource, augment, case_masks, folder_masks, mask_hash
+from law_synth.generation.quality import load_judge
+from law_synth.generation.sampling import Sampling, derived_seed
+from law_synth.run_folder import TrainedRun, newest_run, read_run
+
+if TYPE_CHECKING:
+    import torch
+
+    from law_synth.evaluation.segmenter import Segmenter
+    from law_synth.generation.generate import Generate
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image to generate, whether or not the quality filter will keep it."""
+
+    index: int
+    case: str
+    source: MaskSource
+    seed: int
+    """Of its noise."""
+    mask_seed: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that decides what a generation writes; `make_plan` makes it."""
+
+    verb: Generate
+    run: TrainedRun
+    dataset: RawDataset
+    sources: list[MaskSource]
+    segmenter: Segmenter | None
+    sampling: Sampling
+    device: torch.device
+
+    @cached_property
+    def samples(self) -> list[Sample]:
+        """In the order of their index; the sources follow each other round and round."""
+        seed, count = self.verb.seed, self.verb.samples or len(self.sources)
+        return [
+            Sample(
+                index,
+                f"{self.prefix}_{index:06d}",
+                self.sources[index % len(self.sources)],
+                derived_seed(seed, index, "noise"),
+                derived_seed(seed, index, "mask"),
+            )
+            for index in range(count)
+        ]
+
+    @cached_property
+    def chunks(self) -> list[list[Sample]]:
+        """The samples in groups of --chunk-size; the last may be shorter."""
+        size = self.verb.chunk_size
+        return [self.samples[start : start + size] for start in range(0, len(self.samples), size)]
+
+    def masks(self, chunk: int) -> tuple[list[np.ndarray], np.ndarray]:
+        """Masks of a chunk's samples at their own sizes, and as the model sees them (N, S, S); 0 and 1."""
+        kind, size = self.verb.mask_augment, self.run.size
+        masks = [augment(sample.source.read(), kind, sample.mask_seed, size) for sample in self.chunks[chunk]]
+        return masks, np.stack([resize_mask(mask, size) for mask in masks])
+
+    def row(self, sample: Sample, chunk: int, mask: np.ndarray, reason: str | None, scores: dict) -> dict:
+        """Line of synthesis.jsonl for a sample and its mask at model size."""
+        return {
+            "case": sample.case,
+            "index": sample.index,
+            "chunk": chunk,
+            "kept": reason is None,
+            "reason": reason,
+            "seed": sample.seed,
+            "source_case": sample.source.case,
+            "source_mask": sample.source.name,
+            "mask_sha256": mask_hash(mask),
+            "mask_augmentation": self.verb.mask_augment,
+            "mask_seed": None if self.verb.mask_augment == "none" else sample.mask_seed,
+            "prompt": self.sampling.prompt,
+            "sampler": self.sampling.sampler,
+            "steps": self.sampling.steps,
+            "guidance_scale": self.sampling.guidance_scale,
+            "model_hash": self.run.hash,
+            "scores": scores,
+        }
+
+    def description(self) -> dict:
+        """Content of synthesis.json. Its options decide the bytes that are written, so that a resume compares
+        them."""
+        import torch
+
+        verb = self.verb
+        options = {
+            "model": self.run.hash,
+            "base": self.run.base_hash,
+            "data_set": self.dataset.folder.resolve().name,
+            "masks": self._masks_digest(),
+            "samples": len(self.samples),
+            **{name: getattr(verb, name) for name in ("mask_augment", "with_real", "original_size")},
+            **asdict(self.sampling),
+            "segmenter": self.segmenter and self.segmenter.hash,
+            **{
+                name: getattr(verb, name)
+                for name in ("min_agreement", "max_similarity", "chunk_size", "seed")
+            },
+            "device": self.device.type,
+        }
+        packages = ("law-order", "torch", "diffusers", "transformers", "nnunetv2", "numpy", "pillow")
+        versions = {name: _version(name) for name in packages}
+        if self.device.type == "cpu":
+            versions["threads"] = str(torch.get_num_threads())  # sums of another order
+        source = {"name": self.dataset.folder.resolve().name, "folder": str(self.dataset.folder.resolve())}
+        return {"options": options, "run": self.run.config, "source_dataset": source, "versions": versions}
+
+    @property
+    def lesion(self) -> int:
+        """The data set's label of lesions."""
+        return lesion_label(self.dataset)
+
+    @cached_property
+    def prefix(self) -> str:
+        """Of the case ids: law, or law2, ... where the data set has such cases already."""
+        taken = [case.id.lower() for case in (*self.dataset.training_cases, *self.dataset.test_cases)]
+        prefix, number = "law", 1
+        while any(case.startswith(f"{prefix}_") for case in taken):
+            number += 1
+            prefix = f"law{number}"
+        return prefix
+
+    def _masks_digest(self) -> str:
+        """Names of the sources, and the pixels of those that are no cases of the data set."""
+        digest = hashlib.sha256()
+        for source in self.sources:
+            foreign = "" if source.case == source.name else mask_hash(source.read())
+            digest.update(f"{source.name}{foreign}\n".encode())
+        return digest.hexdigest()
+
+
+def make_plan(verb: Generate, device: torch.device) -> Plan:
+    """Find run, data set, masks and judge. UserError: one is not usable, or something would leak."""
+    run = read_run(verb.trained_run) if verb.trained_run is not None else newest_run()
+    recorded = (run.dataset_folder / "dataset.json").is_file()
+    dataset = find_dataset(run.dataset_folder if recorded else run.dataset_name)
+    lesion_label(dataset)
+    sources = (
+        case_masks(dataset, run.train_cases) if verb.masks is None else folder_masks(verb.masks, dataset)
+    )
+    judge = load_judge(Path(verb.segmenter), dataset, run.fold, str(device)) if verb.segmenter else None
+    refuse_leaks(run, dataset, sources, judge)
+    sampler, steps = PRESETS[verb.preset]
+    guidance = verb.guidance_scale or run.guidance_scale
+    sampling = Sampling(
+        verb.sampler or sampler,
+        verb.steps or steps,
+        guidance,
+        run.prompt if verb.prompt is None else verb.prompt,
+        verb.dtype or ("fp32" if device.type == "cpu" else "bf16"),
+        verb.compile,
+    )
+    return Plan(verb, run, dataset, sources, judge, sampling, device)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except ModuleNotFoundError:  # a checkout that is not installed
+        return None

@@ -1,0 +1,140 @@
+"""From masks and noise to images, one batch at a time, through diffusers' stock ControlNet pipeline."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from law_synth.cases import condition
+
+if TYPE_CHECKING:
+    from diffusers import ControlNetModel, UNet2DConditionModel
+
+    from law_synth.base.model import BaseModel
+
+SamplerName = Literal["ddim", "unipc", "dpm++"]
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How noise becomes an image."""
+
+    sampler: SamplerName
+    steps: int
+    guidance_scale: float
+    prompt: str
+    dtype: Literal["fp32", "bf16", "fp16"]
+    compile: bool
+
+
+class OncePerBatch(nn.Module):
+    """Calls `embed` only for another input tensor; the pipeline asks for the mask's embedding each step."""
+
+    def __init__(self, embed: nn.Module):
+        super().__init__()
+        self.embed = embed
+        self._last: tuple[Tensor | None, Tensor | None] = None, None
+
+    def forward(self, mask: Tensor) -> Tensor:
+        if self._last[0] is not mask:
+            self._last = mask, self.embed(mask)
+        return self._last[1]
+
+
+class Sampler:
+    """Generates batches: `sampler(masks, seeds)`. The same batch gives the same bytes on the same machine."""
+
+    def __init__(
+        self,
+        base: BaseModel,
+        controlnet: ControlNetModel,
+        unet: UNet2DConditionModel,
+        settings: Sampling,
+        device: torch.device,
+    ):
+        self.base, self.settings, self.device = base, settings, device
+        self.dtype = DTYPES[settings.dtype]
+        torch.backends.cudnn.deterministic = True
+        text, empty = base.encode_prompts([settings.prompt, ""]).to(device, self.dtype)
+        self._prompts = {"prompt_embeds": text, "negative_prompt_embeds": empty}
+        base.text_encoder.to(self.dtype)  # which the pipeline takes as the embeddings' type
+        for model in (unet, controlnet, base.vae):
+            model.to(device, self.dtype, memory_format=torch.channels_last).requires_grad_(False)
+        if settings.compile:
+            unet, controlnet = torch.compile(unet), torch.compile(controlnet)
+        else:
+            controlnet.controlnet_cond_embedding = OncePerBatch(controlnet.controlnet_cond_embedding)
+        self._pipeline = new_pipeline(base, controlnet, unet, settings.sampler)
+
+    def __call__(self, masks: np.ndarray, seeds: Sequence[int]) -> np.ndarray:
+        """Masks of 0 and 1 (B, S, S) and the seed of each sample's noise -> uint8 RGB (B, S, S, 3).
+
+        FloatingPointError: an image is not finite.
+        """
+        count, size = len(masks), masks.shape[-1] // self.base.latent_factor
+        shape = (self.base.latent_channels, size, size)
+        latents = self._pipeline(
+            image=condition(masks).contiguous(),
+            latents=noise(shape, seeds).to(self.device, self.dtype),
+            num_inference_steps=self.settings.steps,
+            guidance_scale=self.settings.guidance_scale,
+            output_type="latent",
+            **{name: embedding.expand(count, -1, -1) for name, embedding in self._prompts.items()},
+        ).images
+        images = self.base.decode(latents)  # clamps infinities
+        if not (latents.isfinite().all() and images.isfinite().all()):
+            raise FloatingPointError
+        pixels = ((images + 1) * 127.5).round().to(torch.uint8)
+        return pixels.permute(0, 2, 3, 1).cpu().numpy()
+
+
+def noise(shape: tuple[int, ...], seeds: Sequence[int]) -> Tensor:
+    """Standard normal (B, *shape) fp32; each sample from a CPU generator of its own, whatever the batch."""
+    samples = [torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed)) for seed in seeds]
+    return torch.stack(samples)
+
+
+def derived_seed(seed: int, index: int, purpose: str) -> int:
+    """A seed of 63 bits for one sample and purpose."""
+    digest = hashlib.sha256(f"{seed}/{index}/{purpose}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def new_pipeline(base: BaseModel, controlnet: nn.Module, unet: nn.Module, sampler: SamplerName) -> Any:
+    """Stock StableDiffusionControlNetPipeline without safety checker, which turns lesions black."""
+    from diffusers import StableDiffusionControlNetPipeline
+
+    pipeline = StableDiffusionControlNetPipeline(
+        vae=base.vae,
+        text_encoder=base.text_encoder,
+        tokenizer=base.tokenizer,
+        unet=unet,
+        controlnet=controlnet,
+        scheduler=new_scheduler(base, sampler),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def new_scheduler(base: BaseModel, sampler: SamplerName) -> Any:
+    """A deterministic sampler with the base's noise levels and prediction type."""
+    from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
+
+    config = base.scheduler.config
+    if sampler == "ddim":  # as Stable Diffusion 1.5 sets it; eta is 0 by the pipeline's default
+        return DDIMScheduler.from_config(
+            config, clip_sample=False, set_alpha_to_one=False, steps_offset=1, timestep_spacing="leading"
+        )
+    return {"unipc": UniPCMultistepScheduler, "dpm++": DPMSolverMultistepScheduler}[sampler].from_config(
+        config
+    )

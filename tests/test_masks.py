@@ -1,0 +1,178 @@
+"""Masks to generate from: reading, and augmentations that keep a lesion a lesion."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dataset_conversion.phantom import phantom_case
+from dataset_conversion.raw import read_dataset
+from dataset_conversion.raw_writer import RGB, RawDatasetWriter
+from dataset_conversion.user_error import UserError
+from law_synth.cases import resize_mask
+from law_synth.generation.masks import (
+    augment,
+    case_masks,
+    draw_coordinates,
+    folder_masks,
+    mask_hash,
+    read_mask,
+    warp,
+)
+
+KINDS = ("flip", "affine", "elastic")
+
+
+def disc(height: int = 60, width: int = 90, y: float = 25, x: float = 50, radius: float = 9) -> np.ndarray:
+    rows, columns = np.mgrid[:height, :width]
+    return (np.hypot(rows - y, columns - x) < radius).astype(np.uint8)
+
+
+def touches(mask: np.ndarray) -> bool:
+    return bool(np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]]).any())
+
+
+def ellipse() -> np.ndarray:
+    rows, columns = np.mgrid[:60, :90]
+    return (((rows - 25) / 14) ** 2 + ((columns - 40) / 6) ** 2 < 1).astype(np.uint8)
+
+
+MASKS = {
+    "disc": disc(),
+    "ellipse": ellipse(),
+    "cut by the border": disc(x=4),
+    "tiny": disc(radius=1.5),
+    "almost everything": np.pad(np.ones((56, 86), np.uint8), 2),
+    "two": disc(x=20) | disc(x=70, radius=4),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", MASKS)
+def test_augmentation_keeps_area_border_and_presence(kind, name):
+    mask, changed = MASKS[name], 0
+    for seed in range(20):
+        new = augment(mask, kind, seed, size=32)
+        assert new.shape == mask.shape and new.dtype == np.uint8 and set(np.unique(new)) <= {0, 1}
+        assert abs(int(new.sum()) - int(mask.sum())) <= 0.1 * mask.sum()
+        assert touches(new) == touches(mask)
+        assert resize_mask(new, 32).any() == resize_mask(mask, 32).any()
+        np.testing.assert_array_equal(new, augment(mask, kind, seed, size=32))
+        changed += not np.array_equal(new, mask)
+    assert changed >= 10 or name == "almost everything"
+
+
+def test_augmentations_of_real_shapes_differ_by_seed_and_keep_area():
+    for index in range(8):
+        mask = phantom_case(0, index, 96)[1]
+        for kind in ("affine", "elastic"):
+            variants = [augment(mask, kind, seed, 96) for seed in range(6)]
+            assert len({mask_hash(variant) for variant in variants}) >= (2 if touches(mask) else 5)
+            assert all(abs(int(v.sum()) / int(mask.sum()) - 1) <= 0.1 for v in variants)
+
+
+def test_affine_moves_and_turns_without_scaling():
+    """Second moments: determinant (squared area) kept, main axis turned, centre moved."""
+    turned = moved = 0
+    for seed in range(20):
+        new = augment(ellipse(), "affine", seed, 64)
+        before, after = (np.cov(np.argwhere(mask).T) for mask in (ellipse(), new))
+        assert np.linalg.det(after) == pytest.approx(np.linalg.det(before), rel=0.2)
+        turned += abs(after[0, 1]) > 0.2 * after[0, 0]
+        moved += np.abs(np.argwhere(new).mean(0) - np.argwhere(ellipse()).mean(0)).max() > 2
+    assert turned >= 8 and moved >= 12
+
+
+def test_elastic_bends_the_outline_in_place():
+    overlaps = []
+    for seed in range(10):
+        new = augment(ellipse(), "elastic", seed, 64)
+        overlaps.append(2 * (new & ellipse()).sum() / (new.sum() + ellipse().sum()))
+    assert min(overlaps) > 0.7 and np.mean(overlaps) < 0.97
+
+
+def test_flips_are_exact_and_a_cut_lesion_is_only_flipped():
+    for mask, kind in ((disc(x=20), "flip"), (disc(x=4), "affine")):
+        flips = [mask, mask[::-1], mask[:, ::-1], mask[::-1, ::-1]]
+        found = {
+            next(i for i, flip in enumerate(flips) if np.array_equal(flip, new))
+            for new in (augment(mask, kind, seed, 64) for seed in range(20))
+        }
+        assert found == {0, 1, 2, 3}
+
+
+def test_a_mask_that_no_draw_can_keep_is_flipped():
+    """A comb of single pixels breaks under every warp."""
+    comb = np.zeros((40, 40), np.uint8)
+    comb[10:30:2, 10:30:2] = 1
+    new = augment(comb, "elastic", 3, 40)
+    assert any(np.array_equal(new, flip) for flip in (comb, comb[::-1], comb[:, ::-1], comb[::-1, ::-1]))
+
+
+def test_no_augmentation_and_masks_without_lesion():
+    assert augment(disc(), "none", 1, 64) is not None
+    np.testing.assert_array_equal(augment(disc(), "none", 1, 64), disc())
+    for kind in KINDS:
+        assert not augment(np.zeros((20, 30), np.uint8), kind, 1, 64).any()
+        assert augment(np.ones((20, 30), np.uint8), kind, 1, 64).all()
+
+
+def test_drawing_and_applying_are_apart():
+    coordinates = np.indices((60, 90)).astype(float)
+    np.testing.assert_array_equal(warp(disc(), coordinates), disc())
+    np.testing.assert_array_equal(warp(disc(), coordinates + np.array([[[3]], [[0]]])), disc(y=22))
+    drawn = [draw_coordinates(disc(), "elastic", np.random.default_rng(4)) for _ in range(2)]
+    np.testing.assert_array_equal(*drawn)
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    with RawDatasetWriter(tmp_path / "Dataset500_A", RGB, {"background": 0, "polyp": 1}) as writer:
+        for i in range(3):
+            writer.add_training_case(f"case_{i}", np.zeros((60, 90, 3), np.uint8), disc(y=20 + i))
+    return read_dataset(tmp_path / "Dataset500_A")
+
+
+def test_sources_read_cases_and_files(dataset, tmp_path):
+    sources = case_masks(dataset, ["case_2", "case_0"])
+    assert [(source.name, source.case) for source in sources] == [("case_2", "case_2"), ("case_0", "case_0")]
+    np.testing.assert_array_equal(sources[0].read(), disc(y=22))
+    with pytest.raises(UserError, match=r"found no training case case_9 .*restore the data set"):
+        case_masks(dataset, ["case_9"])
+
+    folder = tmp_path / "masks"
+    folder.mkdir()
+    Image.fromarray(disc() * 255).save(folder / "b.png")
+    Image.fromarray(disc(y=30)).save(folder / "case_1.png")
+    (folder / "notes.txt").write_text("")
+    sources = folder_masks(folder, dataset)
+    assert [(source.name, source.case) for source in sources] == [("b.png", None), ("case_1.png", "case_1")]
+    np.testing.assert_array_equal(sources[0].read(), disc())
+    np.testing.assert_array_equal(sources[1].read(), disc(y=30))
+
+
+def test_unusable_mask_files_are_named(dataset, tmp_path):
+    folder = tmp_path / "masks"
+    with pytest.raises(UserError, match="masks: not found"):
+        folder_masks(folder, dataset)
+    folder.mkdir()
+    with pytest.raises(UserError, match="found no images"):
+        folder_masks(folder, dataset)
+    Image.fromarray(disc() * 7).save(folder / "seven.png")
+    with pytest.raises(UserError, match=r"seven\.png: found mask values 7, expected 0 and 1, or 0 and 255"):
+        read_mask(folder / "seven.png", 1)
+    Image.fromarray(disc() * 2).save(folder / "two.png")
+    np.testing.assert_array_equal(read_mask(folder / "two.png", 2), disc())  # the label may have any value
+    Image.fromarray(disc() * 255).save(folder / "blurred.jpg")
+    with pytest.raises(UserError, match="JPEG mask"):
+        read_mask(folder / "blurred.jpg", 1)
+    (folder / "broken.png").write_bytes((folder / "two.png").read_bytes()[:60])
+    with pytest.raises(UserError, match=r"broken\.png: cannot be read"):
+        read_mask(folder / "broken.png", 1)
+
+
+def test_hash_depends_on_pixels_and_size():
+    assert mask_hash(disc()) == mask_hash(np.asfortranarray(disc()))
+    assert mask_hash(disc()) != mask_hash(disc(y=26))
+    assert mask_hash(np.zeros((2, 6), np.uint8)) != mask_hash(np.zeros((3, 4), np.uint8))
