@@ -1,0 +1,73 @@
+"""The verb `evaluate`: how real do synthetic cases look, do they follow their masks, are they copies?"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from dataset_conversion.user_error import UserError
+
+if TYPE_CHECKING:
+    from law_synth.evaluation.image_sets import Subject
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Measure a synthetic data set against the real one: realism, obedience to the masks, copying.
+
+    Writes evaluation.json, per_case.csv, grid.png and, with --segmenter, agreement.png. Works without a
+    network: FID and KID then need --inception. Features of the real images are kept for the next run.
+    """
+
+    dataset: Annotated[str, tyro.conf.arg(metavar="DATASET"), tyro.conf.Positional]
+    """Synthetic data set: id, DatasetXXX_NAME or folder; real cases in it (--with-real) are left out."""
+    real: str | None = None
+    """Real data set; default: the one that synthesis.json names."""
+    segmenter: Path | None = None
+    """nnU-Net model folder (.../<trainer>__<plans>__2d) that judges whether images follow their masks."""
+    inception: Path | None = None
+    """Weights for FID and KID, weights-inception-2015-12-05-6726825d.pth; default: download them."""
+    clip_model: str = "ViT-B-32"
+    """open_clip's name of the CLIP model."""
+    clip_pretrained: Path | None = None
+    """Weights file of the CLIP model, or a folder that open_clip reads as local-dir; without it no CLIP-I."""
+    reference: Literal["train", "held-out", "both"] = "both"
+    """Real images to compare with: those the model saw, the fold's validation cases, or both (where there are
+    any). Copies are always looked for among those it saw."""
+    out: Path | None = None
+    """Folder for the results; default: `evaluation` in the synthetic data set."""
+    seed: int = 0
+    """Of shuffled masks, halves and the bootstrap."""
+    device: Literal["auto", "cpu"] = "auto"
+    """auto: a GPU if there is one."""
+    batch_size: int = 32
+    """Images that go through a network at a time."""
+
+    def run(self) -> None:
+        from law_synth.evaluation.findings import find
+        from law_synth.evaluation.image_sets import read_subject
+        from law_synth.evaluation.measures import measure_all
+        from law_synth.evaluation.report import check_out, print_tables, write_report
+
+        if self.batch_size < 1:
+            raise UserError(f"found --batch-size {self.batch_size}, expected 1 or more")
+        subject = read_subject(self.dataset, self.real)
+        wanted = self._references(subject)
+        out = self.out or subject.synthetic.dataset.folder / "evaluation"
+        check_out(out)
+        findings = find(self, subject, wanted)
+        measures = measure_all(findings, self.seed)
+        write_report(findings, measures, asdict(self), out)
+        print_tables(findings, measures, out)
+
+    def _references(self, subject: Subject) -> tuple[str, ...]:
+        if self.reference == "held-out" and "held-out" not in subject.references:
+            fold = (subject.record.get("run") or {}).get("fold", "unknown")
+            raise UserError(
+                f"{subject.synthetic.dataset.folder}: found no held-out cases (fold {fold}), expected some; "
+                "give --reference train"
+            )
+        return tuple(name for name in subject.references if self.reference in (name, "both"))

@@ -1,0 +1,201 @@
+"""What `law-synth evaluate` finds out about every single image; `measures` makes numbers of it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from rich.progress import track
+
+from law_synth.evaluation.features import (
+    Extractor,
+    cached,
+    clip_extractor,
+    efficientnet_extractor,
+    inception_extractor,
+    inception_weights,
+    nearest,
+    thumbnail_extractor,
+    unit_norm,
+)
+from law_synth.evaluation.image_sets import ImageSet, Subject
+from law_synth.evaluation.metrics import contrast, derangement
+from law_synth.requirements_hint import require
+from nnunet_order.metrics import binary_metrics
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from law_synth.evaluation.evaluate import Evaluate
+    from law_synth.evaluation.segmenter import Segmenter
+
+# Columns of `layout`.
+LAYOUT = ("lesion_ratio", "contrast", "contrast_shuffled", "dice", "iou", "dice_shuffled", "iou_shuffled")
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Everything that is known about every single image; `measures` are made of it."""
+
+    subject: Subject
+    references: tuple[str, ...]
+    """Names of the real sets to compare with."""
+    extractors: dict[str, Extractor]
+    """Kind (`thumbnail`, `efficientnet`, `inception`, `clip`) -> the extractor."""
+    features: dict[str, dict[str, np.ndarray]]
+    """Kind -> name of the image set -> (N, D)."""
+    segmenter: Segmenter | None
+    layouts: dict[str, np.ndarray]
+    """Name of the image set -> (N, columns of `LAYOUT`)."""
+    skipped: dict[str, str]
+    """Measure -> why it could not be taken."""
+
+
+def find(options: Evaluate, subject: Subject, references: Sequence[str]) -> Findings:
+    """Extract features of all images and look how they follow their masks."""
+    device = torch_device(options.device)
+    skipped: dict[str, str] = {}
+    if not subject.pairs:
+        skipped["CLIP-I"] = "no synthetic image is known to own a real image (no source_case)"
+    elif options.clip_pretrained is None:
+        skipped["CLIP-I"] = "no --clip-pretrained PATH was given"
+    if options.segmenter is None:
+        skipped["mask agreement"] = "no --segmenter MODEL_FOLDER was given"
+    extractors = make_extractors(options, device, skipped)
+    segmenter = load_segmenter(options.segmenter, device)
+    compared = {"synthetic": subject.synthetic} | {name: subject.references[name] for name in references}
+    # Copies, and the real images that own the masks, are looked for in `train` whatever is compared.
+    with_train = compared | {"train": subject.references["train"]}
+    features = {
+        kind: {
+            name: extract(extractor, images, options.batch_size)
+            for name, images in (compared if kind == "inception" else with_train).items()
+        }
+        for kind, extractor in extractors.items()
+    }
+    layouts = {
+        name: layout(images, shuffled_partners(subject, name, options.seed), segmenter)
+        for name, images in compared.items()
+    }
+    return Findings(subject, tuple(references), extractors, features, segmenter, layouts, skipped)
+
+
+def make_extractors(options: Evaluate, device: str, skipped: dict[str, str]) -> dict[str, Extractor]:
+    """The extractors that can be had; why another cannot goes into `skipped`."""
+    require("metrics", "torch_fidelity")
+    size = options.batch_size
+    extractors = {"thumbnail": thumbnail_extractor(), "efficientnet": efficientnet_extractor(device, size)}
+    try:
+        weights = inception_weights(options.inception)
+    except ConnectionError as error:
+        skipped["FID and KID"] = f"no Inception weights: {error}; give --inception PATH"
+    else:
+        extractors["inception"] = inception_extractor(weights, device, size)
+    if "CLIP-I" not in skipped:
+        extractors["clip"] = clip_extractor(options.clip_model, options.clip_pretrained, device, size)
+    return extractors
+
+
+def load_segmenter(folder: Path | None, device: str) -> Segmenter | None:
+    """The judge, or None without a folder. UserError: as `Segmenter`, or it knows several labels."""
+    if folder is None:
+        return None
+    from law_synth.evaluation.segmenter import Segmenter
+
+    segmenter = Segmenter(folder, device)
+    segmenter.lesion_label  # noqa: B018 - refuses a judge of another task before hours of work
+    return segmenter
+
+
+def extract(extractor: Extractor, images: ImageSet, batch_size: int) -> np.ndarray:
+    """Features (N, D) of all images; those of real sets come from the cache if it has them."""
+
+    def compute() -> np.ndarray:
+        batches = track(
+            images.batches(batch_size),
+            f"{extractor.name}, {images.name}",
+            total=-(-len(images) // batch_size),
+            transient=True,
+        )
+        return np.concatenate([extractor.compute(batch) for batch in batches])
+
+    return compute() if images.name == "synthetic" else keep(images, extractor.key, compute)
+
+
+def layout(images: ImageSet, partners: np.ndarray | None, segmenter: Segmenter | None) -> np.ndarray:
+    """(N, columns of `LAYOUT`): how each image follows its mask and that of its partner; NaN if unknown."""
+
+    def of_image(index: int) -> list[float]:
+        image, mask = images.read(index)
+        row = dict.fromkeys(LAYOUT, float("nan"))
+        row |= {"lesion_ratio": float(mask.mean()), "contrast": contrast(image, mask)}
+        found = None if segmenter is None else segmenter.lesion_mask(image)
+        masks = {"": mask}
+        if partners is not None:
+            masks["_shuffled"] = images.mask(int(partners[index]), mask.shape)
+            row["contrast_shuffled"] = contrast(image, masks["_shuffled"])
+        for suffix, truth in masks.items() if found is not None else ():
+            scores = binary_metrics(truth > 0, found > 0)
+            row |= {f"dice{suffix}": scores["Dice"], f"iou{suffix}": scores["IoU"]}
+        return [row[name] for name in LAYOUT]
+
+    def compute() -> np.ndarray:
+        indices = track(range(len(images)), f"masks, {images.name}", transient=True)
+        return np.array([of_image(index) for index in indices])
+
+    if images.name == "synthetic":
+        return compute()
+    judge = segmenter.hash if segmenter else "none"
+    order = "none" if partners is None else partners.tolist()
+    return keep(images, f"layout {LAYOUT} {judge} {order}", compute)
+
+
+def shuffled_partners(subject: Subject, name: str, seed: int) -> np.ndarray | None:
+    """Whose mask each image is compared with to tell chance: never its own, nor one of the same source."""
+    if name == "synthetic":
+        ids = subject.synthetic.ids
+        sources = zip(ids, subject.sources, strict=True)
+        return derangement([source or case for case, source in sources], seed)
+    return derangement(subject.references[name].ids, seed)
+
+
+def keep(images: ImageSet, key: str, compute: Callable[[], np.ndarray]) -> np.ndarray:
+    """`compute()`, or its result of an earlier run on files of the same content."""
+    return cached(hashlib.sha256(f"{images.content} {key}".encode()).hexdigest(), compute)
+
+
+def torch_device(device: str) -> str:
+    """`cuda` for `auto` where there is one, else `cpu`."""
+    import torch
+
+    return "cuda" if device == "auto" and torch.cuda.is_available() else "cpu"
+
+
+def column(layout: np.ndarray, name: str) -> np.ndarray:
+    """One column of a layout, (N,)."""
+    return layout[:, LAYOUT.index(name)]
+
+
+def nearest_training(findings: Findings, kind: str, set_: str = "synthetic") -> tuple[np.ndarray, np.ndarray]:
+    """Index and similarity (N,) of the training image most like each image; not itself for `train`."""
+    train = unit_norm(findings.features[kind]["train"])
+    itself = np.arange(len(train)) if set_ == "train" else None
+    return nearest(unit_norm(findings.features[kind][set_]), train, itself)
+
+
+def clip_similarities(findings: Findings) -> np.ndarray:
+    """(N,) cosine of each synthetic image and the real image that owns its mask; NaN where unknown."""
+    return clip_cosines(findings, findings.subject.pairs)
+
+
+def clip_cosines(findings: Findings, pairs: list[tuple[int, int]]) -> np.ndarray:
+    values = np.full(len(findings.subject.synthetic), np.nan)
+    if "clip" not in findings.features or not pairs:
+        return values
+    unit = {name: unit_norm(features) for name, features in findings.features["clip"].items()}
+    synthetic, real = (list(indices) for indices in zip(*pairs, strict=True))
+    values[synthetic] = (unit["synthetic"][synthetic] * unit["train"][real]).sum(1)
+    return values

@@ -1,0 +1,190 @@
+"""What `law-synth evaluate` leaves behind: JSON, CSV, two pictures, and a table on the screen."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from dataset_conversion.user_error import UserError
+from law_synth.evaluation.figures import draw_agreement, draw_grid
+from law_synth.evaluation.findings import LAYOUT, Findings, clip_similarities, nearest_training
+from law_synth.evaluation.measures import COPY_MEASURES, Measure
+from nnunet_order.evaluation_report import write_csv
+
+FILES = ("evaluation.json", "per_case.csv", "grid.png", "agreement.png")
+PACKAGES = ("law-order", "torch", "nnunetv2", "timm", "torch-fidelity", "open_clip_torch", "numpy", "scipy")
+
+
+def check_out(out: Path) -> None:
+    """UserError unless `out` is free, or holds nothing but an earlier evaluation, which is replaced."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out}: found a file, expected a folder to write into; choose another --out")
+    other = sorted(path.name for path in out.iterdir() if path.name not in FILES) if out.is_dir() else []
+    if other:
+        raise UserError(f"{out}: found {other[0]} in it, expected an empty folder; choose another --out")
+
+
+def write_report(findings: Findings, measures: Sequence[Measure], settings: dict, out: Path) -> None:
+    """Write all files beside `out` first and move them in at the end, so that none is ever half-written."""
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        write_csv(partial / "per_case.csv", per_case_rows(findings))
+        content = json.dumps(as_json(findings, measures, settings), indent=2, default=str)
+        (partial / "evaluation.json").write_text(content + "\n", encoding="utf-8")
+        draw_grid(findings, partial / "grid.png")
+        if findings.segmenter is not None:
+            draw_agreement(findings, partial / "agreement.png")
+        out.mkdir(parents=True, exist_ok=True)
+        for name in FILES:
+            (out / name).unlink(missing_ok=True)
+        for path in sorted(partial.iterdir()):
+            os.replace(path, out / path.name)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def per_case_rows(findings: Findings) -> list[dict]:
+    """One row per synthetic image."""
+    subject = findings.subject
+    columns: dict[str, Sequence] = {"case": subject.synthetic.ids, "source_case": subject.sources}
+    columns |= {name: findings.layouts["synthetic"][:, i].tolist() for i, name in enumerate(LAYOUT)}
+    columns["clip_i"] = clip_similarities(findings).tolist()
+    train = subject.references["train"].ids
+    for kind, (label, _) in COPY_MEASURES.items():
+        index, similarity = nearest_training(findings, kind)
+        columns[f"nearest_train_{label}"] = [train[i] for i in index]
+        columns[f"similarity_{label}"] = similarity.tolist()
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def as_json(findings: Findings, measures: Sequence[Measure], settings: Mapping) -> dict:
+    """Everything that somebody needs to compute the same numbers again; NaN becomes null."""
+    subject, judge = findings.subject, findings.segmenter
+    images = {"synthetic": subject.synthetic} | subject.references
+    return {
+        "format": 1,
+        "settings": dict(settings),
+        "sets": {
+            name: {"folder": str(one.dataset.folder.resolve()), "N": len(one), "content_sha256": one.content}
+            for name, one in images.items()
+        },
+        "run": subject.record.get("run"),
+        "extractors": {
+            extractor.name: {
+                "weights_sha256": extractor.weights_sha256,
+                "preprocessing": extractor.preprocessing,
+            }
+            for extractor in findings.extractors.values()
+        },
+        "segmenter": judge
+        and {
+            "name": judge.name,
+            "folder": str(judge.folder.resolve()),
+            "sha256": judge.hash,
+            "train_dataset": judge.train_dataset,
+        },
+        "measures": [
+            {
+                key: None if isinstance(value, float) and not math.isfinite(value) else value
+                for key, value in asdict(measure).items()
+            }
+            for measure in measures
+        ],
+        "skipped": findings.skipped,
+        "versions": versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of the packages whose code makes the numbers."""
+    from importlib.metadata import PackageNotFoundError
+
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:  # open_clip is not needed without CLIP-I
+            continue
+    return found
+
+
+def print_tables(findings: Findings, measures: Sequence[Measure], out: Path) -> None:
+    """Print all measures; each protocol once, below the tables under its number."""
+    protocols = list(dict.fromkeys(measure.protocol for measure in measures))
+    console = Console()
+    realism = [measure for measure in measures if measure.section == "Realism"]
+    heads = ("Realism", "Against", "Value", "Range", "N")
+    console.print(_table(heads, [_row(measure, protocols) for measure in realism], left=2))
+    for section in ("Masks", "Copies"):
+        console.print(_pivot([one for one in measures if one.section == section], protocols))
+    for number, protocol in enumerate(protocols, 1):
+        console.print(f"[dim]{number:2d} {protocol}[/dim]", highlight=False)
+    for measure, reason in findings.skipped.items():
+        console.print(f"No {measure}: {reason}.", highlight=False)
+    console.print(f"Results in {out}", soft_wrap=True)
+
+
+def _row(measure: Measure, protocols: Sequence[str]) -> list[str]:
+    n = " | ".join(str(count) for count in measure.n.values())
+    name = f"{measure.name} [dim]{1 + protocols.index(measure.protocol)}[/dim]"
+    against = measure.against if measure.images == "synthetic" else f"{measure.images}, {measure.against}"
+    return [name, against, _number(measure.value), f"[dim]{_spread(measure)}[/dim]", n]
+
+
+def _pivot(measures: Sequence[Measure], protocols: Sequence[str]) -> Table:
+    """One row per name and images, one column per `against`; value, interval and N in each cell."""
+    columns = list(dict.fromkeys(measure.against for measure in measures))
+    cells = {(measure.name, measure.images, measure.against): measure for measure in measures}
+    rows = []
+    for name, images in dict.fromkeys((measure.name, measure.images) for measure in measures):
+        row = [cells.get((name, images, against)) for against in columns]
+        number = 1 + protocols.index(next(cell for cell in row if cell).protocol)
+        rows.append([f"{name} [dim]{number}[/dim]\n{images}", *map(_cell, row)])
+    return _table([measures[0].section, *columns], rows, left=1)
+
+
+def _cell(measure: Measure | None) -> str:
+    if measure is None:
+        return ""
+    n = " | ".join(str(count) for count in measure.n.values())
+    lines = [_number(measure.value), *filter(None, [_spread(measure)]), f"N {n}"]
+    return lines[0] + "".join(f"\n[dim]{line}[/dim]" for line in lines[1:])
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> Table:
+    """The first `left` columns hold words, the others numbers; only words but the first column's may wrap."""
+    table = Table(box=SIMPLE_HEAD, padding=0)
+    for index, head in enumerate(heads):
+        lines = [line for row in rows for line in Text.from_markup(row[index]).plain.split("\n")]
+        fixed = index == 0 or index >= left
+        head = textwrap.fill(head, max(map(len, lines), default=8), break_long_words=False)
+        table.add_column(head, justify="left" if index < left else "right", no_wrap=fixed)
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _spread(measure: Measure) -> str:
+    return "" if measure.low is None else f"{_number(measure.low)}..{_number(measure.high)}"
+
+
+def _number(value: float) -> str:
+    if not math.isfinite(value):
+        return "-"
+    return (
+        f"{value:.1f}" if abs(value) >= 100 else f"{value:.2g}" if 0 < abs(value) < 0.005 else f"{value:.2f}"
+    )
