@@ -1,0 +1,155 @@
+"""What a LAW step costs over a uniform one, and a teacher over none: time in interleaved rounds, peak memory.
+
+    python benchmarks/law_step.py --json benchmarks/results/law_step_cpu.json
+
+Random weights; a UNet of 6 M parameters (the size that init-base trains) on latents of 16 x 16. Each round
+runs one step of every variant in a new order, so that a noisy moment hits all alike; the ratio is the median
+of the per-round ratios. Peak memory comes from a process of its own per variant.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import platform
+import random
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+import tyro
+from diffusers import ControlNetModel
+from rich.progress import track
+
+from law_synth.base.tiny import new_scheduler, new_unet
+from law_synth.denoiser import StudentTeacher
+from law_synth.objective import Batch, TrainingObjective, total_loss
+from law_synth.weighting import LEARNED, LearnableAdaptiveWeighter
+
+VARIANTS = {  # name -> weighting, teacher
+    "uniform": ("uniform", False),
+    "ratio-clamped": ("ratio-clamped", False),
+    "law": ("law", False),
+    "difficulty": ("difficulty", False),
+    "uniform + teacher": ("uniform", True),
+    "law + teacher": ("law", True),
+}
+
+
+@dataclass(frozen=True)
+class LawStep:
+    """Time and memory of training steps."""
+
+    steps: int = 20
+    """Timed rounds."""
+    batch_size: int = 16
+    channels: tuple[int, ...] = (48, 96, 144)
+    """Of the UNet; SD 1.5 has 320 640 1280 1280."""
+    layers: int = 1
+    text_width: int = 32
+    latent: int = 16
+    """Side of the latents."""
+    device: str = "cpu"
+    threads: int = 1
+    json: Path | None = None
+
+
+class Step:
+    """One training step of a variant, ready to run again and again."""
+
+    def __init__(self, options: LawStep, name: str):
+        weighting, teaches = VARIANTS[name]
+        torch.set_num_threads(options.threads)
+        torch.manual_seed(0)
+        unet = new_unet(options.channels, options.layers, options.text_width)
+        factor, hint = 8, (16, 32, 96, 256)
+        make = lambda: ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=hint)  # noqa: E731
+        networks = StudentTeacher(unet, make(), make() if teaches else None)
+        weighter = LearnableAdaptiveWeighter(weighting=weighting) if weighting in LEARNED else None
+        alphas = new_scheduler().alphas_cumprod
+        self.objective = TrainingObjective(networks, alphas, weighting=weighting, weighter=weighter)
+        self.objective.to(options.device)
+        trained = [p for p in self.objective.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(trained, 1e-5)
+        count, side = options.batch_size, options.latent
+        mask = torch.zeros(count, 1, side, side)
+        mask[:, :, : side // 3, : side // 3] = 1
+        batch = Batch(
+            latents=torch.randn(count, 4, side, side),
+            noise=torch.randn(count, 4, side, side),
+            timestep=torch.randint(1000, (count,)),
+            text=torch.randn(count, 77, options.text_width),
+            mask=mask,
+            condition=mask.repeat_interleave(factor, 2).repeat_interleave(factor, 3).expand(-1, 3, -1, -1),
+            image=torch.rand(count, 3, side * factor, side * factor) if teaches else None,
+        )
+        self.batch = Batch(*(None if part is None else part.to(options.device) for part in batch))
+
+    def __call__(self) -> float:
+        """Seconds of one step."""
+        start = time.perf_counter()
+        terms = self.objective(self.batch).terms
+        loss = total_loss(terms, dict.fromkeys(terms, 1.0))
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        loss.item()
+        return time.perf_counter() - start
+
+
+def peak_memory(options: LawStep, name: str) -> float:
+    """MiB at the peak of three steps: of the device's allocator, or of the whole process on a CPU."""
+    step = Step(options, name)
+    for _ in range(3):
+        step()
+    if options.device == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def main(options: LawStep) -> None:
+    steps = {name: Step(options, name) for name in VARIANTS}
+    times = {name: [] for name in VARIANTS}
+    for step in steps.values():
+        step()
+    for _ in track(range(options.steps), "timing"):
+        for name in random.sample(list(VARIANTS), len(VARIANTS)):
+            times[name].append(steps[name]())
+    memory = {}
+    for name in VARIANTS:
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            memory[name] = pool.submit(peak_memory, options, name).result()
+    rows = {}
+    for name in VARIANTS:
+        base = "uniform" if name != "law + teacher" else "uniform + teacher"
+        ratios = [a / b for a, b in zip(times[name], times[base], strict=True)]
+        rows[name] = {
+            "seconds_per_step": round(statistics.median(times[name]), 4),
+            "compared_with": base,
+            "time_ratio": round(statistics.median(ratios), 4),
+            "fastest_ratio": round(min(times[name]) / min(times[base]), 4),
+            "peak_MiB": round(memory[name], 1),
+            "memory_ratio": round(memory[name] / memory[base], 4),
+        }
+        print(name, rows[name])
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
+    about = {
+        "command": sys.argv,
+        "commit": commit,
+        "options": {**asdict(options), "json": None},
+        "machine": platform.processor() or platform.machine(),
+        "versions": {name: version(name) for name in ("torch", "diffusers")},
+    }
+    if options.json:
+        options.json.write_text(json.dumps({**about, "variants": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(LawStep))

@@ -1,0 +1,119 @@
+"""Which weighting follows the mask best? Train, generate and evaluate every arm with the real commands.
+
+    python benchmarks/law_weightings.py --dataset 510 --base base510 --segmenter MODEL_FOLDER \
+        --work law_study --results benchmarks/results/law_weightings --seeds 0 1 2
+    python benchmarks/law_weightings.py ... --table
+
+All arms take the same number of steps with the same noise, and generate from the same masks and noise. One
+JSON file per arm and seed; an arm whose file exists is skipped, a killed one goes on where it was. Only arms
+whose name ends in "+teacher" have a teacher.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import tyro
+
+ARMS = {
+    "uniform": ("uniform", "light"),
+    "ratio": ("ratio", "light"),
+    "ratio-clamped": ("ratio-clamped", "light"),
+    "law": ("law", "light"),
+    "difficulty": ("difficulty", "light"),
+    "uniform+teacher": ("uniform", "paper"),
+    "adaptive-distillation+teacher": ("adaptive-distillation", "paper"),
+    "law+teacher": ("law", "paper"),
+}
+SMALL = 0.1  # lesions that cover less of their image
+
+
+@dataclass(frozen=True)
+class LawWeightings:
+    """Run arms, or show the table of those that ran."""
+
+    work: Path
+    """Folder for runs and generated data sets."""
+    results: Path
+    """Folder of the JSON files."""
+    dataset: str = ""
+    base: Path = Path()
+    segmenter: Path = Path()
+    fold: str = "all"
+    arms: tuple[str, ...] = tuple(ARMS)
+    seeds: tuple[int, ...] = (0, 1, 2)
+    steps: int = 400
+    batch_size: int = 16
+    learning_rate: float = 3e-4
+    samples: int = 240
+    table: bool = False
+    """Show the table, run nothing."""
+
+
+def run_arm(options: LawWeightings, arm: str, seed: int) -> None:
+    weighting, preset = ARMS[arm]
+    name = f"{arm}_{options.steps}steps_seed{seed}"
+    file = options.results / f"{name}.json"
+    if file.exists():
+        return
+    run, data = options.work / "runs" / name, options.work / name / "Dataset599_Synthetic"
+    start = time.perf_counter()
+    train = f"""train --dataset {options.dataset} --fold {options.fold} --base {options.base} --out {run}
+        --weighting {weighting} --preset {preset} --seed {seed} --max-steps {options.steps} --guidance-scale 1
+        --batch-size {options.batch_size} --gradient-accumulation 1 --learning-rate {options.learning_rate}
+        --sample-every {options.steps // 4} --device cpu"""
+    generate = f"""generate --run {run} --out {data} --samples {options.samples} --original-size --seed 0
+        --guidance-scale 1 --max-similarity 1 --device cpu"""
+    evaluate = (
+        f"evaluate {data} --segmenter {options.segmenter} --out {data.parent / 'evaluation'} --device cpu"
+    )
+    for command in (train, generate, evaluate):
+        subprocess.run(["law-synth", *command.split()], check=True)
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
+    with (data.parent / "evaluation" / "per_case.csv").open() as lines:
+        cases = list(csv.DictReader(lines))
+    log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    result = {
+        "arm": arm,
+        "seed": seed,
+        "steps": options.steps,
+        "commands": [" ".join(command.split()) for command in (train, generate, evaluate)],
+        "commit": commit,
+        "machine": platform.processor() or platform.machine(),
+        "versions": {name: version(name) for name in ("torch", "diffusers", "nnunetv2")},
+        "seconds": round(time.perf_counter() - start),
+        "measures": json.loads((data.parent / "evaluation" / "evaluation.json").read_text())["measures"],
+        "cases": cases,
+        "last_log": log[-1],
+        "fixed_noise": [entry for entry in log if "fixed_noise/all" in entry][-1],
+    }
+    file.write_text(json.dumps(result, indent=1).replace("/tmp/", "") + "\n")
+
+
+def main(options: LawWeightings) -> None:
+    options.results.mkdir(parents=True, exist_ok=True)
+    if options.table:
+        show(options)
+        return
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    for seed in options.seeds:
+        for arm in options.arms:
+            run_arm(options, arm, seed)
+            sys.stdout.flush()
+
+
+def show(options: LawWeightings) -> None:
+    pass
+
+
+if __name__ == "__main__":
+    main(tyro.cli(LawWeightings))
