@@ -22,7 +22,12 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import tyro
+from rich.console import Console
+from rich.table import Table
+
+from nnunet_order.metrics import interval, resampled_means
 
 ARMS = {
     "uniform": ("uniform", "light"),
@@ -78,7 +83,9 @@ def run_arm(options: LawWeightings, arm: str, seed: int) -> None:
     )
     for command in (train, generate, evaluate):
         subprocess.run(["law-synth", *command.split()], check=True)
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
+    commit = subprocess.run(
+        ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True
+    ).stdout.strip()
     with (data.parent / "evaluation" / "per_case.csv").open() as lines:
         cases = list(csv.DictReader(lines))
     log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
@@ -96,7 +103,7 @@ def run_arm(options: LawWeightings, arm: str, seed: int) -> None:
         "last_log": log[-1],
         "fixed_noise": [entry for entry in log if "fixed_noise/all" in entry][-1],
     }
-    file.write_text(json.dumps(result, indent=1).replace("/tmp/", "") + "\n")
+    file.write_text(json.dumps(result, indent=1) + "\n")
 
 
 def main(options: LawWeightings) -> None:
@@ -112,7 +119,41 @@ def main(options: LawWeightings) -> None:
 
 
 def show(options: LawWeightings) -> None:
-    pass
+    """Arms over seeds: mean, spread, and the paired difference to `uniform` (same masks, noise, seeds)."""
+    runs: dict[str, dict[int, dict]] = {}
+    for file in sorted(options.results.glob(f"*_{options.steps}steps_seed*.json")):
+        run = json.loads(file.read_text())
+        runs.setdefault(run["arm"], {})[run["seed"]] = run
+    table = Table(title=f"{options.steps} steps; paired difference to uniform with 95 % interval over masks")
+    for column in ("arm", "seeds", "own mDice", "small lesions", "shuffled", "FD", "near copies"):
+        table.add_column(column)
+    for arm, seeds in runs.items():
+        same = [seed for seed in seeds if seed in runs.get("uniform", {})]
+        ratio = per_mask(seeds, "lesion_ratio", list(seeds))
+        cells = [arm, str(len(seeds))]
+        for name, chosen in (("dice", ratio >= 0), ("dice", ratio < SMALL), ("dice_shuffled", ratio >= 0)):
+            by_seed = [100 * per_mask(seeds, name, [seed])[chosen].mean() for seed in seeds]
+            cell = f"{np.mean(by_seed):.1f} ± {np.std(by_seed):.1f}"
+            if arm != "uniform" and same:
+                gain = 100 * (per_mask(seeds, name, same) - per_mask(runs["uniform"], name, same))[chosen]
+                low, high = interval(resampled_means(gain[:, None]))
+                cell += f" ({gain.mean():+.1f} [{low:+.1f}, {high:+.1f}])"
+            cells.append(cell)
+        for name in ("FD-EfficientNetLite0", "near copies"):
+            values = [measure(run, name) for run in seeds.values()]
+            cells.append(f"{np.mean(values):.3g} ± {np.std(values):.2g}")
+        table.add_row(*cells)
+    Console(width=170).print(table)
+
+
+def per_mask(seeds: dict[int, dict], name: str, chosen: list[int]) -> np.ndarray:
+    """A column of per_case.csv, averaged over training seeds: (masks,)."""
+    return np.mean([[float(case[name]) for case in seeds[seed]["cases"]] for seed in chosen], axis=0)
+
+
+def measure(run: dict, name: str) -> float:
+    """The first measure of this name on the synthetic images."""
+    return next(m["value"] for m in run["measures"] if m["name"] == name and m["images"] == "synthetic")
 
 
 if __name__ == "__main__":

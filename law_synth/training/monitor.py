@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from law_synth.base.model import BaseModel
+from law_synth.generation.sampling import new_pipeline
 from law_synth.objective import Batch, TrainingObjective, add_noise, velocity
 from law_synth.training.data import Sampler, TrainingData
 from law_synth.training.state import LOG
@@ -96,21 +97,8 @@ class Monitor:
 
     def sample(self, objective: TrainingObjective) -> np.ndarray:
         """Images (SHOWN, S, S, 3) in [0, 1] for the shown masks, the same noise at every look."""
-        from diffusers import StableDiffusionControlNetPipeline, UniPCMultistepScheduler
-
         networks = objective.networks
-        pipeline = StableDiffusionControlNetPipeline(
-            vae=self.base.vae,
-            text_encoder=None,
-            tokenizer=None,
-            unet=networks.unet,
-            controlnet=networks.controlnet,
-            scheduler=UniPCMultistepScheduler.from_config(self.base.scheduler.config),
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        )
-        pipeline.set_progress_bar_config(disable=True)
+        pipeline = new_pipeline(self.base, networks.controlnet, networks.unet, "unipc")
         batch = self._batch(self.draws[:SHOWN], 0.5)
         empty, prompt = self.fixed.text.to(batch.text)
         return pipeline(
