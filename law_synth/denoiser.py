@@ -1,9 +1,9 @@
 """Student and teacher on one frozen UNet encoder, which runs once for both.
 
 The student is the mask ControlNet with the UNet's decoder; the teacher is a second ControlNet, which sees the
-clean image, with a decoder of its own (Qiu et al., Adaptively Distilled ControlNet; peers of the paper's
-section 3.1.2). The UNet's forward pass is split where its encoder ends; a test holds the two halves against
-the whole, bit by bit, because diffusers promises nothing about the parts.
+clean image, with a decoder of its own (Qiu et al., Adaptively Distilled ControlNet). The UNet's forward pass
+is split where its encoder ends; a test holds the two halves against the whole, bit by bit, because diffusers
+promises nothing about the parts.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ class TrainedRun:
     @property
     def train_cases(self) -> list[str]:
         """Ids of every case whose image or mask the run has seen, those of its fixed-noise loss included."""
-        return sorted(self.config["train_cases"] + self.config["held_out_cases"])
+        return sorted(self.config["train_cases"] + self.config["monitor_cases"])
 
     @property
     def size(self) -> int:

@@ -24,6 +24,7 @@ from dataset_conversion.user_error import UserError
 from law_synth.base.model import load_base
 from law_synth.base.tiny import write_tiny_base
 from law_synth.run_folder import newest_run, read_run
+from law_synth.training.data import Sampler, latent_mask, set_aside
 from law_synth.training.train import Train
 
 
@@ -64,7 +65,7 @@ def options(world, tmp_path, monkeypatch) -> Train:
         log_every=1,
         save_every=2,
         sample_every=0,
-        held_out=0,
+        monitor_cases=0,
         device="cpu",
     )
 
@@ -108,7 +109,7 @@ def test_kill_and_resume_through_the_command(options, tmp_path, world):
     options.run()
     arguments = "train --dataset 910 --size 64 --max-steps 4 --batch-size 2 --gradient-accumulation 2 "
     arguments += (
-        "--learning-rate 1e-3 --log-every 1 --save-every 2 --sample-every 0 --held-out 0 --device cpu "
+        "--learning-rate 1e-3 --log-every 1 --save-every 2 --sample-every 0 --monitor-cases 0 --device cpu "
     )
     command = [sys.executable, "-m", "law_synth", *arguments.split(), "--base", str(world / "base")]
     command += ["--out", str(tmp_path / "killed")]
@@ -130,7 +131,7 @@ def test_two_processes_do_the_same_training(options, tmp_path, world):
     options.run()
     arguments = "train --dataset 910 --size 64 --max-steps 4 --batch-size 1 --gradient-accumulation 2 "
     arguments += (
-        "--learning-rate 1e-3 --log-every 1 --save-every 2 --sample-every 0 --held-out 0 --device cpu "
+        "--learning-rate 1e-3 --log-every 1 --save-every 2 --sample-every 0 --monitor-cases 0 --device cpu "
     )
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command += ["-m", "law_synth", *arguments.split(), "--base", str(world / "base")]
@@ -141,6 +142,52 @@ def test_two_processes_do_the_same_training(options, tmp_path, world):
     for one, two in zip(log_of(tmp_path / "run"), log_of(tmp_path / "two"), strict=True):
         assert two["loss/total"] == pytest.approx(one["loss/total"], rel=1e-4)
         assert two["loss/dice"] == pytest.approx(one["loss/dice"], rel=1e-3)
+
+
+def test_kill_in_the_last_save_is_mended(options):
+    """The state is complete, the export is not: the same command writes what is missing."""
+    options.run()
+    before = weights_of(options.out)
+    shutil.rmtree(options.out / "unet")
+    (options.out / "law_config.json").unlink()
+    options.run()
+    assert read_run(options.out).config["finished"]
+    after = weights_of(options.out)
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_what_is_saved_is_the_moving_average(options):
+    replace(options, ema_decay=0.9, preset="light").run()
+    state = torch.load(options.out / ".training" / "state.pt", weights_only=True)
+    exported = weights_of(options.out)
+    names = [
+        name for name in state["weights"] if name.startswith("networks.controlnet.") and "down_blocks" in name
+    ]
+    gaps = []
+    for name in names:
+        saved = exported["controlnet/" + name.removeprefix("networks.controlnet.")]
+        gaps.append((saved - state["weights"][name]).abs().max().item())
+    assert 0 < max(gaps) < 4 * options.learning_rate * options.max_steps
+    assert len(state["ema"]["shadow_params"]) > len(names)
+
+
+def test_coefficients_make_the_total(options):
+    """Equation 12 with other coefficients than the paper's."""
+    replace(options, max_steps=1, beta_t=2.0, beta_d=3.0, lambda_dice=0.5).run()
+    entry = log_of(options.out)[0]
+    expected = entry["loss/student"] + 2 * entry["loss/teacher"] + 3 * entry["loss/distillation"]
+    assert entry["loss/total"] == pytest.approx(expected + 0.5 * entry["loss/dice"])
+
+
+def test_phi_has_a_learning_rate_of_its_own(options, tmp_path):
+    """Both weighters start at the same weights and see the same samples; Adam moves them by their rates."""
+    for name, rate in {"slow": 1e-5, "fast": 1e-2}.items():
+        replace(options, max_steps=2, weighter_learning_rate=rate, out=tmp_path / name).run()
+    moved = {
+        name: weights_of(tmp_path / name)["weighter/phi.4.weight"].abs().max().item()
+        for name in ("slow", "fast")
+    }
+    assert moved["slow"] < 3e-5 < 3e-3 < moved["fast"]
 
 
 def test_stock_pipeline_loads_the_run(options, world):
@@ -164,7 +211,7 @@ def test_config_tells_what_the_run_saw(options, world):
     """Training and held-out cases are the fold's; its validation cases appear nowhere."""
     from dataset_conversion.raw import find_dataset
 
-    options = replace(options, held_out=1, fold=1, out=None, max_steps=1)
+    options = replace(options, monitor_cases=1, fold=1, out=None, max_steps=1)
     dataset = find_dataset("910")
     cases = [case.id for case in dataset.training_cases]
     splits = [{"train": cases[2:], "val": cases[:2]}, {"train": cases[:10], "val": cases[10:]}]
@@ -176,7 +223,7 @@ def test_config_tells_what_the_run_saw(options, world):
         splits_file.unlink()
     run = newest_run()
     assert run.train_cases == cases[:10]
-    assert len(run.config["held_out_cases"]) == 1
+    assert len(run.config["monitor_cases"]) == 1
     assert run.fold == 1 and run.dataset_name == "Dataset910_Phantom"
     assert run.config["options"]["weighting"] == "law" and run.config["finished"]
     controlnet, unet = run.load_student(load_base(str(world / "base")), torch.float32)
@@ -225,7 +272,7 @@ def test_gradient_checkpointing_changes_no_loss(options, tmp_path):
 
 
 def test_pictures_and_logs(options):
-    options = replace(options, sample_every=2, held_out=1, fold="all", max_steps=4)
+    options = replace(options, sample_every=2, monitor_cases=1, fold="all", max_steps=4)
     options.run()
     names = {path.name for path in (options.out / "samples").iterdir()}
     assert {"step_000000.png", "step_000002.png", "step_000004.png", "delta_maps.png"} <= names
@@ -245,7 +292,7 @@ def test_pictures_and_logs(options):
 
 
 def test_fixed_noise_loss_is_the_same_for_the_same_weights(options, tmp_path):
-    options = replace(options, sample_every=1, held_out=1, fold="all", max_steps=1)
+    options = replace(options, sample_every=1, monitor_cases=1, fold="all", max_steps=1)
     options.run()
     replace(options, out=tmp_path / "again", weighting="uniform").run()
     assert log_of(options.out)[0] == log_of(tmp_path / "again")[0]
@@ -307,8 +354,15 @@ def test_odd_data(options, world):
         ({"size": 65}, "found --size 65, expected a multiple of 8"),
         ({"weighting": "adaptive-distillation", "preset": "light"}, "expected the teacher"),
         ({"dice": False}, "add --joint"),
-        ({"w_min": 3.0}, "expected 0 <= min <= max"),
-        ({"max_steps": 0}, "found --max-steps 0"),
+        ({"w_min": 3.0}, "found --w-min 3.0 above --w-max 2.0"),
+        ({"max_steps": 0}, "found --max-steps 0, expected 1 to"),
+        ({"monitor_cases": -1}, "found --monitor-cases -1"),
+        ({"size": -8}, "found --size -8"),
+        ({"seed": -1}, "found --seed -1"),
+        ({"empty_prompts": 2.0}, "found --empty-prompts 2.0, expected 0 to 1"),
+        ({"weighting": "uniform", "w_max": 3.0}, "found --w-max with --weighting uniform"),
+        ({"weighting": "difficulty", "dice": False}, "found --dice with --weighting difficulty"),
+        ({"preset": "light", "beta_t": 1.0}, "found --beta-t with --weighting law --preset light"),
         ({"mixed_precision": "fp16"}, "found --mixed-precision fp16 on a CPU"),
     ],
 )
@@ -327,6 +381,8 @@ def test_another_training_in_the_folder_is_refused(options, tmp_path):
     (tmp_path / "other" / "thesis.txt").write_text("important")
     with pytest.raises(UserError, match="found existing content"):
         replace(options, out=tmp_path / "other").run()
+    with pytest.raises(UserError, match="found a file"):
+        replace(options, out=tmp_path / "other" / "thesis.txt").run()
 
 
 def test_base_that_saw_other_cases_is_refused(options, world, tmp_path):
@@ -345,3 +401,34 @@ def test_base_that_saw_other_cases_is_refused(options, world, tmp_path):
 def test_dry_run_writes_nothing(options):
     replace(options, dry_run=True).run()
     assert not options.out.exists()
+
+
+def test_draws():
+    """Every pass sees each case once; timesteps and noise differ; empty prompts have their share."""
+    sampler = Sampler(seed=3, cases=7, latent_shape=(4, 2, 2), timesteps=1000, empty_prompts=0.3)
+    draws = [sampler.draw(position) for position in range(700)]
+    for epoch in range(100):
+        assert sorted(draw.case for draw in draws[7 * epoch : 7 * epoch + 7]) == list(range(7))
+    assert 0.2 < np.mean([not draw.prompt for draw in draws]) < 0.4
+    assert len({draw.timestep for draw in draws}) > 400
+    noise = torch.stack([draw.noise for draw in draws])
+    assert abs(noise.mean()) < 0.05 and abs(noise.std() - 1) < 0.05
+    again = sampler.draw(600)
+    assert torch.equal(again.noise, draws[600].noise) and again.timestep == draws[600].timestep
+    other = Sampler(seed=4, cases=7, latent_shape=(4, 2, 2), timesteps=1000, empty_prompts=0.3).draw(600)
+    assert not torch.equal(other.noise, again.noise)
+
+
+def test_area_keeps_small_lesions_that_nearest_loses():
+    masks = torch.zeros(1, 64, 64, dtype=torch.uint8)
+    masks[0, 9:12, 9:12] = 1
+    assert latent_mask(masks, 8, "area").mean() == masks.float().mean()
+    assert latent_mask(masks, 8, "nearest").sum() == 0
+
+
+def test_monitored_cases_are_a_tenth_at_most():
+    cases = [f"case{i}" for i in range(40)]
+    trained, monitored = set_aside(cases, 16, seed=0)
+    assert len(monitored) == 4 and sorted(trained + monitored) == sorted(cases)
+    assert set_aside(cases, 2, seed=0)[1] == set_aside(cases, 2, seed=0)[1] != set_aside(cases, 2, seed=1)[1]
+    assert set_aside(cases[:5], 16, seed=0) == (cases[:5], [])

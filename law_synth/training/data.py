@@ -6,7 +6,7 @@ run, or one on another number of processes, sees the same samples with the same 
 
 from __future__ import annotations
 
-import logging
+import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +20,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dataset_conversion.raw import RawDataset
+from dataset_conversion.user_error import disk_full
 from law_synth.base.model import BaseModel
 from law_synth.cases import condition, read_rgb_case, resize_image, resize_mask
 from law_synth.objective import Batch
-
-logger = logging.getLogger(__name__)
 
 ENCODED_AT_ONCE = 8  # images per pass of the VAE
 
@@ -91,8 +90,8 @@ class TrainingData:
         return Batch(*(None if part is None else part.to(device, non_blocking=True) for part in batch))
 
 
-def held_out(case_ids: list[str], count: int, seed: int) -> tuple[list[str], list[str]]:
-    """Training ids, and at most `count` (a tenth at most) that only the fixed-noise loss sees."""
+def set_aside(case_ids: list[str], count: int, seed: int) -> tuple[list[str], list[str]]:
+    """Ids to train on, and `count` of them (a tenth at most) that only the fixed-noise loss sees."""
     count = min(count, len(case_ids) // 10)
     order = np.random.default_rng(seed).permutation(len(case_ids))
     chosen = {case_ids[i] for i in order[:count]}
@@ -115,9 +114,9 @@ def load_training_data(
     size: int,
     prompt: str,
     downsampling: Literal["area", "nearest"],
-    cache: Path | None = None,
+    cache: Path,
 ) -> TrainingData:
-    """Read, resize and encode the cases. `cache`: safetensors file that keeps the latents for a resume."""
+    """Read, resize and encode the cases. `cache`: folder that keeps the latents for a resume."""
     by_id = {case.id: case for case in dataset.training_cases}
     images, masks = [], []
     for case_id in track(case_ids, "reading cases"):
@@ -137,21 +136,23 @@ def load_training_data(
     )
 
 
-def _encode_cached(base: BaseModel, images: Tensor, cache: Path | None) -> dict[str, Tensor]:
-    """Posterior of every image, (N, C, h, w) each, from the cache when it is there."""
-    if cache is not None and cache.is_file():
-        return load_file(cache)
+def _encode_cached(base: BaseModel, images: Tensor, cache: Path) -> dict[str, Tensor]:
+    """Posterior of every image, (N, C, h, w) each; kept under a name made of the images and the base."""
+    key = hashlib.sha256(images.numpy().tobytes() + base.hash.encode()).hexdigest()[:16]
+    path = cache / f"latents_{key}.safetensors"
+    if path.is_file():
+        return load_file(path)
     means, stds = [], []
     for chunk in track(images.split(ENCODED_AT_ONCE), "encoding images"):
         mean, std = base.posterior(chunk.float() / 127.5 - 1)
         means.append(mean.float().cpu().contiguous())
         stds.append(std.float().cpu().contiguous())
     latents = {"mean": torch.cat(means), "std": torch.cat(stds)}
-    if cache is not None:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        partial = cache.with_suffix(".partial")
+    cache.mkdir(parents=True, exist_ok=True)
+    partial = cache / f".latents_{key}.{os.getpid()}.partial"
+    with disk_full(path):
         save_file(latents, partial)
-        os.replace(partial, cache)
+        os.replace(partial, path)
     return latents
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import gather_object, set_seed
 from diffusers.training_utils import EMAModel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -19,8 +21,16 @@ from law_synth.denoiser import StudentTeacher, decoder_parameters
 from law_synth.objective import Losses, TrainingObjective, total_loss
 from law_synth.training.data import Sampler, TrainingData, load_training_data
 from law_synth.training.monitor import Monitor
-from law_synth.training.plan import Plan, describe, settle
-from law_synth.training.state import check_same_options, export, load_state, save_state, truncate_log
+from law_synth.training.plan import Plan, chosen_dataset, describe, settle
+from law_synth.training.state import (
+    check_same_options,
+    claim,
+    export,
+    is_exported,
+    load_state,
+    save_state,
+    truncate_log,
+)
 from law_synth.weighting import LEARNED, Bounds, LearnableAdaptiveWeighter, weight_statistics
 
 if TYPE_CHECKING:
@@ -28,20 +38,23 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+REMEDY = (
+    "give --mixed-precision no to go on after the last save, or start again in another --out with a lower "
+    "--learning-rate"
+)
 MAX_GRADIENT_NORM = 1.0  # that of diffusers' own ControlNet script; the papers do not say
 
 
 def train(options: Train) -> Path:
     """Train as `options` say; returns the run folder. UserError: bad input, non-finite loss."""
     accelerator = _accelerator(options)
+    dataset = chosen_dataset(options)
     base = load_base(options.base)
-    plan = settle(options, base, accelerator.num_processes)
+    plan = settle(options, dataset, base, accelerator.num_processes)
+    check_same_options(plan.folder, plan.content)
     describe(plan)
     if options.dry_run:
         return plan.folder
-    if accelerator.is_main_process:
-        check_same_options(plan.folder, plan.content)
-    accelerator.wait_for_everyone()
     Training(options, plan, base, accelerator).run()
     return plan.folder
 
@@ -63,7 +76,9 @@ class Training:
         base.vae.to(accelerator.device)
         with accelerator.main_process_first():  # it encodes, the others read what it kept
             self.data = self._load(base, "train_cases")
-            fixed = self._load(base, "held_out_cases")
+            monitored = self._load(base, "monitor_cases")
+        if accelerator.is_main_process:
+            claim(plan.folder, plan.content)  # only now: data that cannot be read leave no run behind
         base.text_encoder = None  # both prompts are encoded
         self.sampler = Sampler(
             options.seed,
@@ -78,27 +93,38 @@ class Training:
         optimizer = torch.optim.AdamW(groups, lr=options.learning_rate)
         self.ema = EMAModel(self.trained, decay=options.ema_decay) if options.ema_decay > 0 else None
         self.state = {"optimizer": optimizer, "ema": self.ema, "scaler": accelerator.scaler}
-        self.start = load_state(plan.folder, self.objective, accelerator.device, **self.state)
+        self.start = load_state(plan.folder, self.objective, **self.state)
+        if self.ema:
+            self.ema.to(accelerator.device)
+        if len(starts := set(gather_object([self.start]))) > 1:
+            raise UserError(
+                f"{plan.folder}: found processes that would go on after steps {sorted(starts)}, expected "
+                "one; put the run folder on a disk that all machines share"
+            )
         self.model, self.optimizer = accelerator.prepare(self.objective, optimizer)
         self.monitor = None
         if accelerator.is_main_process:
             truncate_log(plan.folder, self.start)
-            self.monitor = Monitor(plan.folder, base, fixed, plan.config, accelerator)
+            self.monitor = Monitor(plan.folder, base, monitored, plan.config, accelerator, self.start)
 
     def run(self) -> None:
         """Train up to `max_steps`."""
         last = self.options.max_steps
         if self.start >= last:
             logger.info("%s has %d steps already; give a higher --max-steps", self.plan.folder, self.start)
+            if not is_exported(self.plan.folder, self.start):  # killed in its last save
+                self.save(self.start)
         elif self.start:
             logger.info("going on after step %d", self.start)
-        elif self.monitor and self.options.sample_every:
-            self.monitor.look(0, self.objective)
+        else:
+            self.look(0)
         with _progress(self.accelerator) as progress:
             task = progress.add_task("training", total=last, completed=self.start, loss=math.nan)
             for step in range(self.start + 1, last + 1):
                 loss = self.step(step)
                 progress.update(task, advance=1, loss=loss)
+                if step % (self.options.sample_every or last) == 0 or step == last:
+                    self.look(step)
                 if step % self.options.save_every == 0 or step == last:
                     self.save(step)
         if self.monitor:
@@ -108,7 +134,8 @@ class Training:
 
     def step(self, step: int) -> float:
         """One optimizer step, from all passes of all processes; the total loss."""
-        options, sums = self.options, {}
+        options, logged = self.options, []
+        logs = self.monitor and (step % options.log_every == 0 or step == options.max_steps)
         for number in range(options.gradient_accumulation):
             batch = self.data.batch(
                 self._draws(step, number), self.accelerator.device, with_image=options.teaches
@@ -116,34 +143,48 @@ class Training:
             with self.accelerator.accumulate(self.model):
                 losses: Losses = self.model(batch)
                 loss = total_loss(losses.terms, self.coefficients)
-                for name, value in self._finite(step, losses, loss).items():
-                    sums[name] = sums.get(name, 0.0) + value / options.gradient_accumulation
+                terms = self._finite(step, losses, loss)
+                statistics = (
+                    weight_statistics(losses.weights, batch.mask, self.objective.bounds) if logs else {}
+                )
+                logged.append({f"loss/{name}": value for name, value in terms.items()} | statistics)
                 self.accelerator.backward(loss)
                 if self.accelerator.sync_gradients:
-                    self.accelerator.clip_grad_norm_(self.trained, MAX_GRADIENT_NORM)
+                    norm = self.accelerator.clip_grad_norm_(self.trained, MAX_GRADIENT_NORM)
+                    self._check_gradient(step, norm)
                 self.optimizer.step()
                 self.optimizer.zero_grad()
         if self.ema:
             self.ema.step(self.trained)
-        if self.monitor and (step % options.log_every == 0 or step == options.max_steps):
-            statistics = weight_statistics(losses.weights, batch.mask, self.objective.bounds)
-            self.monitor.log(step, {f"loss/{name}": value for name, value in sums.items()} | statistics)
-        if self.monitor and options.sample_every and step % options.sample_every == 0:
-            self.monitor.look(step, self.objective)
-        return sums["total"]
+        means = mean_of(logged)
+        if logs:
+            self.monitor.log(step, means)
+        return means["loss/total"]
+
+    def look(self, step: int) -> None:
+        """Fixed-noise loss and pictures of what a save would export."""
+        if self.monitor and self.options.sample_every:
+            with self._averaged():
+                self.monitor.look(step, self.objective)
 
     def save(self, step: int) -> None:
         """State for a resume, and the folders that generation reads (the EMA's weights if there is one)."""
         if self.accelerator.is_main_process:
             save_state(self.plan.folder, step, self.objective, **self.state)
-            if self.ema:
-                self.ema.store(self.trained)
-                self.ema.copy_to(self.trained)
             config = self.plan.config | {"step": step, "finished": step >= self.options.max_steps}
-            export(self.plan.folder, self.objective, config)
-            if self.ema:
-                self.ema.restore(self.trained)
+            with self._averaged():
+                export(self.plan.folder, self.objective, config)
         self.accelerator.wait_for_everyone()
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """The moving average of the weights, where there is one, instead of the weights."""
+        if self.ema:
+            self.ema.store(self.trained)
+            self.ema.copy_to(self.trained)
+        yield
+        if self.ema:
+            self.ema.restore(self.trained)
 
     def _draws(self, step: int, number: int) -> list:
         """This process's share of pass `number` of a step, by the samples' positions in the training."""
@@ -163,10 +204,14 @@ class Training:
         for name, value in found.items():
             if not math.isfinite(value):
                 raise UserError(
-                    f"step {step}: found a {name} loss of {value}, expected a finite one; lower "
-                    "--learning-rate or give --mixed-precision no (the last save is intact)"
+                    f"step {step}: found a {name} loss of {value}, expected a finite one; {REMEDY}"
                 )
         return found
+
+    def _check_gradient(self, step: int, norm: torch.Tensor) -> None:
+        """UserError: not finite. With fp16 the scaler leaves such steps out."""
+        if self.options.mixed_precision != "fp16" and not torch.isfinite(norm):
+            raise UserError(f"step {step}: found a gradient of norm {norm}, expected a finite one; {REMEDY}")
 
     def _load(self, base: BaseModel, name: str) -> TrainingData:
         """The cases that the configuration lists under `name`; a few of the trained ones if it lists none."""
@@ -178,8 +223,17 @@ class Training:
             config["size"],
             config["prompt"],
             self.options.mask_downsampling,
-            self.plan.folder / ".training" / f"{name}.safetensors",
+            self.plan.folder / ".training",
         )
+
+
+def mean_of(entries: list[dict[str, float]]) -> dict[str, float]:
+    """Mean of each value over the passes that have it; a pass of empty masks has no weight statistics."""
+    names = dict.fromkeys(name for entry in entries for name in entry)
+    values = {
+        name: [entry[name] for entry in entries if math.isfinite(entry.get(name, math.nan))] for name in names
+    }
+    return {name: sum(found) / len(found) for name, found in values.items() if found}
 
 
 def _accelerator(options: Train) -> Accelerator:

@@ -28,16 +28,22 @@ class Monitor:
     """Logs of the main process; pictures come from the live networks, no second model is loaded."""
 
     def __init__(
-        self, folder: Path, base: BaseModel, fixed: TrainingData, config: dict, accelerator: Accelerator
+        self,
+        folder: Path,
+        base: BaseModel,
+        fixed: TrainingData,
+        config: dict,
+        accelerator: Accelerator,
+        start: int,
     ):
         from torch.utils.tensorboard import SummaryWriter
 
         self.folder, self.base, self.fixed, self.config = folder, base, fixed, config
         self.accelerator = accelerator
-        self.held_out = bool(config["held_out_cases"])
+        self.has_unseen = bool(config["monitor_cases"])
         self.pictures = folder / "samples"
         self.pictures.mkdir(parents=True, exist_ok=True)
-        self.writer = SummaryWriter(folder / "tensorboard")
+        self.writer = SummaryWriter(folder / "tensorboard", purge_step=start + 1)
         shape, timesteps = tuple(fixed.mean.shape[1:]), base.scheduler.config.num_train_timesteps
         sampler = Sampler(config["options"]["seed"], len(fixed.case_ids), shape, timesteps, empty_prompts=0.0)
         self.timesteps = timesteps
@@ -56,7 +62,7 @@ class Monitor:
     def look(self, step: int, objective: TrainingObjective) -> None:
         """Fixed-noise loss and, as pictures, samples and delta maps."""
         with self.accelerator.autocast():
-            if self.held_out:
+            if self.has_unseen:
                 self.log(step, self.fixed_noise_loss(objective))
             deltas = self.delta_maps(objective)
             samples = self.sample(objective)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import subprocess
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -13,8 +12,9 @@ from dataset_conversion.raw import RawDataset, find_dataset
 from dataset_conversion.user_error import UserError
 from law_synth.base.model import BaseModel
 from law_synth.cases import fold_cases, lesion_label
+from law_synth.requirements_hint import package_versions
 from law_synth.run_folder import FORMAT, default_run_folder
-from law_synth.training.data import held_out
+from law_synth.training.data import set_aside
 
 if TYPE_CHECKING:
     from law_synth.training.train import Train
@@ -40,8 +40,8 @@ class Plan(NamedTuple):
     @property
     def content(self) -> dict:
         """What must be the same when a run goes on: neither paths nor how the batch is shared out."""
-        names = ("fold", "train_cases", "held_out_cases", "size", "prompt", "guidance_scale")
-        free = ("batch_size", "gradient_accumulation")
+        names = ("fold", "train_cases", "monitor_cases", "size", "prompt", "guidance_scale")
+        free = ("batch_size", "gradient_accumulation", "mixed_precision", "gradient_checkpointing")
         return (
             {name: value for name, value in self.config["options"].items() if name not in free}
             | {name: self.config[name] for name in names}
@@ -53,14 +53,20 @@ class Plan(NamedTuple):
         )
 
 
-def settle(options: Train, base: BaseModel, processes: int) -> Plan:
-    """Settle data, run folder and configuration. UserError: whatever does not fit together."""
+def chosen_dataset(options: Train) -> RawDataset:
+    """The data set, checked before gigabytes of base model are read. UserError: labels, images, fold."""
     dataset = find_dataset(options.dataset)
     lesion_label(dataset)
+    fold_cases(dataset, options.fold)
+    return dataset
+
+
+def settle(options: Train, dataset: RawDataset, base: BaseModel, processes: int) -> Plan:
+    """Settle cases, run folder and configuration. UserError: whatever does not fit together."""
     trained, _ = fold_cases(dataset, options.fold)
     of_base = _base_config(base.source)
     unseen = sorted(set(of_base.get("train_cases", [])) - set(trained))
-    if of_base.get("dataset") == dataset.folder.name and unseen:
+    if of_base.get("dataset") == dataset.folder.resolve().name and unseen:
         raise UserError(
             f"{base.source}: found a base trained on {unseen[0]} ({len(unseen)} such), expected only "
             f"training cases of fold {options.fold}; make one with law-synth init-base --fold {options.fold}"
@@ -71,20 +77,19 @@ def settle(options: Train, base: BaseModel, processes: int) -> Plan:
             f"found --size {size}, expected a multiple of {base.latent_factor}, the pixels per latent cell "
             f"of {base.source}"
         )
-    case_ids, kept = held_out(trained, options.held_out, options.seed)
+    case_ids, monitored = set_aside(trained, options.monitor_cases, options.seed)
     guidance = options.guidance_scale
     (label,) = dataset.regions
     config = {
         "format": FORMAT,
-        "law_order_version": version("law-order"),
+        "versions": package_versions("law-order", "torch", "diffusers", "accelerate", "transformers"),
         "git_commit": _git_commit(),
-        "versions": {name: version(name) for name in ("torch", "diffusers", "accelerate", "transformers")},
         "options": options.recorded,
         "processes": processes,
         "dataset": {"name": dataset.folder.resolve().name, "folder": str(dataset.folder.resolve())},
         "fold": options.fold,
         "train_cases": case_ids,
-        "held_out_cases": kept,
+        "monitor_cases": monitored,
         "base": {"source": base.source, "hash": base.hash},
         "size": size,
         "prompt": options.prompt or f"a medical image of a {label}",
@@ -93,18 +98,6 @@ def settle(options: Train, base: BaseModel, processes: int) -> Plan:
     }
     folder = options.out or default_run_folder(config["dataset"]["name"], options.weighting, options.fold)
     return Plan(dataset, folder, config)
-
-
-def _content(options: Train, plan: Plan) -> dict:
-    """What must be the same when a run goes on."""
-    config = plan.config
-    batch = options.batch_size * options.gradient_accumulation * config["processes"]
-    names = ("fold", "train_cases", "held_out_cases", "size", "prompt", "guidance_scale")
-    return (
-        options.content_options
-        | {name: config[name] for name in names}
-        | {"dataset": config["dataset"]["name"], "base": config["base"]["hash"], "effective_batch": batch}
-    )
 
 
 def describe(plan: Plan) -> None:
@@ -132,8 +125,12 @@ def _base_config(source: str) -> dict:
 
 def _git_commit() -> str | None:
     """Commit of the checkout that runs, None for an installed package."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:  # an environment may lie inside somebody else's checkout
+        subprocess.run(
+            [*git, "ls-files", "--error-unmatch", Path(__file__).name], capture_output=True, check=True
+        )
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+        return head.stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None

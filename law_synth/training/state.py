@@ -12,11 +12,12 @@ from safetensors.torch import save_file
 from torch import nn
 
 from dataset_conversion.raw_writer import write_json
-from dataset_conversion.user_error import UserError
+from dataset_conversion.user_error import UserError, disk_full
 from law_synth.objective import TrainingObjective
 from law_synth.run_folder import CONFIG, weights_hash
 
 STATE = Path(".training") / "state.pt"
+CONTENT = Path(".training") / "config.json"
 LOG = "log.jsonl"
 
 
@@ -30,16 +31,16 @@ def save_state(folder: Path, step: int, objective: TrainingObjective, **others) 
     state = {name: other.state_dict() for name, other in others.items() if other is not None}
     state |= {"step": step, "weights": {name: p.detach() for name, p in trainable(objective).items()}}
     partial = (folder / STATE).with_suffix(".partial")
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(state, partial)
-    os.replace(partial, folder / STATE)
+    with disk_full(folder):
+        torch.save(state, partial)
+        os.replace(partial, folder / STATE)
 
 
-def load_state(folder: Path, objective: TrainingObjective, device: torch.device, **others) -> int:
+def load_state(folder: Path, objective: TrainingObjective, **others) -> int:
     """Restore what `save_state` wrote; the step to go on from, 0 when there is no state."""
     if not (folder / STATE).is_file():
         return 0
-    state = torch.load(folder / STATE, map_location=device, weights_only=True)
+    state = torch.load(folder / STATE, map_location="cpu", weights_only=True)
     with torch.no_grad():
         for name, parameter in trainable(objective).items():
             parameter.copy_(state["weights"][name])
@@ -55,28 +56,41 @@ def export(folder: Path, objective: TrainingObjective, config: dict) -> None:
     Each part takes its name by a rename. After a kill in between, the next save of the resumed run mends it.
     """
     networks = objective.networks
-    _replace(folder / "controlnet", networks.controlnet.save_pretrained)
-    if config["trains_decoder"]:
-        _replace(folder / "unet", networks.unet.save_pretrained)
-    if objective.weighter is not None:
-        _replace(folder / "weighter", lambda path: _save_weighter(path, objective))
-    write_json(folder / CONFIG, config | {"weights_hash": weights_hash(folder)})
+    with disk_full(folder):
+        _replace(folder / "controlnet", networks.controlnet.save_pretrained)
+        if config["trains_decoder"]:
+            _replace(folder / "unet", networks.unet.save_pretrained)
+        if objective.weighter is not None:
+            _replace(folder / "weighter", lambda path: _save_weighter(path, objective))
+        write_json(folder / CONFIG, config | {"weights_hash": weights_hash(folder)})
 
 
-def check_same_options(folder: Path, config: dict) -> None:
-    """UserError when `folder` holds another training, or something else, than `config` describes."""
-    path = folder / ".training" / "config.json"
+def is_exported(folder: Path, step: int) -> bool:
+    """Whether the run folder holds the whole export of `step`; a kill may have come in between."""
+    path = folder / CONFIG
     if not path.is_file():
-        if folder.exists() and any(folder.iterdir()):
+        return False
+    config = json.loads(path.read_text(encoding="utf-8"))
+    return config["step"] == step and config["weights_hash"] == weights_hash(folder)
+
+
+def check_same_options(folder: Path, content: dict) -> None:
+    """UserError when `folder` holds another training, or something else, than `content` describes."""
+    path = folder / CONTENT
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder}: found a file, expected a folder or nothing; choose another --out")
+    if not path.is_file():
+        others = (
+            [found for found in folder.iterdir() if found.name != path.parent.name] if folder.exists() else []
+        )
+        if others:
             raise UserError(
-                f"{folder}: found existing content, expected a new folder or a run; remove it or choose "
-                "another --out"
+                f"{folder}: found existing content ({others[0].name}), expected a new folder or a run; "
+                "remove it or choose another --out"
             )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, config)
         return
     before = json.loads(path.read_text(encoding="utf-8"))
-    now = json.loads(json.dumps(config))  # tuples and paths as JSON has them
+    now = json.loads(json.dumps(content))  # tuples as JSON has them
     for key in sorted(before.keys() | now.keys()):
         if before.get(key) != now.get(key):
             raise UserError(
@@ -85,12 +99,19 @@ def check_same_options(folder: Path, config: dict) -> None:
             )
 
 
+def claim(folder: Path, content: dict) -> None:
+    """Make `folder` the run folder of the training that `content` describes."""
+    path = folder / CONTENT
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, content)
+
+
 def truncate_log(folder: Path, step: int) -> None:
-    """Drop the log's lines after `step`: a killed run had gone on after its last save."""
+    """Drop the log's lines after `step` (all at 0): a killed run had gone on after its last save."""
     path = folder / LOG
     if path.is_file():
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        whole = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+        whole = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step and step]
         partial = path.with_suffix(".partial")
         partial.write_text("".join(whole), encoding="utf-8")
         os.replace(partial, path)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict, dataclass
+import math
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -14,6 +15,18 @@ from dataset_conversion.user_error import UserError
 logger = logging.getLogger(__name__)
 
 DEFAULT_BASE = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+RANGES = {
+    **dict.fromkeys(
+        ("max_steps", "batch_size", "gradient_accumulation", "save_every", "log_every"), (1, 1e9)
+    ),
+    **dict.fromkeys(("learning_rate", "weighter_learning_rate", "tau"), (1e-12, 1e3)),
+    **dict.fromkeys(("lambda_dice", "beta_t", "beta_d", "w_min", "w_max"), (0, float("inf"))),
+    **dict.fromkeys(("empty_prompts", "gamma"), (0, 1)),
+    **dict.fromkeys(("monitor_cases", "sample_every", "seed"), (0, 1e9)),
+    "ema_decay": (0, 0.999999),
+    "size": (8, 1e5),
+    "guidance_scale": (1, 1e3),
+}
 
 
 @dataclass(frozen=True)
@@ -92,8 +105,8 @@ class Train:
     """Autocast; trained weights stay fp32, frozen ones are stored in this type."""
     gradient_checkpointing: bool = False
     """Less memory, a third more time."""
-    held_out: int = 16
-    """Training cases (a tenth of them at most) kept for the fixed-noise loss only."""
+    monitor_cases: int = 16
+    """Of the training cases, so many (a tenth at most) are kept for the fixed-noise loss only."""
     save_every: int = 100
     """Steps between saves; a kill loses at most these."""
     log_every: int = 10
@@ -101,6 +114,7 @@ class Train:
     sample_every: int = 250
     """Steps between the fixed-noise loss, sample grids and delta maps; 0 for none."""
     seed: int = 0
+    """Of initial weights, noise, timesteps and order."""
     device: Literal["auto", "cpu"] = "auto"
     """auto: GPUs where there are some."""
     dry_run: bool = False
@@ -108,19 +122,37 @@ class Train:
 
     def check(self) -> None:
         """UserError: options that make no sense, alone or together."""
-        positive = ("max_steps", "batch_size", "gradient_accumulation", "save_every", "log_every", "tau")
-        for name in positive:
-            if getattr(self, name) <= 0:
-                raise UserError(f"found --{name.replace('_', '-')} {getattr(self, name)}, expected above 0")
-        if not 0 <= self.w_min <= self.w_max:
-            raise UserError(f"found --w-min {self.w_min} and --w-max {self.w_max}, expected 0 <= min <= max")
-        if self.weighting == "adaptive-distillation" and self.preset == "light":
+        for name, (low, high) in RANGES.items():
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                raise UserError(f"found --{_flag(name)} {value}, expected {low:g} to {high:g}; change it")
+        if self.w_min > self.w_max:
+            raise UserError(f"found --w-min {self.w_min} above --w-max {self.w_max}, expected it below")
+        if self.weighting == "adaptive-distillation" and not self.teaches:
             raise UserError(
                 "found --weighting adaptive-distillation with --preset light, expected the teacher that it "
                 "distils from; give --preset paper"
             )
         if self.weighting == "law" and not self.dice and not self.joint:
             raise UserError("found --no-dice without --joint, expected a loss that trains delta; add --joint")
+        self._refuse_without_effect()
+
+    def _refuse_without_effect(self) -> None:
+        """UserError: an option that this weighting or preset has no use for."""
+        learned = self.weighting in ("law", "difficulty")
+        bounded = learned or self.weighting == "ratio-clamped"
+        useful = {
+            **dict.fromkeys(("gamma", "dice"), self.weighting == "law"),
+            **dict.fromkeys(("tau", "joint", "weighter_learning_rate", "lambda_dice"), learned),
+            **dict.fromkeys(("normalize", "w_min", "w_max"), bounded),
+            **dict.fromkeys(("beta_t", "beta_d", "detach_mask_control"), self.teaches),
+        }
+        for option in fields(self):
+            if not useful.get(option.name, True) and getattr(self, option.name) != option.default:
+                raise UserError(
+                    f"found --{_flag(option.name)} with --weighting {self.weighting} --preset {self.preset}, "
+                    "expected it only where it has an effect; drop it"
+                )
 
     def run(self) -> None:
         from law_synth.requirements_hint import require
@@ -141,4 +173,8 @@ class Train:
         """Options that decide what is trained, as JSON has them."""
         free = ("dataset", "base", "out", "max_steps", "save_every", "log_every", "sample_every", "device")
         options = {name: v for name, v in asdict(self).items() if name not in (*free, "dry_run")}
-        return options | {"w_max": str(self.w_max)}  # JSON has no infinity
+        return options | {"w_max": self.w_max if math.isfinite(self.w_max) else None}  # JSON has no infinity
+
+
+def _flag(name: str) -> str:
+    return name.replace("_", "-")
