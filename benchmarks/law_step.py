@@ -13,13 +13,12 @@ import json
 import multiprocessing
 import platform
 import random
-import resource
 import statistics
 import subprocess
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -27,6 +26,8 @@ import torch
 import tyro
 from diffusers import ControlNetModel
 from rich.progress import track
+from torch._subclasses import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from law_synth.base.tiny import new_scheduler, new_unet
 from law_synth.denoiser import StudentTeacher
@@ -48,7 +49,7 @@ class LawStep:
     """Time and memory of training steps."""
 
     steps: int = 20
-    """Timed rounds."""
+    """Timed rounds; 0: only count floating-point operations."""
     batch_size: int = 16
     channels: tuple[int, ...] = (48, 96, 144)
     """Of the UNet; SD 1.5 has 320 640 1280 1280."""
@@ -56,6 +57,8 @@ class LawStep:
     text_width: int = 32
     latent: int = 16
     """Side of the latents."""
+    factor: int = 4
+    """Pixels per latent cell; SD 1.5 has 8."""
     device: str = "cpu"
     threads: int = 1
     json: Path | None = None
@@ -66,16 +69,16 @@ class Step:
 
     def __init__(self, options: LawStep, name: str):
         weighting, teaches = VARIANTS[name]
-        torch.set_num_threads(options.threads)
         torch.manual_seed(0)
         unet = new_unet(options.channels, options.layers, options.text_width)
-        factor, hint = 8, (16, 32, 96, 256)
+        factor, hint = options.factor, (16, 32, 96, 256)[: options.factor.bit_length()]
         make = lambda: ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=hint)  # noqa: E731
         networks = StudentTeacher(unet, make(), make() if teaches else None)
         weighter = LearnableAdaptiveWeighter(weighting=weighting) if weighting in LEARNED else None
         alphas = new_scheduler().alphas_cumprod
         self.objective = TrainingObjective(networks, alphas, weighting=weighting, weighter=weighter)
-        self.objective.to(options.device)
+        if options.device != "cpu":  # fake tensors cannot be moved
+            self.objective.to(options.device)
         trained = [p for p in self.objective.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, 1e-5)
         count, side = options.batch_size, options.latent
@@ -104,17 +107,35 @@ class Step:
         return time.perf_counter() - start
 
 
+def count_flops(options: LawStep, name: str) -> int:
+    """Floating-point operations of a step's forward and backward pass, counted without running it."""
+    with FakeTensorMode(allow_non_fake_inputs=True), FlopCounterMode(display=False) as counter:
+        step = Step(replace(options, device="cpu"), name)
+        terms = step.objective(step.batch).terms
+        total_loss(terms, dict.fromkeys(terms, 1.0)).backward()
+    return counter.get_total_flops()
+
+
 def peak_memory(options: LawStep, name: str) -> float:
     """MiB at the peak of three steps: of the device's allocator, or of the whole process on a CPU."""
+    torch.set_num_threads(options.threads)
     step = Step(options, name)
     for _ in range(3):
         step()
     if options.device == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    # Not getrusage: its peak is inherited from the process that started this one.
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(status["VmHWM"].split()[0]) / 1024
 
 
 def main(options: LawStep) -> None:
+    torch.set_num_threads(options.threads)
+    flops = {name: count_flops(options, name) for name in VARIANTS}
+    if options.steps == 0:
+        for name, count in flops.items():
+            print(f"{name}: {count / 1e9:.1f} GFLOPs, {count / flops['uniform']:.3f} of uniform")
+        return
     steps = {name: Step(options, name) for name in VARIANTS}
     times = {name: [] for name in VARIANTS}
     for step in steps.values():
@@ -133,6 +154,8 @@ def main(options: LawStep) -> None:
         rows[name] = {
             "seconds_per_step": round(statistics.median(times[name]), 4),
             "compared_with": base,
+            "GFLOPs": round(flops[name] / 1e9, 2),
+            "flops_ratio": round(flops[name] / flops[base], 4),
             "time_ratio": round(statistics.median(ratios), 4),
             "fastest_ratio": round(min(times[name]) / min(times[base]), 4),
             "peak_MiB": round(memory[name], 1),
