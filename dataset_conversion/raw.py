@@ -87,6 +87,18 @@ class RawDataset:
                 )
         return cases
 
+    def case(self, case_id: str) -> Case:
+        """Training case of this id. UserError: there is none."""
+        if case_id not in self._by_id:
+            raise UserError(
+                f"{self.folder}: found no training case {case_id}, expected it; restore the data set"
+            )
+        return self._by_id[case_id]
+
+    @cached_property
+    def _by_id(self) -> dict[str, Case]:
+        return {case.id: case for case in self.training_cases}
+
     @cached_property
     def test_cases(self) -> list[Case]:
         """Cases of imagesTs, sorted by id; `label` is None where labelsTs has no file."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import errno
+import contextlib
 import json
 import logging
 import os
@@ -10,6 +10,7 @@ import random
 import re
 import shutil
 import threading
+import uuid
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +22,7 @@ from rich.progress import track
 
 from dataset_conversion.dataset_json import check_label_values, check_labels, label_values
 from dataset_conversion.raw import Split, nnunet_folder, splits_files
-from dataset_conversion.user_error import UserError
+from dataset_conversion.user_error import UserError, disk_full
 
 logger = logging.getLogger(__name__)
 
@@ -71,15 +72,10 @@ class RawDatasetWriter:
 
     def __exit__(self, kind, error, traceback) -> None:
         try:
-            if error is not None:
-                raise error
-            self._finish()
-        except OSError as fault:
-            if fault.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            raise UserError(
-                f"found no space left for {self.out}, nothing was kept; free some disk space"
-            ) from fault
+            with disk_full(self.out):
+                if error is not None:
+                    raise error
+                self._finish()
         finally:
             shutil.rmtree(self._partial, ignore_errors=True)
 
@@ -280,7 +276,23 @@ def in_parallel(function: Callable, items: Iterable, description: str) -> None:
 
 
 def write_json(path: Path, content: dict | list) -> None:
-    """Write JSON under a temporary name, then rename: readers see the old file or the whole new one."""
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    """As `write_atomically`."""
+    write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write under a hidden name of its own, then rename; a file with this very content is left alone.
+
+    Several processes may write the same file at the same time. UserError: no space left.
+    """
+    with contextlib.suppress(OSError):
+        if path.read_bytes() == content:
+            return
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+    try:
+        with disk_full(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_bytes(content)
+            os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

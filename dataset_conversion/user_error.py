@@ -2,12 +2,35 @@
 
 from __future__ import annotations
 
+import errno
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 
 class UserError(ValueError):
     """Bad input. The message is one line: what was found, what was expected, what to do."""
+
+
+# Safetensors quotes the system's words; torch.save only says that its file did not grow.
+NO_SPACE = ("No space left", "quota exceeded", "unexpected pos", "iostream error", "PytorchStreamWriter")
+
+
+@contextmanager
+def disk_full(path: Path) -> Iterator[None]:
+    """UserError when what is written in the block, a file or folder `path`, finds the disk full."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # torch and safetensors raise kinds of their own
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+        if not full and not any(words in f"{error}" for words in NO_SPACE):
+            raise
+        raise UserError(
+            f"found no space left for {path}; free some disk space and give the same command again"
+        ) from error
 
 
 def run_command(command: Callable[[], None]) -> None:

@@ -63,9 +63,10 @@ def resize_image(image: np.ndarray, size: int) -> np.ndarray:
     return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.LANCZOS))
 
 
-def resize_mask(mask: np.ndarray, size: int) -> np.ndarray:
-    """uint8 mask (Y, X) -> (size, size), nearest neighbour."""
-    return np.asarray(Image.fromarray(mask).resize((size, size), Image.Resampling.NEAREST))
+def resize_mask(mask: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
+    """uint8 mask (Y, X) -> (size, size) or `size` = (height, width), nearest neighbour."""
+    height, width = (size, size) if isinstance(size, int) else size
+    return np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST))
 
 
 def condition(masks: np.ndarray) -> Tensor:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from dataset_conversion.raw import nnunet_folder
 from dataset_conversion.user_error import UserError
+from law_synth.hashing import feed
 
 if TYPE_CHECKING:
     import torch
@@ -139,7 +140,7 @@ def weights_hash(folder: Path) -> str:
     for part in ("controlnet", "unet"):
         for path in sorted((folder / part).glob("*.safetensors")):
             digest.update(f"{part}/{path.name}".encode())
-            digest.update(path.read_bytes())
+            feed(digest, path)
     return digest.hexdigest()
 
 

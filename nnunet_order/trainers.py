@@ -25,6 +25,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from pytorch_optimizer import AdEMAMix
 from torch import nn
 
+from dataset_conversion.user_error import UserError
 from nnunet_order.attention import autocast_off
 from nnunet_order.finite_loss import FiniteLoss
 from nnunet_order.plans import with_network
@@ -48,6 +49,7 @@ class PaperRecipeTrainer(nnUNetTrainer):
     network_class = "nnunet_order.networks.ORDER"
     network_options: dict[str, Any] = {}  # noqa: RUF012, replaced by subclasses, never changed
     epochs = 100
+    optimizer_name = "AdEMAMix"  # or AdamW, which is ahead in runs of 2,000 steps: docs/reproduction.md
     learning_rate = 1e-4
     decoupled_weight_decay = 1e-2
     samples_per_step = 16
@@ -120,14 +122,16 @@ class PaperRecipeTrainer(nnUNetTrainer):
         super().on_train_epoch_start()
 
     def configure_optimizers(self):
-        steps = self.num_epochs * self.num_iterations_per_epoch
-        optimizer = AdEMAMix(
-            self.network.parameters(),
-            self.initial_lr,
-            weight_decay=self.weight_decay,
-            weight_decouple=True,
-            t_alpha_beta3=float(steps),  # warm-up over the whole run: its slow average spans 10,000 steps
-        )
+        options = {"lr": self.initial_lr, "weight_decay": self.weight_decay}
+        if self.optimizer_name == "AdEMAMix":
+            # Warm-up over the whole run: its slow average spans 10,000 steps.
+            steps = float(self.num_epochs * self.num_iterations_per_epoch)
+            parameters = self.network.parameters()
+            optimizer = AdEMAMix(parameters, weight_decouple=True, t_alpha_beta3=steps, **options)
+        elif self.optimizer_name == "AdamW":
+            optimizer = torch.optim.AdamW(self.network.parameters(), **options)
+        else:
+            raise UserError(f"found optimizer_name {self.optimizer_name}, expected AdEMAMix or AdamW")
         return optimizer, CosineSchedule(optimizer, self.initial_lr, self.num_epochs)
 
     def _build_loss(self) -> nn.Module:

@@ -165,7 +165,7 @@ def trained_run(tmp_path_factory) -> Path:
     train_cases = read_dataset(data).read_splits()[0]["train"]
     config = {
         "format": 1,
-        "law_order_version": "0",
+        "versions": {"law-order": None},
         "git_commit": None,
         "step": 10,
         "finished": True,
@@ -173,7 +173,7 @@ def trained_run(tmp_path_factory) -> Path:
         "dataset": {"name": data.name, "folder": str(data)},
         "fold": 0,
         "train_cases": train_cases[1:],
-        "held_out_cases": train_cases[:1],
+        "monitor_cases": train_cases[:1],
         "base": {"source": base.source, "hash": base.hash},
         "size": 64,
         "prompt": "a polyp",

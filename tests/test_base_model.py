@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from dataset_conversion.user_error import UserError
 from law_synth.base.model import load_base
 from law_synth.base.tiny import clip_tokenizer, new_scheduler, write_tiny_base
-from law_synth.requirements_hint import require
+from law_synth.requirements_hint import package_versions, require
 
 UNET_WEIGHTS = Path("unet") / "diffusion_pytorch_model.safetensors"
 
@@ -185,6 +185,13 @@ def test_hash_follows_weights_and_configurations_only(tiny, copy):
     assert load_base(str(copy)).hash not in (before, changed)
 
 
+def test_source_is_an_absolute_folder(copy, monkeypatch):
+    monkeypatch.chdir(copy.parent)
+    monkeypatch.setenv("HOME", str(copy.parent))
+    for source in ("copy", "./copy", "~/copy", str(copy)):
+        assert load_base(source).source == str(copy.resolve())
+
+
 def refused(folder: Path, *words: str) -> None:
     with pytest.raises(UserError) as error:
         load_base(str(folder))
@@ -235,6 +242,8 @@ def test_other_unets_are_refused(copy):
         ({"cross_attention_dim": 48}, "cross-attention width 48"),
         ({"in_channels": 9}, "9 input"),
         ({"class_embed_type": "timestep"}, "class_embed_type"),
+        ({"center_input_sample": True}, "center_input_sample"),
+        ({"time_embedding_act_fn": "silu"}, "time_embedding_act_fn"),
     ):
         UNet2DConditionModel.from_config(config | change).save_pretrained(copy / "unet")
         refused(copy, word)
@@ -246,12 +255,15 @@ def test_other_prediction_types_are_refused(copy):
 
 
 def load_in_process(source: str, **environment: str) -> str:
-    """Hub variables are read when the hub's client is imported: -> the hash, or the error."""
+    """Hub variables are read when the hub's client is imported: -> hash and source, or the error."""
     code = (
         "import sys\n"
         "from dataset_conversion.user_error import run_command\n"
         "from law_synth.base.model import load_base\n"
-        "run_command(lambda: print(load_base(sys.argv[1]).hash))\n"
+        "def show():\n"
+        "    base = load_base(sys.argv[1])\n"
+        "    print(base.hash, base.source)\n"
+        "run_command(show)\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, source],
@@ -268,7 +280,7 @@ def test_hub_model_from_the_cache(tiny, tmp_path):
     (entry / "refs" / "main").write_text("0" * 40)
     shutil.copytree(tiny, entry / "snapshots" / ("0" * 40))
     found = load_in_process("someone/small-diffusion", HF_HUB_CACHE=str(tmp_path), HF_HUB_OFFLINE="1")
-    assert found == load_base(str(tiny)).hash
+    assert found == f"{load_base(str(tiny)).hash} someone/small-diffusion"
 
 
 def test_hub_model_without_network_is_one_line_at_once(tmp_path):
@@ -285,3 +297,8 @@ def test_missing_package_names_the_extra():
     require("synth", "torch", "diffusers")
     with pytest.raises(UserError, match=r"no_such_package.*pip install 'law-order\[synth\]'"):
         require("synth", "no_such_package")
+
+
+def test_versions_of_packages():
+    versions = package_versions("torch", "no-such-package")
+    assert versions == {"torch": torch.__version__.split("+")[0], "no-such-package": None}

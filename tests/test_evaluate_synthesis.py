@@ -101,7 +101,7 @@ def synthesise(real, tmp_path):
         ids = [f"real_{index:02d}" for index in range(TRAIN)]
         record = {
             "source_dataset": {"name": real.name, "folder": str(real)},
-            "run": {"train_cases": ids[:-2], "held_out_cases": ids[-2:], "fold": fold},
+            "run": {"train_cases": ids[:-2], "monitor_cases": ids[-2:], "fold": fold},
         }
         (folder / "synthesis.json").write_text(json.dumps(record))
         return folder
@@ -289,6 +289,33 @@ def test_copies_are_called_copies(synthesise):
     assert dull["diversity", "synthetic", "train"]["value"] == pytest.approx(0, abs=1e-3)
 
 
+@pytest.mark.parametrize("axes", [(1,), (0,), (0, 1)])
+def test_mirrored_copies_are_copies(synthesise, axes):
+    folder = synthesise(lambda index, image, mask: np.ascontiguousarray(np.flip(image, axes)))
+    rows = evaluated(folder)["rows"]
+    for space in ("EfficientNetLite0", "thumbnail"):
+        row = rows[space, "synthetic", "mean similarity"]
+        assert row["value"] == pytest.approx(1, abs=1e-4) and "mirrored" in row["protocol"]
+    with (folder / "evaluation" / "per_case.csv").open() as file:
+        for case in csv.DictReader(file):
+            assert case["nearest_train_EfficientNetLite0"] == case["nearest_train_thumbnail"]
+            assert case["nearest_train_thumbnail"] == case["source_case"]
+
+
+def test_dry_run_says_and_writes_nothing(synthesise, judge, caplog):
+    folder = synthesise(follows)
+    caplog.set_level("INFO")
+    Evaluate(str(folder), dry_run=True).run()
+    assert "would compare 12 synthetic images of Dataset701_Synth with train (12 images)" in caplog.text
+    assert "held-out (4 images) of Dataset700_Real" in caplog.text
+    assert "no mask agreement: no --segmenter" in caplog.text
+    caplog.clear()
+    Evaluate(str(folder), segmenter=judge, dry_run=True).run()
+    assert "the judge is nnUNetTrainerBrightness__nnUNetPlans__2d, fold 0" in caplog.text
+    assert "no mask agreement" not in caplog.text
+    assert not (folder / "evaluation").exists()
+
+
 def test_distances_are_those_of_torch_fidelity(real, synthesise, inception):
     """FID and KID by torch-fidelity's own command on the same images."""
     from torch_fidelity import calculate_metrics
@@ -347,6 +374,7 @@ def test_folder_of_unknown_origin_needs_the_real_set(real, tmp_path):
         ({"inception": Path("nowhere.pth")}, "nowhere.pth: cannot be read"),
         ({"segmenter": Path("nowhere")}, "nowhere: found checkpoint_final.pth in folds: none"),
         ({"batch_size": 0}, "found --batch-size 0, expected 1 or more"),
+        ({"device": "abacus"}, "found --device abacus"),
         ({"real": "799"}, "found none for data set 799"),
     ],
 )

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,7 @@ from law_synth.generation.leaks import refuse_leaks
 from law_synth.generation.manifest import open_generation
 from law_synth.generation.masks import case_masks, folder_masks, mask_hash
 from law_synth.generation.quality import QualityFilter, training_thumbnails
-from law_synth.generation.sampling import Sampler, Sampling
+from law_synth.generation.sampling import ImageSampler, Sampling
 from law_synth.run_folder import newest_run, read_run
 
 PIPELINE = "diffusers.pipelines.controlnet.pipeline_controlnet"
@@ -328,10 +329,38 @@ def test_real_cases_validate_and_synthetic_ones_train(trained_run, tmp_path, cap
         generate(out, samples=3, with_real=True)
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
+def test_full_disk_is_one_line_and_the_same_command_goes_on(generated, tmp_path, monkeypatch):
+    out, number = tmp_path / "Dataset951", uuid.uuid4()
+    shutil.copytree(generated, out)
+    image = out / "imagesTr" / "law_000005_0000.png"
+    image.unlink()
+    image.with_name(f".{image.name}.{number.hex}.partial").symlink_to("/dev/full")
+    with monkeypatch.context() as patch:  # so that the name of the partial file is known
+        patch.setattr(uuid, "uuid4", lambda: number)
+        with pytest.raises(UserError, match=f"found no space left for {image}; .*same command again"):
+            generate(out)
+    generate(out)
+    assert hashes(out) == hashes(generated)
+
+
+def test_other_sizes_of_real_images_are_said(grey_run, trained_run, tmp_path, caplog):
+    for options, said in (
+        ({"trained_run": grey_run, "with_real": True}, True),  # of 50 x 70 px
+        ({"trained_run": grey_run, "with_real": True, "original_size": True}, False),
+        ({"trained_run": grey_run}, False),
+        ({"trained_run": trained_run, "with_real": True}, False),
+    ):
+        caplog.clear()
+        Generate(out=tmp_path / "Dataset951", dry_run=True, **options).run()
+        line = "synthetic images of 64 x 64 will lie beside real ones of 70 x 50 (median)"
+        assert (line in caplog.text) == ("--original-size" in caplog.text) == said
+
+
 def test_fold_all_has_no_splits(trained_run, tmp_path, caplog):
     caplog.set_level("INFO")
     everything = [case.id for case in dataset_of(trained_run).training_cases]
-    run = variant(trained_run, tmp_path / "run", fold="all", train_cases=everything, held_out_cases=[])
+    run = variant(trained_run, tmp_path / "run", fold="all", train_cases=everything, monitor_cases=[])
     out = generate(tmp_path / "Dataset951", trained_run=run, samples=2, with_real=True)
     assert len(read_dataset(out).training_cases) == 14 and not (out / "splits_final.json").exists()
     assert "nnUNetv2_train 951 2d all" in caplog.text
@@ -349,7 +378,7 @@ def grey_run(trained_run, tmp_path) -> Path:
             writer.add_training_case(f"law_{i:06d}", image, mask)
     train = read_dataset(folder).read_splits()[0]["train"]
     entry = {"name": folder.name, "folder": str(folder)}
-    return variant(trained_run, tmp_path / "run", dataset=entry, train_cases=train, held_out_cases=[])
+    return variant(trained_run, tmp_path / "run", dataset=entry, train_cases=train, monitor_cases=[])
 
 
 def test_grey_data_at_original_size(grey_run, tmp_path):
@@ -506,8 +535,13 @@ def test_judge_that_saw_validation_cases_is_refused(trained_run, tmp_path, caplo
     Generate(out=tmp_path / "Dataset951", segmenter=judge, dry_run=True).run()
     assert "make sure that it saw no validation case of fold 0" in caplog.text
     grey = json.loads((judge / "dataset.json").read_text()) | {"channel_names": {"0": "grey"}}
+    several = json.loads((judge / "dataset.json").read_text())
+    several["labels"] |= {"tool": 2}
+    (judge / "dataset.json").write_text(json.dumps(several))
+    with pytest.raises(UserError, match="expected background and one lesion label"):
+        generate(tmp_path / "Dataset951", segmenter=judge)
     (judge / "dataset.json").write_text(json.dumps(grey))
-    with pytest.raises(UserError):
+    with pytest.raises(UserError, match=r"found a model of 1 channel\(s\), expected 3"):
         generate(tmp_path / "Dataset951", segmenter=judge)
 
 
@@ -554,7 +588,7 @@ def test_batch_members_do_not_matter(trained_run):
     """Pixels depend on a sample's mask and seed, not on its companions: what padding relies on."""
     run = read_run(trained_run)
     base = load_base(run.base_source)
-    sampler = Sampler(
+    sampler = ImageSampler(
         base,
         *run.load_student(base, torch.float32),
         Sampling("unipc", 2, 2.0, "a polyp", "fp32", False),

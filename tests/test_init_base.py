@@ -131,6 +131,37 @@ def test_killed_before_the_last_file(trained, phantoms, tmp_path, monkeypatch):
     assert load_base(str(options.out)).hash == load_base(str(trained)).hash
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
+def test_full_disk_is_one_line_and_the_same_command_goes_on(trained, phantoms, tmp_path):
+    options = training(phantoms, tmp_path / "base")
+    work = options.out / ".training"
+    work.mkdir(parents=True)
+    for name in ("vae.partial", "unet.partial"):
+        (work / name).symlink_to("/dev/full")
+        with pytest.raises(UserError, match="found no space left for"):
+            options.run()
+        (work / name).unlink()
+        assert not (options.out / "base_config.json").exists()
+    options.run()
+    assert load_base(str(options.out)).hash == load_base(str(trained)).hash
+
+
+@pytest.mark.parametrize("size", [None, "tiny"])
+def test_dry_run_says_and_writes_nothing(phantoms, tmp_path, caplog, size):
+    caplog.set_level("INFO")
+    out = tmp_path / "base"
+    if size:
+        InitBase(out=out, size="tiny", dry_run=True).run()
+        assert f"would write a tiny base of random weights into {out}" in caplog.text
+    else:
+        training(phantoms, out, dry_run=True).run()
+        line = (
+            "would read 9 training cases of fold 0 of Dataset905_Phantom at 32 px, train an autoencoder for 4"
+        )
+        assert line in caplog.text and f"of 4 images on cpu, and write {out}" in caplog.text
+    assert not out.exists()
+
+
 def test_checkpoint_interval_does_not_change_the_result(trained, phantoms, tmp_path):
     training(phantoms, tmp_path / "base", checkpoint_every=100).run()
     assert load_base(str(tmp_path / "base")).hash == load_base(str(trained)).hash
@@ -180,7 +211,7 @@ def test_command_line(phantoms, tmp_path):
         ({"unet_steps": 0}, "--unet-steps 0"),
         ({"learning_rate": 0.0}, "--learning-rate 0.0"),
         ({"fold": 9}, "--fold 9, expected 0 to 4 or all"),
-        ({"device": "tpu9"}, "--device tpu9, expected auto, cpu or cuda"),
+        ({"device": "tpu9"}, "--device tpu9, expected auto, cpu, cuda or cuda:1"),
         ({"source": "Dataset999_Nothing"}, "Dataset999_Nothing"),
     ],
 )

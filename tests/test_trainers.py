@@ -101,6 +101,22 @@ def test_recipe_is_the_papers(make):
     assert trainer.save_every == 5 and trainer.enable_deep_supervision is False
 
 
+def test_another_optimizer_is_one_line(make):
+    from nnunet_order.trainers import nnUNetTrainerORDER
+
+    class WithAdamW(nnUNetTrainerORDER):
+        optimizer_name = "AdamW"
+
+    class WithTypo(nnUNetTrainerORDER):
+        optimizer_name = "adam"
+
+    trainer = make(WithAdamW)
+    trainer.initialize()
+    assert type(trainer.optimizer) is torch.optim.AdamW and trainer.optimizer.defaults["weight_decay"] == 1e-2
+    with pytest.raises(UserError, match="found optimizer_name adam, expected AdEMAMix or AdamW"):
+        make(WithTypo).initialize()
+
+
 def test_epoch_is_one_pass_over_the_fold(make):
     from nnunet_order.trainers import nnUNetTrainerORDER
 

@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 from dataset_conversion.user_error import UserError
+from law_synth.hashing import feed
 
 MODELS = ("unet", "vae", "text_encoder")
 PARTS = (*MODELS, "tokenizer", "scheduler")
@@ -39,9 +40,7 @@ def hash_base(folder: Path) -> str:
     digest = hashlib.sha256()
     for path in (path for part in PARTS for path in _files(folder / part)):
         digest.update(f"{path.relative_to(folder).as_posix()}:{path.stat().st_size}\n".encode())
-        with path.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
+        feed(digest, path)
     return digest.hexdigest()
 
 

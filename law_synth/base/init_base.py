@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 import time
 from dataclasses import asdict, dataclass, fields
@@ -14,12 +13,15 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import numpy as np
 import tyro
 
-from dataset_conversion.user_error import UserError
+from dataset_conversion.raw_writer import write_json
+from dataset_conversion.user_error import UserError, disk_full
 from law_synth.base.losses import Flips
 from law_synth.cases import Fold
-from law_synth.requirements_hint import require
+from law_synth.requirements_hint import package_versions, require
 
 if TYPE_CHECKING:
+    import torch
+
     from dataset_conversion.raw import RawDataset
 
 logger = logging.getLogger(__name__)
@@ -28,9 +30,11 @@ FORMAT = 1
 CONFIG = "base_config.json"
 WORK = ".training"  # inside --out until the base is finished: options and checkpoints
 OPTIONS = "options.json"
+PACKAGES = ("law-order", "torch", "diffusers", "transformers")  # they decide what the weights are
 HELD_BACK = 16  # training cases on which the autoencoder is judged
-COMMON = ("out", "size", "seed", "vae_factor", "prediction_type")  # options that --size tiny has, too
-NOT_THE_RESULT = ("out", "device", "checkpoint_every")  # options that may change when a training goes on
+# Options that --size tiny has, too; options that may change when a training goes on.
+COMMON = ("out", "size", "seed", "vae_factor", "prediction_type", "dry_run")
+NOT_THE_RESULT = ("out", "device", "checkpoint_every", "dry_run")
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,9 @@ class InitBase:
     seed: int = 0
     """Of weights, noise and order."""
     device: str = "auto"
-    """cpu, cuda, cuda:1 or auto: cuda where there is one."""
+    """auto (a GPU where there is one), cpu, cuda or cuda:1."""
+    dry_run: bool = False
+    """Check the options, say what would be read and trained, and stop."""
 
     def run(self) -> None:
         """Make the base. UserError: options that contradict each other, an `out` with other content."""
@@ -87,9 +93,14 @@ class InitBase:
         if is_finished(self.out, options):
             logger.info("%s is finished already; nothing to do", self.out)
             return
+        if self.dry_run:
+            self._announce()
+            return
         began = time.perf_counter()
-        results = self._write_tiny(options) if self.size else self._train(options)
-        finish(self.out, {"format": FORMAT, "options": options, **results, "versions": versions()})
+        with disk_full(self.out):
+            results = self._write_tiny(options) if self.size else self._train(options)
+            versions = package_versions(*PACKAGES)
+            finish(self.out, {"format": FORMAT, "options": options, **results, "versions": versions})
         seconds = time.perf_counter() - began
         logger.info("wrote %s in %.0f s; use it with --base %s", self.out, seconds, self.out)
 
@@ -134,13 +145,9 @@ class InitBase:
         return {}
 
     def _train(self, options: dict) -> dict:
-        from dataset_conversion.raw import find_dataset
-        from law_synth.base.train_base import pick_device, train_base
-        from law_synth.cases import fold_cases
+        from law_synth.base.train_base import train_base
 
-        device = pick_device(self.device)
-        dataset = find_dataset(self.source)
-        seen, _ = fold_cases(dataset, self.fold)
+        device, dataset, seen = self._sources()
         images = read_images(dataset, seen, self.image_size)
         judged = np.random.default_rng(self.seed).permutation(len(seen))[: min(HELD_BACK, len(seen) // 5)]
         kept = np.setdiff1d(np.arange(len(seen)), judged)
@@ -160,6 +167,28 @@ class InitBase:
             **results,
         }
 
+    def _sources(self) -> tuple[torch.device, RawDataset, list[str]]:
+        """Device, data set and cases to train on."""
+        from dataset_conversion.raw import find_dataset
+        from law_synth.cases import fold_cases, lesion_label
+        from law_synth.devices import pick_device
+
+        device, dataset = pick_device(self.device), find_dataset(self.source)
+        lesion_label(dataset)
+        return device, dataset, fold_cases(dataset, self.fold)[0]
+
+    def _announce(self) -> None:
+        if self.size:
+            logger.info("would write a %s base of random weights into %s", self.size, self.out)
+            return
+        device, dataset, seen = self._sources()
+        logger.info(
+            "would read %d training cases of fold %s of %s at %d px, train an autoencoder for %d and a UNet "
+            "for %d steps of %d images on %s, and write %s",
+            *(len(seen), self.fold, dataset.folder.resolve().name, self.image_size),
+            *(self.vae_steps, self.unet_steps, self.batch_size, device, self.out),
+        )
+
 
 def read_images(dataset: RawDataset, case_ids: list[str], size: int) -> np.ndarray:
     """Images of the cases as uint8 (N, size, size, 3). UserError: as `read_rgb_case`."""
@@ -167,10 +196,9 @@ def read_images(dataset: RawDataset, case_ids: list[str], size: int) -> np.ndarr
 
     from law_synth.cases import read_rgb_case, resize_image
 
-    cases = {case.id: case for case in dataset.training_cases}
     images = np.empty((len(case_ids), size, size, 3), np.uint8)
     for index, case_id in enumerate(track(case_ids, "read images", transient=True)):
-        images[index] = resize_image(read_rgb_case(dataset, cases[case_id])[0], size)
+        images[index] = resize_image(read_rgb_case(dataset, dataset.case(case_id))[0], size)
     return images
 
 
@@ -208,17 +236,3 @@ def finish(out: Path, config: dict) -> None:
     """Write base_config.json, which says that the base is complete, and drop the checkpoints."""
     write_json(out / CONFIG, config)
     shutil.rmtree(out / WORK, ignore_errors=True)
-
-
-def write_json(path: Path, content: dict) -> None:
-    """Write atomically."""
-    temporary = path.with_suffix(".partial")
-    temporary.write_text(json.dumps(content, indent=4) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
-
-
-def versions() -> dict[str, str]:
-    """Versions of the packages that decide what a base's weights are."""
-    from importlib.metadata import version
-
-    return {name: version(name) for name in ("law-order", "torch", "diffusers", "transformers")}

@@ -30,13 +30,16 @@ logger = logging.getLogger(__name__)
 # Channels of diffusers' condition embedding, which halves the picture once per entry but the first.
 EMBEDDING_CHANNELS = (16, 32, 96, 256)
 PREDICTION_TYPES = ("epsilon", "v_prediction")
-# UNet options that ask for inputs which SD 1.x does not have (class labels, SDXL's sizes, LCM's guidance).
+# UNet options that ask for inputs which SD 1.x does not have (class labels, SDXL's sizes, LCM's guidance),
+# or for steps that `denoiser`'s split forward pass does not have.
 FOREIGN_OPTIONS = (
     "class_embed_type",
     "num_class_embeds",
     "addition_embed_type",
     "encoder_hid_dim_type",
     "time_cond_proj_dim",
+    "center_input_sample",
+    "time_embedding_act_fn",
 )
 
 
@@ -50,6 +53,7 @@ class BaseModel:
     unet: UNet2DConditionModel
     scheduler: DDPMScheduler
     source: str
+    """Absolute path of its folder, or its hub id."""
     hash: str
     _warned: bool = field(default=False, init=False, repr=False)
 
@@ -98,7 +102,7 @@ class BaseModel:
 
         shift, scale = self._shift_and_scale
         with torch.no_grad():
-            encoded = self.vae.encode(images.to(self.vae.dtype))
+            encoded = self.vae.encode(images.to(self.vae.device, self.vae.dtype))
         if hasattr(encoded, "latents"):
             mean, std = encoded.latents.float(), torch.zeros_like(encoded.latents, dtype=torch.float32)
         else:
@@ -111,7 +115,7 @@ class BaseModel:
 
         shift, scale = self._shift_and_scale
         with torch.no_grad():
-            images = self.vae.decode((latents / scale + shift).to(self.vae.dtype)).sample
+            images = self.vae.decode((latents / scale + shift).to(self.vae.device, self.vae.dtype)).sample
         return images.float().clamp(-1, 1)
 
     @property
@@ -148,6 +152,8 @@ def load_base(source: str, device: str | torch.device = "cpu", dtype: torch.dtyp
     scheduler = diffusers.DDPMScheduler.from_config(
         read_json(folder / "scheduler" / "scheduler_config.json"), clip_sample=False
     )
+    if (local := Path(source).expanduser()).is_dir():
+        source = str(local.resolve())  # whoever reads it later may be in another folder
     base = BaseModel(
         **models, tokenizer=tokenizer, scheduler=scheduler, source=source, hash=hash_base(folder)
     )

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dataset_conversion.user_error import UserError
+from law_synth.progress import progress
 
 if TYPE_CHECKING:
     import torch
@@ -95,12 +96,12 @@ class Stage:
 
         if not path.is_file():
             return 0
-        device = next(self.model.parameters()).device
-        state = torch.load(path, map_location=device, weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
         self.model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         if self.ema:
             self.ema.load_state_dict(state["ema"])
+            self.ema.to(next(self.model.parameters()).device)
         self.losses = state["losses"]
         logger.info("%s: %d of %d steps were done already", self.name, state["step"], self.steps)
         return state["step"]
@@ -119,21 +120,12 @@ def _progress(
     name: str, steps: int, start: int, images_per_step: int
 ) -> Iterator[Callable[[int, float], None]]:
     """A progress bar; yields the function that reports the steps done and the loss."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]:.4f}  {task.fields[speed]:.0f} img/s"),
-        TimeRemainingColumn(),
-    )
     began = time.perf_counter()
-    with Progress(*columns) as progress:
-        task = progress.add_task(f"train {name}", total=steps, completed=start, loss=math.nan, speed=0.0)
+    with progress("loss {task.fields[loss]:.4f}  {task.fields[speed]:.0f} img/s") as bar:
+        task = bar.add_task(f"train {name}", total=steps, completed=start, loss=math.nan, speed=0.0)
 
         def report(done: int, loss: float) -> None:
             speed = (done - start) * images_per_step / (time.perf_counter() - began)
-            progress.update(task, completed=done, loss=loss, speed=speed)
+            bar.update(task, completed=done, loss=loss, speed=speed)
 
         yield report

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dataset_conversion.user_error import UserError
 from law_synth.base.losses import (
     Batches,
     autocast,
@@ -34,19 +33,6 @@ logger = logging.getLogger(__name__)
 EMA_DECAY = 0.997
 VAE_RATE = 2.5  # its learning rate in terms of the UNet's
 SAMPLES, SAMPLING_STEPS = 8, 30
-
-
-def pick_device(name: str) -> torch.device:
-    """`auto` is cuda where there is one. UserError: no such device."""
-    import torch
-
-    try:
-        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
-    except RuntimeError:
-        raise UserError(f"found --device {name}, expected auto, cpu or cuda") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"found --device {name}, but no GPU that torch can use; give --device cpu")
-    return device
 
 
 def train_base(

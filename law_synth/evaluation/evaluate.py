@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from dataset_conversion.user_error import UserError
+from dataset_conversion.user_error import UserError, disk_full
 
 if TYPE_CHECKING:
     from law_synth.evaluation.image_sets import Subject
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -41,12 +45,15 @@ class Evaluate:
     """Folder for the results; default: `evaluation` in the synthetic data set."""
     seed: int = 0
     """Of shuffled masks, halves and the bootstrap."""
-    device: Literal["auto", "cpu"] = "auto"
-    """auto: a GPU if there is one."""
+    device: str = "auto"
+    """auto (a GPU where there is one), cpu, cuda or cuda:1."""
     batch_size: int = 32
     """Images that go through a network at a time."""
+    dry_run: bool = False
+    """Check the data, say what would be measured and stop."""
 
     def run(self) -> None:
+        from law_synth.devices import pick_device
         from law_synth.evaluation.findings import find
         from law_synth.evaluation.image_sets import read_subject
         from law_synth.evaluation.measures import measure_all
@@ -58,10 +65,31 @@ class Evaluate:
         wanted = self._references(subject)
         out = self.out or subject.synthetic.dataset.folder / "evaluation"
         check_out(out)
+        pick_device(self.device)
+        if self.dry_run:
+            self._announce(subject, wanted, out)
+            return
         findings = find(self, subject, wanted)
         measures = measure_all(findings, self.seed)
-        write_report(findings, measures, asdict(self), out)
+        with disk_full(out):
+            write_report(findings, measures, asdict(self), out)
         print_tables(findings, measures, out)
+
+    def _announce(self, subject: Subject, wanted: Sequence[str], out: Path) -> None:
+        from law_synth.evaluation.findings import left_out
+        from law_synth.evaluation.segmenter import load_judge
+
+        if self.segmenter is not None:
+            logger.info("the judge is %s", load_judge(self.segmenter).name)
+        real = ", ".join(f"{name} ({len(subject.references[name])} images)" for name in wanted)
+        logger.info(
+            "would compare %d synthetic images of %s with %s of %s, look for copies among the %d that the "
+            "model saw, and write %s",
+            *(len(subject.synthetic), subject.synthetic.dataset.folder.resolve().name, real),
+            *(subject.real.folder.resolve().name, len(subject.references["train"]), out),
+        )
+        for measure, reason in left_out(self, subject).items():
+            logger.info("no %s: %s", measure, reason)
 
     def _references(self, subject: Subject) -> tuple[str, ...]:
         if self.reference == "held-out" and "held-out" not in subject.references:

@@ -24,6 +24,7 @@ import numpy as np
 from PIL import Image
 
 from dataset_conversion.user_error import UserError
+from law_synth.hashing import hash_file
 from law_synth.requirements_hint import require
 
 if TYPE_CHECKING:
@@ -51,6 +52,14 @@ class Extractor:
         """Changes with everything that changes the features."""
         text = f"{self.name}|{self.preprocessing}|{self.weights_sha256}"
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+def with_mirrored(image: np.ndarray) -> list[np.ndarray]:
+    """The image (H, W, 3) itself, and mirrored left to right, top to bottom, and both.
+
+    A base that was trained with flips recalls mirrored images, too.
+    """
+    return [image, image[:, ::-1], image[::-1], image[::-1, ::-1]]
 
 
 def thumbnails(images: Sequence[np.ndarray]) -> np.ndarray:
@@ -116,7 +125,7 @@ def efficientnet_extractor(device: str, batch_size: int) -> Extractor:
         return in_batches(model, (pixels.transpose(0, 3, 1, 2) - 127) / 128, device, batch_size)
 
     preprocessing = "224 x 224 by Pillow's bicubic filter with antialiasing, no crop, (RGB - 127) / 128"
-    return Extractor("EfficientNetLite0", compute, preprocessing, sha256(path))
+    return Extractor("EfficientNetLite0", compute, preprocessing, hash_file(path))
 
 
 def inception_extractor(path: Path, device: str, batch_size: int) -> Extractor:
@@ -127,7 +136,7 @@ def inception_extractor(path: Path, device: str, batch_size: int) -> Extractor:
     require("metrics", "torch_fidelity")
     from torch_fidelity.utils import create_feature_extractor
 
-    digest, weights = sha256(path), load_weights(path)
+    digest, weights = hash_file(path), load_weights(path)
     # torch-fidelity unpickles its weights file, so that it gets one that we wrote.
     with tempfile.TemporaryDirectory() as folder:
         safe = Path(folder) / "inception.pth"
@@ -215,7 +224,7 @@ def clip_extractor(model_name: str, pretrained: Path, device: str, batch_size: i
         return in_batches(model.encode_image, pixels, device, batch_size)
 
     preprocessing = re.sub(r"<function (\w+) at \w+>", r"\1", " ".join(f"{transform}".split()))
-    return Extractor(f"CLIP {model_name}", compute, preprocessing, sha256(file))
+    return Extractor(f"CLIP {model_name}", compute, preprocessing, hash_file(file))
 
 
 def in_batches(
@@ -247,16 +256,6 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     if not isinstance(weights, dict) or not all(map(torch.is_tensor, weights.values())):
         raise UserError(f"{path}: found no table of named tensors, expected network weights")
     return weights
-
-
-def sha256(path: Path) -> str:
-    """Of a file's content. UserError: it cannot be read."""
-    try:
-        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot be read ({error.strerror}), expected a file; correct the path"
-        ) from error
 
 
 def cached(key: str, compute: Callable[[], np.ndarray]) -> np.ndarray:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from rich.progress import track
 
+from law_synth.devices import pick_device
 from law_synth.evaluation.features import (
     Extractor,
     cached,
@@ -20,18 +21,22 @@ from law_synth.evaluation.features import (
     nearest,
     thumbnail_extractor,
     unit_norm,
+    with_mirrored,
 )
 from law_synth.evaluation.image_sets import ImageSet, Subject
 from law_synth.evaluation.metrics import contrast, derangement
+from law_synth.evaluation.segmenter import load_judge
 from law_synth.requirements_hint import require
 from nnunet_order.metrics import binary_metrics
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from law_synth.evaluation.evaluate import Evaluate
     from law_synth.evaluation.segmenter import Segmenter
 
+COPY_MEASURES = {
+    "efficientnet": ("EfficientNetLite0", "cosine of EfficientNet-Lite0 features"),
+    "thumbnail": ("thumbnail", "correlation of 32 x 32 RGB thumbnails"),
+}
 # Columns of `layout`.
 LAYOUT = ("lesion_ratio", "contrast", "contrast_shuffled", "dice", "iou", "dice_shuffled", "iou_shuffled")
 
@@ -47,6 +52,8 @@ class Findings:
     """Kind (`thumbnail`, `efficientnet`, `inception`, `clip`) -> the extractor."""
     features: dict[str, dict[str, np.ndarray]]
     """Kind -> name of the image set -> (N, D)."""
+    mirrored: dict[str, dict[str, np.ndarray]]
+    """Kind in `COPY_MEASURES` -> name of the image set -> (4, N, D), of the images `with_mirrored`."""
     segmenter: Segmenter | None
     layouts: dict[str, np.ndarray]
     """Name of the image set -> (N, columns of `LAYOUT`)."""
@@ -56,31 +63,39 @@ class Findings:
 
 def find(options: Evaluate, subject: Subject, references: Sequence[str]) -> Findings:
     """Extract features of all images and look how they follow their masks."""
-    device = torch_device(options.device)
-    skipped: dict[str, str] = {}
+    device = pick_device(options.device)
+    skipped = left_out(options, subject)
+    extractors = make_extractors(options, str(device), skipped)
+    segmenter = None if options.segmenter is None else load_judge(options.segmenter, device)
+    compared = {"synthetic": subject.synthetic} | {name: subject.references[name] for name in references}
+    # Copies, and the real images that own the masks, are looked for in `train` whatever is compared.
+    with_train = compared | {"train": subject.references["train"]}
+    features, mirrored = {}, {}
+    for kind, extractor in extractors.items():
+        sets = compared if kind == "inception" else with_train
+        mirror = kind in COPY_MEASURES
+        found = {
+            name: extract(extractor, images, options.batch_size, mirror) for name, images in sets.items()
+        }
+        features[kind] = {name: of_set[0] for name, of_set in found.items()}
+        mirrored |= {kind: found} if mirror else {}
+    layouts = {
+        name: layout(images, shuffled_partners(subject, name, options.seed), segmenter)
+        for name, images in compared.items()
+    }
+    return Findings(subject, tuple(references), extractors, features, mirrored, segmenter, layouts, skipped)
+
+
+def left_out(options: Evaluate, subject: Subject) -> dict[str, str]:
+    """Measures that cannot be taken with these options and data -> why."""
+    skipped = {}
     if not subject.pairs:
         skipped["CLIP-I"] = "no synthetic image is known to own a real image (no source_case)"
     elif options.clip_pretrained is None:
         skipped["CLIP-I"] = "no --clip-pretrained PATH was given"
     if options.segmenter is None:
         skipped["mask agreement"] = "no --segmenter MODEL_FOLDER was given"
-    extractors = make_extractors(options, device, skipped)
-    segmenter = load_segmenter(options.segmenter, device)
-    compared = {"synthetic": subject.synthetic} | {name: subject.references[name] for name in references}
-    # Copies, and the real images that own the masks, are looked for in `train` whatever is compared.
-    with_train = compared | {"train": subject.references["train"]}
-    features = {
-        kind: {
-            name: extract(extractor, images, options.batch_size)
-            for name, images in (compared if kind == "inception" else with_train).items()
-        }
-        for kind, extractor in extractors.items()
-    }
-    layouts = {
-        name: layout(images, shuffled_partners(subject, name, options.seed), segmenter)
-        for name, images in compared.items()
-    }
-    return Findings(subject, tuple(references), extractors, features, segmenter, layouts, skipped)
+    return skipped
 
 
 def make_extractors(options: Evaluate, device: str, skipped: dict[str, str]) -> dict[str, Extractor]:
@@ -99,19 +114,9 @@ def make_extractors(options: Evaluate, device: str, skipped: dict[str, str]) -> 
     return extractors
 
 
-def load_segmenter(folder: Path | None, device: str) -> Segmenter | None:
-    """The judge, or None without a folder. UserError: as `Segmenter`, or it knows several labels."""
-    if folder is None:
-        return None
-    from law_synth.evaluation.segmenter import Segmenter
-
-    segmenter = Segmenter(folder, device)
-    segmenter.lesion_label  # noqa: B018 - refuses a judge of another task before hours of work
-    return segmenter
-
-
-def extract(extractor: Extractor, images: ImageSet, batch_size: int) -> np.ndarray:
-    """Features (N, D) of all images; those of real sets come from the cache if it has them."""
+def extract(extractor: Extractor, images: ImageSet, batch_size: int, mirror: bool) -> np.ndarray:
+    """Features (1, N, D) of all images, (4, N, D) `with_mirrored`; the cache keeps real sets'."""
+    versions = with_mirrored if mirror else lambda image: [image]
 
     def compute() -> np.ndarray:
         batches = track(
@@ -120,9 +125,15 @@ def extract(extractor: Extractor, images: ImageSet, batch_size: int) -> np.ndarr
             total=-(-len(images) // batch_size),
             transient=True,
         )
-        return np.concatenate([extractor.compute(batch) for batch in batches])
+        parts = []
+        for batch in batches:
+            features = extractor.compute([version for image in batch for version in versions(image)])
+            parts.append(features.reshape(len(batch), -1, features.shape[-1]))
+        return np.concatenate(parts).swapaxes(0, 1)
 
-    return compute() if images.name == "synthetic" else keep(images, extractor.key, compute)
+    if images.name == "synthetic":
+        return compute()
+    return keep(images, extractor.key + " mirrored" * mirror, compute)
 
 
 def layout(images: ImageSet, partners: np.ndarray | None, segmenter: Segmenter | None) -> np.ndarray:
@@ -167,23 +178,22 @@ def keep(images: ImageSet, key: str, compute: Callable[[], np.ndarray]) -> np.nd
     return cached(hashlib.sha256(f"{images.content} {key}".encode()).hexdigest(), compute)
 
 
-def torch_device(device: str) -> str:
-    """`cuda` for `auto` where there is one, else `cpu`."""
-    import torch
-
-    return "cuda" if device == "auto" and torch.cuda.is_available() else "cpu"
-
-
 def column(layout: np.ndarray, name: str) -> np.ndarray:
     """One column of a layout, (N,)."""
     return layout[:, LAYOUT.index(name)]
 
 
 def nearest_training(findings: Findings, kind: str, set_: str = "synthetic") -> tuple[np.ndarray, np.ndarray]:
-    """Index and similarity (N,) of the training image most like each image; not itself for `train`."""
+    """Index and similarity (N,) of the training image most like each image or one of its mirrored versions.
+
+    Not itself for `train`, mirrored or not.
+    """
     train = unit_norm(findings.features[kind]["train"])
     itself = np.arange(len(train)) if set_ == "train" else None
-    return nearest(unit_norm(findings.features[kind][set_]), train, itself)
+    found = [nearest(unit_norm(queries), train, itself) for queries in findings.mirrored[kind][set_]]
+    indices, similarities = (np.stack(values) for values in zip(*found, strict=True))  # both (4, N)
+    best, columns = similarities.argmax(axis=0), np.arange(indices.shape[1])
+    return indices[best, columns], similarities[best, columns]
 
 
 def clip_similarities(findings: Findings) -> np.ndarray:

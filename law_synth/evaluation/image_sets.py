@@ -14,7 +14,8 @@ from PIL import Image
 
 from dataset_conversion.raw import Case, RawDataset, find_dataset
 from dataset_conversion.user_error import UserError
-from law_synth.cases import fold_cases, lesion_label, read_rgb_case
+from law_synth.cases import fold_cases, lesion_label, read_rgb_case, resize_mask
+from law_synth.hashing import hash_file
 
 Size = tuple[int, int]  # (H, W)
 
@@ -44,12 +45,12 @@ class ImageSet:
             return image, mask
         width_height = self.size[::-1]
         resized = Image.fromarray(image).resize(width_height, Image.Resampling.LANCZOS)
-        return np.asarray(resized), resized_mask(mask, self.size)
+        return np.asarray(resized), resize_mask(mask, self.size)
 
     def mask(self, index: int, size: Size) -> np.ndarray:
         """Mask of one case at some size, without reading its image."""
         label = self.dataset.read_label(self.cases[index].label)[0]
-        return resized_mask((label == lesion_label(self.dataset)).astype(np.uint8), size)
+        return resize_mask((label == lesion_label(self.dataset)).astype(np.uint8), size)
 
     def batches(self, batch_size: int) -> Iterator[list[np.ndarray]]:
         """All images, in order, so many at a time."""
@@ -63,7 +64,7 @@ class ImageSet:
         for case in self.cases:
             digest.update(case.id.encode())
             for path in (*case.images, case.label):
-                digest.update(hashlib.sha256(path.read_bytes()).digest())
+                digest.update(bytes.fromhex(hash_file(path)))
         return digest.hexdigest()
 
 
@@ -116,24 +117,20 @@ def read_subject(synthetic: str, real: str | None) -> Subject:
 
 
 def common_size(cases: Sequence[Case]) -> Size | None:
-    """(H, W) if all images have it, else None; reads the headers only. UserError: unreadable."""
-    sizes = set()
-    for case in cases:
-        try:
-            with Image.open(case.images[0]) as image:
-                sizes.add(image.size[::-1])
-        except OSError as error:
-            raise UserError(
-                f"{case.images[0]}: cannot be read ({error}), expected an intact image; generate it again"
-            ) from error
+    """(H, W) if all images have it, else None. UserError: as `image_size`."""
+    sizes = set(map(image_size, cases))
     return sizes.pop() if len(sizes) == 1 else None
 
 
-def resized_mask(mask: np.ndarray, size: Size) -> np.ndarray:
-    """uint8 (H, W) -> `size` by nearest neighbour."""
-    if mask.shape == size:
-        return mask
-    return np.asarray(Image.fromarray(mask).resize(size[::-1], Image.Resampling.NEAREST))
+def image_size(case: Case) -> Size:
+    """(H, W) of a 2D image, from its header. UserError: unreadable."""
+    try:
+        with Image.open(case.images[0]) as image:
+            return image.size[::-1]
+    except OSError as error:
+        raise UserError(
+            f"{case.images[0]}: cannot be read ({error}), expected an intact image; replace it"
+        ) from error
 
 
 def _source(dataset: RawDataset, record: dict, real: str | None) -> RawDataset:
@@ -168,7 +165,7 @@ def _reference_ids(source: RawDataset, run: dict) -> dict[str, list[str]]:
     every_case = [case.id for case in source.training_cases]
     if "train_cases" not in run:
         return {"train": every_case, "held-out": []}
-    train = sorted({*run["train_cases"], *run.get("held_out_cases", [])})
+    train = sorted({*run["train_cases"], *run.get("monitor_cases", [])})
     if missing := sorted(set(train) - set(every_case)):
         raise UserError(
             f"{source.folder}: found no case {missing[0]} ({len(missing)} such), expected it because the "
@@ -179,8 +176,7 @@ def _reference_ids(source: RawDataset, run: dict) -> dict[str, list[str]]:
 
 
 def _cases(dataset: RawDataset, ids: Sequence[str]) -> tuple[Case, ...]:
-    by_id = {case.id: case for case in dataset.training_cases}
-    return tuple(by_id[case_id] for case_id in ids)
+    return tuple(map(dataset.case, ids))
 
 
 def _read_json(path: Path) -> dict:

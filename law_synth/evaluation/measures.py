@@ -7,7 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from law_synth.evaluation.findings import Findings, clip_cosines, clip_similarities, column, nearest_training
+from law_synth.evaluation.findings import (
+    COPY_MEASURES,
+    Findings,
+    clip_cosines,
+    clip_similarities,
+    column,
+    nearest_training,
+)
 from law_synth.evaluation.metrics import (
     NEAR_COPY_PERCENTILE,
     derangement,
@@ -22,10 +29,6 @@ SMALL_LESION = 0.1  # share of the image
 SPLITS = 10  # random halves of the real set
 KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000  # torch-fidelity's and the paper's defaults
 
-COPY_MEASURES = {
-    "efficientnet": ("EfficientNetLite0", "cosine of EfficientNet-Lite0 features"),
-    "thumbnail": ("thumbnail", "correlation of 32 x 32 RGB thumbnails"),
-}
 COPY_STATISTICS = {"near copies": "share", "mean similarity": "mean", "95th percentile": "p95", "max": "max"}
 GAUSSIANS = (
     "squared Fréchet distance of fitted Gaussians, biased upwards where N is small: compare at equal N only"
@@ -235,7 +238,8 @@ def memorisation(findings: Findings, kind: str) -> list[Measure]:
         n = {set_: len(findings.features[kind][set_]), "train": len(real)}
         images = "synthetic" if set_ == "synthetic" else f"scale: {set_}"
         protocol = (
-            f"nearest training image by {what}; near copies: share above {found['threshold']:.4f}, "
+            f"nearest training image by {what}, the image also mirrored along either axis or both; near "
+            f"copies: share above {found['threshold']:.4f}, "
             f"the {NEAR_COPY_PERCENTILE}th percentile of training images and their nearest other one"
         )
         measures += [

@@ -9,7 +9,6 @@ import shutil
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
@@ -19,8 +18,9 @@ from rich.text import Text
 
 from dataset_conversion.user_error import UserError
 from law_synth.evaluation.figures import draw_agreement, draw_grid
-from law_synth.evaluation.findings import LAYOUT, Findings, clip_similarities, nearest_training
-from law_synth.evaluation.measures import COPY_MEASURES, Measure
+from law_synth.evaluation.findings import COPY_MEASURES, LAYOUT, Findings, clip_similarities, nearest_training
+from law_synth.evaluation.measures import Measure
+from law_synth.requirements_hint import package_versions
 from nnunet_order.evaluation_report import write_csv
 
 FILES = ("evaluation.json", "per_case.csv", "grid.png", "agreement.png")
@@ -105,21 +105,8 @@ def as_json(findings: Findings, measures: Sequence[Measure], settings: Mapping) 
             for measure in measures
         ],
         "skipped": findings.skipped,
-        "versions": versions(),
+        "versions": package_versions(*PACKAGES),
     }
-
-
-def versions() -> dict[str, str]:
-    """Of the packages whose code makes the numbers."""
-    from importlib.metadata import PackageNotFoundError
-
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:  # open_clip is not needed without CLIP-I
-            continue
-    return found
 
 
 def print_tables(findings: Findings, measures: Sequence[Measure], out: Path) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 
 from dataset_conversion.raw import find_dataset, nnunet_folder
 from dataset_conversion.user_error import UserError
+from law_synth.hashing import hash_file
 from nnunet_order.export import build_network, load_checkpoint, read_json
 
 if TYPE_CHECKING:
@@ -128,6 +129,15 @@ class Segmenter:
         return (self.predict(channels) == self.lesion_label).astype(np.uint8)
 
 
+def load_judge(
+    folder: Path, device: torch.device | str = "cpu", folds: Sequence[int | str] | None = None
+) -> Segmenter:
+    """A segmenter that knows one lesion label. UserError: as `Segmenter`, or it knows several, or regions."""
+    segmenter = Segmenter(folder, str(device), folds)
+    segmenter.lesion_label  # noqa: B018 - refuses a judge of another task before hours of work
+    return segmenter
+
+
 def _predictor(device: torch.device) -> nnUNetPredictor:
     """An nnUNetPredictor that prints nothing and leaves cuDNN's global setting as it was."""
     import torch
@@ -174,5 +184,5 @@ def _hash(paths: Sequence[Path]) -> str:
     """sha256 over the contents of files; the same model elsewhere has the same hash."""
     digest = hashlib.sha256()
     for path in paths:
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
+        digest.update(bytes.fromhex(hash_file(path)))
     return digest.hexdigest()

@@ -13,16 +13,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from PIL import Image
-from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from dataset_conversion.user_error import UserError
+from dataset_conversion.user_error import UserError, disk_full
 from law_synth.base.model import load_base, quiet
 from law_synth.cases import to_channels
+from law_synth.devices import pick_device
+from law_synth.evaluation.image_sets import image_size
 from law_synth.generation.finish import finish_dataset
 from law_synth.generation.manifest import count_chunks, open_generation, read_chunk, write_chunk
-from law_synth.generation.plan import Plan, make_plan
+from law_synth.generation.plan import GenerationPlan, make_plan
 from law_synth.generation.quality import QualityFilter, training_thumbnails
-from law_synth.generation.sampling import Sampler
+from law_synth.generation.sampling import ImageSampler
+from law_synth.progress import progress
 from law_synth.run_folder import weights_hash
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 FORMATS = {".png": "PNG", ".bmp": "BMP", ".tif": "TIFF"}
 WAITING = 4  # chunks that may wait for the disk
+SIZE_CHANGE = 0.1  # of a side, between real and synthetic images, that goes without a word
 
 
 def generate(verb: Generate, part: int, parts: int) -> None:
@@ -53,33 +56,27 @@ def generate(verb: Generate, part: int, parts: int) -> None:
                 "%d of %d chunks are there; the process that ends last completes", done, len(plan.chunks)
             )
             return
-        finish_dataset(plan)
+        with disk_full(out):
+            finish_dataset(plan)
 
 
 @contextmanager
 def _processes(device: str) -> Iterator[tuple[int, int, torch.device]]:
     """Rank, number of processes and device under torchrun or accelerate; else 0, 1 and the device."""
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(f"found --device {device}, but no GPU that torch can use; give --device cpu")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        from accelerate import PartialState
-
-        state = PartialState(cpu=device == "cpu")  # else one process where there is no GPU
-        try:
-            yield state.process_index, state.num_processes, state.device
-        finally:
-            state.destroy_process_group()
+    chosen = pick_device(device)
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield 0, 1, chosen
         return
+    from accelerate import PartialState
+
+    state = PartialState(cpu=chosen.type == "cpu")  # else one process where there is no GPU
     try:
-        chosen = torch.device(device)
-    except RuntimeError:
-        raise UserError(f"found --device {device}, expected auto, cpu or cuda") from None
-    yield 0, 1, chosen
+        yield state.process_index, state.num_processes, state.device
+    finally:
+        state.destroy_process_group()
 
 
-def _announce(plan: Plan) -> None:
+def _announce(plan: GenerationPlan) -> None:
     run, sampling = plan.run, plan.sampling
     logger.info("model: %s (fold %s, step %s)", run.folder, run.fold, run.config.get("step"))
     if not run.config.get("finished", True):
@@ -94,9 +91,23 @@ def _announce(plan: Plan) -> None:
         ),
         *(sampling.sampler, sampling.steps, sampling.guidance_scale, sampling.dtype, plan.device),
     )
+    if plan.verb.with_real and not plan.verb.original_size:
+        _compare_sizes(plan)
 
 
-def _generate_chunks(plan: Plan, chunks: list[int], show_progress: bool) -> None:
+def _compare_sizes(plan: GenerationPlan) -> None:
+    """Say so when the synthetic images are of another size than the real ones beside them."""
+    height, width = np.median([image_size(case) for case in plan.dataset.training_cases], axis=0)
+    size = plan.run.size
+    if max(abs(height - size) / height, abs(width - size) / width) > SIZE_CHANGE:
+        logger.warning(
+            "synthetic images of %d x %d will lie beside real ones of %d x %d (median): nnU-Net sees lesions "
+            "at two scales; --original-size writes them at the size of their mask's image",
+            *(size, size, width, height),
+        )
+
+
+def _generate_chunks(plan: GenerationPlan, chunks: list[int], show_progress: bool) -> None:
     """Sample and judge chunk after chunk; masks are prepared and files written by threads beside it."""
     sampler = _load_sampler(plan)
     judge = QualityFilter(
@@ -105,10 +116,10 @@ def _generate_chunks(plan: Plan, chunks: list[int], show_progress: bool) -> None
         plan.segmenter,
         plan.verb.min_agreement,
     )
-    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
-    rate = TextColumn("{task.fields[rate]:.2f} images/s")
-    with ThreadPoolExecutor(3) as pool, Progress(*columns, rate, disable=not show_progress) as progress:
-        task = progress.add_task("generating", total=sum(len(plan.chunks[chunk]) for chunk in chunks), rate=0)
+    total = sum(len(plan.chunks[chunk]) for chunk in chunks)
+    bar = progress("{task.fields[rate]:.2f} images/s", disable=not show_progress)
+    with ThreadPoolExecutor(3) as pool, bar:
+        task = bar.add_task("generating", total=total, rate=0)
         prepared, writing = pool.submit(plan.masks, chunks[0]), []
         for chunk, following in zip(chunks, [*chunks[1:], None], strict=True):
             masks, conditions = prepared.result()
@@ -118,13 +129,12 @@ def _generate_chunks(plan: Plan, chunks: list[int], show_progress: bool) -> None
             writing.append(_write(pool, plan, judge, chunk, images, masks, conditions))
             while len(writing) > WAITING:
                 writing.pop(0).result()
-            progress.advance(task, len(images))
-            progress.update(task, rate=progress.tasks[0].speed or 0)
+            bar.update(task, advance=len(images), rate=bar.tasks[0].speed or 0)
         for future in writing:
             future.result()
 
 
-def _load_sampler(plan: Plan) -> Sampler:
+def _load_sampler(plan: GenerationPlan) -> ImageSampler:
     """UserError: base or weights are not those of law_config.json."""
     run = plan.run
     if weights_hash(run.folder) != run.hash:
@@ -135,10 +145,10 @@ def _load_sampler(plan: Plan) -> Sampler:
     base = load_base(run.base_source, plan.device)
     with quiet():
         controlnet, unet = run.load_student(base, torch.float32)
-        return Sampler(base, controlnet, unet, plan.sampling, plan.device)
+        return ImageSampler(base, controlnet, unet, plan.sampling, plan.device)
 
 
-def _sample(plan: Plan, sampler: Sampler, chunk: int, conditions: np.ndarray) -> np.ndarray:
+def _sample(plan: GenerationPlan, sampler: ImageSampler, chunk: int, conditions: np.ndarray) -> np.ndarray:
     """Images of a chunk, uint8 (N, S, S, 3); a short chunk is filled with its last sample."""
     seeds = [sample.seed for sample in plan.chunks[chunk]]
     count, size = len(seeds), plan.verb.chunk_size
@@ -154,7 +164,7 @@ def _sample(plan: Plan, sampler: Sampler, chunk: int, conditions: np.ndarray) ->
 
 def _write(
     pool: ThreadPoolExecutor,
-    plan: Plan,
+    plan: GenerationPlan,
     judge: QualityFilter,
     chunk: int,
     images: np.ndarray,
@@ -177,7 +187,7 @@ def _write(
 
 
 def _encode_and_write(
-    plan: Plan, chunk: int, kept: list[tuple[str, np.ndarray, np.ndarray]], rows: list[dict]
+    plan: GenerationPlan, chunk: int, kept: list[tuple[str, np.ndarray, np.ndarray]], rows: list[dict]
 ):
     ending = plan.dataset.file_ending
     images = {f"imagesTr/{case}_0000{ending}": encode(image, ending) for case, image, _ in kept}

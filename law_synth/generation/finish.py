@@ -13,25 +13,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dataset_conversion.raw import Case, nnunet_folder, splits_files
-from dataset_conversion.raw_writer import refuse_other_splits
+from dataset_conversion.raw_writer import refuse_other_splits, write_atomically, write_json
 from dataset_conversion.user_error import UserError
 from law_synth.cases import fold_cases
-from law_synth.generation.manifest import (
-    FOLDER,
-    read_chunk,
-    remove_leftovers,
-    write_atomically,
-    write_json,
-    write_rows,
-)
+from law_synth.generation.manifest import FOLDER, read_chunk, remove_leftovers, write_rows
 
 if TYPE_CHECKING:
-    from law_synth.generation.plan import Plan
+    from law_synth.generation.plan import GenerationPlan
 
 logger = logging.getLogger(__name__)
 
 
-def finish_dataset(plan: Plan) -> None:
+def finish_dataset(plan: GenerationPlan) -> None:
     """Write what is still missing, dataset.json last; any number of processes may do so, again and again.
 
     UserError: nothing was kept, or nnU-Net's folder holds other splits.
@@ -60,7 +53,7 @@ def finish_dataset(plan: Plan) -> None:
     _say_next_commands(plan)
 
 
-def _add_real_cases(plan: Plan, kept: list[str]) -> list[str]:
+def _add_real_cases(plan: GenerationPlan, kept: list[str]) -> list[str]:
     """Link the fold's real cases into the data set and write its one fold; -> their ids."""
     out = plan.verb.out
     training, validation = fold_cases(plan.dataset, plan.run.fold)
@@ -89,15 +82,17 @@ def _link(source: Path, target: Path) -> None:
         return
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.partial")
     source = source.resolve()  # never a link to a link
-    with contextlib.suppress(OSError):
-        os.link(source, temporary)
-    if not temporary.exists():
-        shutil.copyfile(source, temporary)
-    os.replace(temporary, target)
-    temporary.unlink(missing_ok=True)  # renaming onto a link to the same file leaves both
+    try:
+        with contextlib.suppress(OSError):
+            os.link(source, temporary)
+        if not temporary.exists():
+            shutil.copyfile(source, temporary)
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)  # renaming onto a link to the same file leaves both
 
 
-def _write_dataset_json(plan: Plan, cases: int) -> None:
+def _write_dataset_json(plan: GenerationPlan, cases: int) -> None:
     from nnunetv2.dataset_conversion.generate_dataset_json import generate_dataset_json
 
     out, source = plan.verb.out, plan.dataset.json
@@ -119,7 +114,7 @@ def _write_dataset_json(plan: Plan, cases: int) -> None:
         write_atomically(out / "dataset.json", (Path(folder) / "dataset.json").read_bytes())
 
 
-def _say_next_commands(plan: Plan) -> None:
+def _say_next_commands(plan: GenerationPlan) -> None:
     fold, number = plan.run.fold, plan.verb.out.resolve().name[7:10]
     source = plan.dataset.folder.resolve().name
     if not plan.verb.with_real:

@@ -39,7 +39,7 @@ class Generate:
     with_real: bool = False
     """Add the real cases, and splits_final.json: the fold trains on real and synthetic, validates on real."""
     original_size: bool = False
-    """Write image and label at the size of the mask's source instead of the model's."""
+    """Write image and label at the size of the mask's source instead of the model's (square)."""
 
     preset: Literal["fast", "paper"] = "fast"
     """fast: 20 steps of UniPC. paper: 50 steps of DDIM, eta 0."""
@@ -71,7 +71,7 @@ class Generate:
     seed: int = 0
     """Another seed gives other noise and other augmentations."""
     device: str = "auto"
-    """cpu, cuda, cuda:1, ...; auto: a GPU where there is one."""
+    """auto (a GPU where there is one), cpu, cuda or cuda:1."""
     dry_run: bool = False
     """Check everything, say what would be done and stop."""
 

@@ -6,8 +6,6 @@ renamed. A chunk counts as done when its chunk file is there and every file it l
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import hashlib
 import json
 import logging
@@ -17,8 +15,9 @@ import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
-from dataset_conversion.raw_writer import check_out
+from dataset_conversion.raw_writer import check_out, write_atomically, write_json
 from dataset_conversion.user_error import UserError
+from law_synth.hashing import hash_file
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +81,7 @@ def write_chunk(
         write_atomically(out / name, content)
     record = {
         "chunk": chunk,
-        "files": {name: sha256(content) for name, content in files.items()},
+        "files": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
         "rows": rows,
     }
     write_json(_chunk_path(out, chunk), record)
@@ -94,11 +93,7 @@ def read_chunk(out: Path, chunk: int) -> list[dict] | None:
     if record is None:
         return None
     for name, digest in record["files"].items():
-        try:
-            content = (out / name).read_bytes()
-        except OSError:
-            return None
-        if sha256(content) != digest:
+        if not (out / name).is_file() or hash_file(out / name) != digest:
             return None
     return record["rows"]
 
@@ -114,43 +109,11 @@ def write_rows(path: Path, rows: list[dict]) -> None:
     write_atomically(path, "".join(lines).encode())
 
 
-def write_json(path: Path, content: dict | list) -> None:
-    """As `write_atomically`."""
-    write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write under a hidden name of its own, then rename; a file with this very content is left alone.
-
-    Several processes may write the same file at the same time. UserError: no space left.
-    """
-    with contextlib.suppress(OSError):
-        if path.read_bytes() == content:
-            return
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise UserError(
-            f"found no space left for {path}; free some disk space and give the same command again to go on"
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def remove_leftovers(out: Path, prefix: str) -> None:
     """Remove what killed processes left of cases `<prefix>_...`, once all chunks are done."""
     for folder in ("imagesTr", "labelsTr"):
         for path in (out / folder).glob(f".{prefix}_*.partial"):
             path.unlink(missing_ok=True)
-
-
-def sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
 
 
 def _chunk_path(out: Path, chunk: int) -> Path:

@@ -36,13 +36,10 @@ class MaskSource:
 
 def case_masks(dataset: RawDataset, cases: list[str]) -> list[MaskSource]:
     """The masks of training cases, in the order of `cases`. UserError: one is not there."""
-    by_id = {case.id: case for case in dataset.training_cases}
-    if missing := [case for case in cases if case not in by_id]:
-        raise UserError(
-            f"{dataset.folder}: found no training case {missing[0]} ({len(missing)} such), expected it as "
-            "the model was trained on it; restore the data set"
-        )
-    return [MaskSource(case, case, lambda case=by_id[case]: case_mask(dataset, case)) for case in cases]
+    return [
+        MaskSource(case.id, case.id, lambda case=case: case_mask(dataset, case))
+        for case in map(dataset.case, cases)
+    ]
 
 
 def case_mask(dataset: RawDataset, case: Case) -> np.ndarray:

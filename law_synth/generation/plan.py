@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,8 +15,9 @@ from law_synth.cases import lesion_label, resize_mask
 from law_synth.generation.generate import PRESETS
 from law_synth.generation.leaks import refuse_leaks
 from law_synth.generation.masks import MaskSource, augment, case_masks, folder_masks, mask_hash
-from law_synth.generation.quality import load_judge
+from law_synth.generation.quality import judge_of_fold
 from law_synth.generation.sampling import Sampling, derived_seed
+from law_synth.requirements_hint import package_versions
 from law_synth.run_folder import TrainedRun, newest_run, read_run
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Plan:
+class GenerationPlan:
     """Everything that decides what a generation writes; `make_plan` makes it."""
 
     verb: Generate
@@ -122,7 +122,7 @@ class Plan:
             "device": self.device.type,
         }
         packages = ("law-order", "torch", "diffusers", "transformers", "nnunetv2", "numpy", "pillow")
-        versions = {name: _version(name) for name in packages}
+        versions = package_versions(*packages)
         if self.device.type == "cpu":
             versions["threads"] = str(torch.get_num_threads())  # sums of another order
         source = {"name": self.dataset.folder.resolve().name, "folder": str(self.dataset.folder.resolve())}
@@ -152,7 +152,7 @@ class Plan:
         return digest.hexdigest()
 
 
-def make_plan(verb: Generate, device: torch.device) -> Plan:
+def make_plan(verb: Generate, device: torch.device) -> GenerationPlan:
     """Find run, data set, masks and judge. UserError: one is not usable, or something would leak."""
     run = read_run(verb.trained_run) if verb.trained_run is not None else newest_run()
     recorded = (run.dataset_folder / "dataset.json").is_file()
@@ -161,7 +161,7 @@ def make_plan(verb: Generate, device: torch.device) -> Plan:
     sources = (
         case_masks(dataset, run.train_cases) if verb.masks is None else folder_masks(verb.masks, dataset)
     )
-    judge = load_judge(Path(verb.segmenter), dataset, run.fold, str(device)) if verb.segmenter else None
+    judge = judge_of_fold(Path(verb.segmenter), dataset, run.fold, device) if verb.segmenter else None
     refuse_leaks(run, dataset, sources, judge)
     sampler, steps = PRESETS[verb.preset]
     guidance = verb.guidance_scale or run.guidance_scale
@@ -173,11 +173,4 @@ def make_plan(verb: Generate, device: torch.device) -> Plan:
         verb.dtype or ("fp32" if device.type == "cpu" else "bf16"),
         verb.compile,
     )
-    return Plan(verb, run, dataset, sources, judge, sampling, device)
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except ModuleNotFoundError:  # a checkout that is not installed
-        return None
+    return GenerationPlan(verb, run, dataset, sources, judge, sampling, device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,9 +14,12 @@ import numpy as np
 from dataset_conversion.raw import RawDataset
 from dataset_conversion.user_error import UserError
 from law_synth.cases import read_rgb_case
-from law_synth.evaluation.features import nearest, thumbnails
+from law_synth.evaluation.features import nearest, thumbnails, with_mirrored
+from nnunet_order.metrics import binary_metrics
 
 if TYPE_CHECKING:
+    import torch
+
     from law_synth.cases import Fold
     from law_synth.evaluation.segmenter import Segmenter
 
@@ -48,14 +52,13 @@ class QualityFilter:
         scores = {"agreement": None, "similarity": None, "nearest_case": None}
         if np.ptp(image, axis=(0, 1)).max() <= CONSTANT:
             return "constant", scores
-        # A base that was trained with flips recalls mirrored images, too.
-        mirrored = [image, image[:, ::-1], image[::-1], image[::-1, ::-1]]
-        indices, similarities = nearest(thumbnails(mirrored), self.thumbnails)
+        indices, similarities = nearest(thumbnails(with_mirrored(image)), self.thumbnails)
         best = int(similarities.argmax())
         scores["similarity"] = round(float(similarities[best]), 6)
         scores["nearest_case"] = self.case_ids[indices[best]]
         if self.segmenter is not None:
-            scores["agreement"] = round(dice(self.segmenter.lesion_mask(image), mask), 6)
+            dice = binary_metrics(mask > 0, self.segmenter.lesion_mask(image) > 0)["Dice"]
+            scores["agreement"] = 1.0 if math.isnan(dice) else round(dice, 6)
         if scores["similarity"] > self.max_similarity:
             return "near copy", scores
         if self.segmenter is not None and scores["agreement"] < self.min_agreement:
@@ -63,39 +66,31 @@ class QualityFilter:
         return None, scores
 
 
-def dice(prediction: np.ndarray, mask: np.ndarray) -> float:
-    """Dice of two masks of 0 and 1; 1 where both are empty."""
-    total = int(prediction.sum()) + int(mask.sum())
-    return 2 * int((prediction & mask).sum()) / total if total else 1.0
-
-
 def training_thumbnails(dataset: RawDataset, cases: Sequence[str]) -> tuple[list[str], np.ndarray]:
     """Ids and thumbnails (N, 3072) of the images that the model has seen."""
-    by_id = {case.id: case for case in dataset.training_cases}
 
     def thumbnail(case_id: str) -> np.ndarray:
-        return thumbnails([read_rgb_case(dataset, by_id[case_id])[0]])[0]
+        return thumbnails([read_rgb_case(dataset, dataset.case(case_id))[0]])[0]
 
     with ThreadPoolExecutor() as pool:
         return list(cases), np.stack(list(pool.map(thumbnail, cases)))
 
 
-def load_judge(folder: Path, dataset: RawDataset, fold: Fold, device: str) -> Segmenter:
+def judge_of_fold(folder: Path, dataset: RawDataset, fold: Fold, device: torch.device) -> Segmenter:
     """The nnU-Net model that judges: of the same data set its fold `fold`, where it is there, else all folds.
 
     UserError: not a model folder, other channels, several labels.
     """
-    from law_synth.evaluation.segmenter import Segmenter
+    from law_synth.evaluation.segmenter import load_judge
 
     folds = [fold] if (folder / f"fold_{fold}" / CHECKPOINT).is_file() and _same(folder, dataset) else None
-    segmenter = Segmenter(folder, device, folds)
+    segmenter = load_judge(folder, device, folds)
     channels = len(dataset.channel_names)
     if segmenter.channels != channels:
         raise UserError(
             f"{folder}: found a model of {segmenter.channels} channel(s), expected {channels} as "
             f"{dataset.folder.name} has; choose another --segmenter"
         )
-    assert segmenter.lesion_label  # raises for several labels
     return segmenter
 
 

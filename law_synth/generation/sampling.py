@@ -48,7 +48,7 @@ class OncePerBatch(nn.Module):
         return self._last[1]
 
 
-class Sampler:
+class ImageSampler:
     """Generates batches: `sampler(masks, seeds)`. The same batch gives the same bytes on the same machine."""
 
     def __init__(
@@ -64,7 +64,7 @@ class Sampler:
         torch.backends.cudnn.deterministic = True
         text, empty = base.encode_prompts([settings.prompt, ""]).to(device, self.dtype)
         self._prompts = {"prompt_embeds": text, "negative_prompt_embeds": empty}
-        base.text_encoder.to(self.dtype)  # which the pipeline takes as the embeddings' type
+        base.text_encoder.to(device, self.dtype)  # which the pipeline takes as the embeddings' type
         for model in (unet, controlnet, base.vae):
             model.to(device, self.dtype, memory_format=torch.channels_last).requires_grad_(False)
         if settings.compile:

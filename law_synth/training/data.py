@@ -117,10 +117,9 @@ def load_training_data(
     cache: Path,
 ) -> TrainingData:
     """Read, resize and encode the cases. `cache`: folder that keeps the latents for a resume."""
-    by_id = {case.id: case for case in dataset.training_cases}
     images, masks = [], []
     for case_id in track(case_ids, "reading cases"):
-        image, mask = read_rgb_case(dataset, by_id[case_id])
+        image, mask = read_rgb_case(dataset, dataset.case(case_id))
         images.append(torch.from_numpy(resize_image(image, size).copy()).permute(2, 0, 1))
         masks.append(torch.from_numpy(resize_mask(mask, size).copy()))
     images, masks = torch.stack(images), torch.stack(masks)

@@ -13,12 +13,12 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object, set_seed
 from diffusers.training_utils import EMAModel
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dataset_conversion.user_error import UserError
 from law_synth.base.model import BaseModel, load_base
 from law_synth.denoiser import StudentTeacher, decoder_parameters
 from law_synth.objective import Losses, TrainingObjective, total_loss
+from law_synth.progress import progress
 from law_synth.training.data import Sampler, TrainingData, load_training_data
 from law_synth.training.monitor import Monitor
 from law_synth.training.plan import Plan, chosen_dataset, describe, settle
@@ -118,11 +118,12 @@ class Training:
             logger.info("going on after step %d", self.start)
         else:
             self.look(0)
-        with _progress(self.accelerator) as progress:
-            task = progress.add_task("training", total=last, completed=self.start, loss=math.nan)
+        bar = progress("loss {task.fields[loss]:.4f}", disable=not self.accelerator.is_main_process)
+        with bar:
+            task = bar.add_task("training", total=last, completed=self.start, loss=math.nan)
             for step in range(self.start + 1, last + 1):
                 loss = self.step(step)
-                progress.update(task, advance=1, loss=loss)
+                bar.update(task, advance=1, loss=loss)
                 if step % (self.options.sample_every or last) == 0 or step == last:
                     self.look(step)
                 if step % self.options.save_every == 0 or step == last:
@@ -286,9 +287,3 @@ def _objective(options: Train, base: BaseModel) -> TrainingObjective:
         weighter=weighter,
         dice=options.dice,
     )
-
-
-def _progress(accelerator: Accelerator) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    loss = TextColumn("loss {task.fields[loss]:.4f}")
-    return Progress(*columns, loss, disable=not accelerator.is_main_process)
