@@ -83,13 +83,15 @@ def _announce(plan: GenerationPlan) -> None:
         logger.warning("%s: the training has not finished", run.folder)
     logger.info(
         "%d images of %d masks of %s, %d chunks; %s, %d steps, guidance %g, %s on %s",
-        *(
-            len(plan.samples),
-            len(plan.sources),
-            plan.verb.masks or plan.dataset.folder.name,
-            len(plan.chunks),
-        ),
-        *(sampling.sampler, sampling.steps, sampling.guidance_scale, sampling.dtype, plan.device),
+        len(plan.samples),
+        len(plan.sources),
+        plan.verb.masks or plan.dataset.folder.name,
+        len(plan.chunks),
+        sampling.sampler,
+        sampling.steps,
+        sampling.guidance_scale,
+        sampling.dtype,
+        plan.device,
     )
     if plan.verb.with_real and not plan.verb.original_size:
         _compare_sizes(plan)
@@ -103,7 +105,10 @@ def _compare_sizes(plan: GenerationPlan) -> None:
         logger.warning(
             "synthetic images of %d x %d will lie beside real ones of %d x %d (median): nnU-Net sees lesions "
             "at two scales; --original-size writes them at the size of their mask's image",
-            *(size, size, width, height),
+            size,
+            size,
+            width,
+            height,
         )
 
 
