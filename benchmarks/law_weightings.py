@@ -27,8 +27,6 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from nnunet_order.metrics import interval, resampled_means
-
 ARMS = {
     "uniform": ("uniform", "light"),
     "ratio": ("ratio", "light"),
@@ -124,36 +122,57 @@ def show(options: LawWeightings) -> None:
     for file in sorted(options.results.glob(f"*_{options.steps}steps_seed*.json")):
         run = json.loads(file.read_text())
         runs.setdefault(run["arm"], {})[run["seed"]] = run
-    table = Table(title=f"{options.steps} steps; paired difference to uniform with 95 % interval over masks")
+    # An image that was dropped in one run is left out everywhere.
+    every = [{case["case"] for case in run["cases"]} for seeds in runs.values() for run in seeds.values()]
+    shared = sorted(set.intersection(*every))
+    title = f"{options.steps} steps; difference to uniform with 95 % interval over masks and seeds"
+    table = Table(title=title)
     for column in ("arm", "seeds", "own mDice", "small lesions", "shuffled", "FD", "near copies"):
         table.add_column(column)
     for arm, seeds in runs.items():
-        same = [seed for seed in seeds if seed in runs.get("uniform", {})]
-        ratio = per_mask(seeds, "lesion_ratio", list(seeds))
         cells = [arm, str(len(seeds))]
-        for name, chosen in (("dice", ratio >= 0), ("dice", ratio < SMALL), ("dice_shuffled", ratio >= 0)):
-            by_seed = [100 * per_mask(seeds, name, [seed])[chosen].mean() for seed in seeds]
-            cell = f"{np.mean(by_seed):.1f} ± {np.std(by_seed):.1f}"
-            if arm != "uniform" and same:
-                gain = 100 * (per_mask(seeds, name, same) - per_mask(runs["uniform"], name, same))[chosen]
-                low, high = interval(resampled_means(gain[:, None]))
+        for column, largest in (("dice", 1.0), ("dice", SMALL), ("dice_shuffled", 1.0)):
+            values = by_seed(seeds, shared, column, largest)
+            means = 100 * values.mean(1)
+            cell = f"{means.mean():.1f} ± {means.std():.1f}"
+            common = sorted(seeds.keys() & runs.get("uniform", {}).keys())
+            if arm != "uniform" and common:
+                both = [{seed: runs[name][seed] for seed in common} for name in (arm, "uniform")]
+                gain = 100 * (
+                    by_seed(both[0], shared, column, largest) - by_seed(both[1], shared, column, largest)
+                )
+                low, high = interval_over_both(gain)
                 cell += f" ({gain.mean():+.1f} [{low:+.1f}, {high:+.1f}])"
             cells.append(cell)
-        for name in ("FD-EfficientNetLite0", "near copies"):
-            values = [measure(run, name) for run in seeds.values()]
+        for name, against in (("FD-EfficientNetLite0", "train"), ("EfficientNetLite0", "near copies")):
+            values = [measure(run, name, against) for run in seeds.values()]
             cells.append(f"{np.mean(values):.3g} ± {np.std(values):.2g}")
         table.add_row(*cells)
     Console(width=170).print(table)
 
 
-def per_mask(seeds: dict[int, dict], name: str, chosen: list[int]) -> np.ndarray:
-    """A column of per_case.csv, averaged over training seeds: (masks,)."""
-    return np.mean([[float(case[name]) for case in seeds[seed]["cases"]] for seed in chosen], axis=0)
+def by_seed(seeds: dict[int, dict], shared: list[str], column: str, largest: float) -> np.ndarray:
+    """A column of per_case.csv, of `shared` cases with lesions below a share of the image: (seeds, masks)."""
+    rows = [{case["case"]: case for case in run["cases"]} for _, run in sorted(seeds.items())]
+    chosen = [name for name in shared if float(rows[0][name]["lesion_ratio"]) < largest]
+    return np.array([[float(cases[name][column]) for name in chosen] for cases in rows])
 
 
-def measure(run: dict, name: str) -> float:
-    """The first measure of this name on the synthetic images."""
-    return next(m["value"] for m in run["measures"] if m["name"] == name and m["images"] == "synthetic")
+def interval_over_both(gain: np.ndarray, resamples: int = 10_000) -> tuple[float, float]:
+    """Percentile bootstrap 95 % interval of the mean of (seeds, masks), both resampled."""
+    generator = np.random.default_rng(0)
+    seeds, masks = gain.shape
+    means = [
+        gain[generator.integers(seeds, size=seeds)][:, generator.integers(masks, size=masks)].mean()
+        for _ in range(resamples)
+    ]
+    return tuple(np.percentile(means, [2.5, 97.5]))
+
+
+def measure(run: dict, name: str, against: str) -> float:
+    """A measure of the synthetic images."""
+    key = (name, "synthetic", against)
+    return next(m["value"] for m in run["measures"] if (m["name"], m["images"], m["against"]) == key)
 
 
 if __name__ == "__main__":
