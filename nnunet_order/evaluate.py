@@ -14,8 +14,9 @@ import numpy as np
 from rich.progress import track
 
 from dataset_conversion.raw import COLOUR_ENDINGS, RawDataset, find_dataset
+from dataset_conversion.report_folder import check_report_folder
 from dataset_conversion.user_error import UserError
-from nnunet_order.evaluation_report import Evaluation, check_out, print_summary, write_report
+from nnunet_order.evaluation_report import FILES, Evaluation, print_summary, write_report
 from nnunet_order.metrics import (
     FOREGROUND_MEAN,
     MEANS,
@@ -53,7 +54,7 @@ class Evaluate:
     """Worker processes."""
 
     def run(self) -> None:
-        check_out(self.out)
+        check_report_folder(self.out, FILES)
         dataset = find_dataset(self.dataset)
         folders = named_folders(self.predictions)
         truths = truth_files(dataset, self.labels)

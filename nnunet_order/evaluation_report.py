@@ -6,8 +6,6 @@ import csv
 import json
 import logging
 import math
-import os
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dataset_conversion.raw import COLOUR_ENDINGS, Case, RawDataset
-from dataset_conversion.user_error import UserError
+from dataset_conversion.report_folder import report_folder
 from nnunet_order.metrics import EMPTY_MASKS, FOREGROUND_MEAN, MEANS, METRICS, RESAMPLES
 
 if TYPE_CHECKING:
@@ -50,23 +48,11 @@ class Evaluation:
     """Of the bootstrap."""
 
 
-def check_out(out: Path) -> None:
-    """UserError unless `out` is free, or holds nothing but an earlier evaluation, which is replaced."""
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out}: found a file, expected a folder to write into; choose another --out")
-    other = sorted(path.name for path in out.iterdir() if path.name not in FILES) if out.is_dir() else []
-    if other:
-        raise UserError(f"{out}: found {other[0]} in it, expected an empty folder; choose another --out")
-
-
 def write_report(evaluation: Evaluation, out: Path) -> None:
-    """Write all files beside `out` first and move them in at the end, so that none is ever half-written."""
+    """Write all files; none is ever half-written."""
     from nnunet_order.figures import compare_bars, draw_examples
 
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
+    with report_folder(out, FILES) as partial:
         write_csv(partial / "per_case.csv", per_case_rows(evaluation))
         write_csv(partial / "summary.csv", evaluation.rows)
         summary = {"protocol": protocol(evaluation), "rows": [_finite(row) for row in evaluation.rows]}
@@ -76,13 +62,6 @@ def write_report(evaluation: Evaluation, out: Path) -> None:
         if len(evaluation.folders) > 1:
             rows = [row for row in evaluation.rows if row["label"] == FOREGROUND_MEAN]
             compare_bars(rows, partial / "comparison.png")
-        out.mkdir(parents=True, exist_ok=True)
-        for name in FILES:
-            (out / name).unlink(missing_ok=True)
-        for path in sorted(partial.iterdir()):
-            os.replace(path, out / path.name)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def write_csv(path: Path, rows: Sequence[Mapping]) -> None:

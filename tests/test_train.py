@@ -127,7 +127,7 @@ def test_kill_and_resume_through_the_command(options, tmp_path, world):
 
 @pytest.mark.slow
 def test_two_processes_do_the_same_training(options, tmp_path, world):
-    """Two processes of batch 1 see the samples of one process of batch 2, and end at the same weights."""
+    """Two processes of batch 1 see the samples of one process of batch 2, and have its losses."""
     options.run()
     arguments = "train --dataset 910 --size 64 --max-steps 4 --batch-size 1 --gradient-accumulation 2 "
     arguments += (
@@ -154,6 +154,32 @@ def test_kill_in_the_last_save_is_mended(options):
     assert read_run(options.out).config["finished"]
     after = weights_of(options.out)
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_run_goes_on_in_another_precision(options):
+    """What a non-finite loss or a full memory asks for; the saved steps stay as they are."""
+    from accelerate.state import AcceleratorState
+
+    replace(options, mixed_precision="bf16", max_steps=2).run()
+    before = log_of(options.out)
+    AcceleratorState._reset_state()
+    replace(
+        options, mixed_precision="no", gradient_checkpointing=True, batch_size=1, gradient_accumulation=4
+    ).run()
+    after = log_of(options.out)
+    assert after[:2] == before and [entry["step"] for entry in after] == [1, 2, 3, 4]
+
+
+def test_fp16_may_be_new_to_a_run(tmp_path):
+    """A state without a gradient scaler is restored into a training that has one."""
+    from law_synth.training.state import load_state, save_state
+
+    module = torch.nn.Linear(2, 2)
+    (tmp_path / ".training").mkdir()
+    save_state(tmp_path, 7, module, scaler=None)
+    scaler = torch.amp.GradScaler("cpu")
+    assert load_state(tmp_path, module, scaler=scaler) == 7
+    assert scaler.get_scale() == torch.amp.GradScaler("cpu").get_scale()
 
 
 def test_what_is_saved_is_the_moving_average(options):

@@ -53,18 +53,19 @@ class Evaluate:
     """Check the data, say what would be measured and stop."""
 
     def run(self) -> None:
+        from dataset_conversion.report_folder import check_report_folder
         from law_synth.devices import pick_device
         from law_synth.evaluation.findings import find
         from law_synth.evaluation.image_sets import read_subject
         from law_synth.evaluation.measures import measure_all
-        from law_synth.evaluation.report import check_out, print_tables, write_report
+        from law_synth.evaluation.report import FILES, print_tables, write_report
 
         if self.batch_size < 1:
             raise UserError(f"found --batch-size {self.batch_size}, expected 1 or more")
         subject = read_subject(self.dataset, self.real)
         wanted = self._references(subject)
         out = self.out or subject.synthetic.dataset.folder / "evaluation"
-        check_out(out)
+        check_report_folder(out, FILES)
         pick_device(self.device)
         if self.dry_run:
             self._announce(subject, wanted, out)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import shutil
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -16,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from dataset_conversion.user_error import UserError
+from dataset_conversion.report_folder import report_folder
 from law_synth.evaluation.figures import draw_agreement, draw_grid
 from law_synth.evaluation.findings import COPY_MEASURES, LAYOUT, Findings, clip_similarities, nearest_training
 from law_synth.evaluation.measures import Measure
@@ -27,34 +25,15 @@ FILES = ("evaluation.json", "per_case.csv", "grid.png", "agreement.png")
 PACKAGES = ("law-order", "torch", "nnunetv2", "timm", "torch-fidelity", "open_clip_torch", "numpy", "scipy")
 
 
-def check_out(out: Path) -> None:
-    """UserError unless `out` is free, or holds nothing but an earlier evaluation, which is replaced."""
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out}: found a file, expected a folder to write into; choose another --out")
-    other = sorted(path.name for path in out.iterdir() if path.name not in FILES) if out.is_dir() else []
-    if other:
-        raise UserError(f"{out}: found {other[0]} in it, expected an empty folder; choose another --out")
-
-
 def write_report(findings: Findings, measures: Sequence[Measure], settings: dict, out: Path) -> None:
-    """Write all files beside `out` first and move them in at the end, so that none is ever half-written."""
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
+    """Write all files; none is ever half-written."""
+    with report_folder(out, FILES) as partial:
         write_csv(partial / "per_case.csv", per_case_rows(findings))
         content = json.dumps(as_json(findings, measures, settings), indent=2, default=str)
         (partial / "evaluation.json").write_text(content + "\n", encoding="utf-8")
         draw_grid(findings, partial / "grid.png")
         if findings.segmenter is not None:
             draw_agreement(findings, partial / "agreement.png")
-        out.mkdir(parents=True, exist_ok=True)
-        for name in FILES:
-            (out / name).unlink(missing_ok=True)
-        for path in sorted(partial.iterdir()):
-            os.replace(path, out / path.name)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def per_case_rows(findings: Findings) -> list[dict]:

@@ -60,7 +60,7 @@ def train(options: Train) -> Path:
 
 
 class Training:
-    """One training: networks, optimizer and data of this process, as the run was saved last."""
+    """Networks, optimizer and data of one process, restored to the last save of its run."""
 
     def __init__(self, options: Train, plan: Plan, base: BaseModel, accelerator: Accelerator):
         self.options, self.plan, self.accelerator = options, plan, accelerator

@@ -45,7 +45,7 @@ def load_state(folder: Path, objective: TrainingObjective, **others) -> int:
         for name, parameter in trainable(objective).items():
             parameter.copy_(state["weights"][name])
     for name, other in others.items():
-        if other is not None:
+        if other is not None and name in state:  # the scaler is missing where fp16 is new to the run
             other.load_state_dict(state[name])
     return state["step"]
 

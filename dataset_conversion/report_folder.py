@@ -1,0 +1,37 @@
+"""A folder of results that is replaced as a whole, also when its writer is killed or run again."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from dataset_conversion.user_error import UserError
+
+
+def check_report_folder(out: Path, files: Collection[str]) -> None:
+    """UserError unless `out` is free, or holds nothing but earlier `files`, which will be replaced."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out}: found a file, expected a folder to write into; choose another --out")
+    other = sorted(path.name for path in out.iterdir() if path.name not in files) if out.is_dir() else []
+    if other:
+        raise UserError(f"{out}: found {other[0]} in it, expected an empty folder; choose another --out")
+
+
+@contextmanager
+def report_folder(out: Path, files: Collection[str]) -> Iterator[Path]:
+    """A folder beside `out` to write into; its files replace `files` in `out` when the block ends well."""
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        out.mkdir(parents=True, exist_ok=True)
+        for name in files:
+            (out / name).unlink(missing_ok=True)
+        for path in sorted(partial.iterdir()):
+            os.replace(path, out / path.name)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
