@@ -74,8 +74,8 @@ def run_arm(options: LawWeightings, arm: str, seed: int) -> None:
         --weighting {weighting} --preset {preset} --seed {seed} --max-steps {options.steps} --guidance-scale 1
         --batch-size {options.batch_size} --gradient-accumulation 1 --learning-rate {options.learning_rate}
         --sample-every {options.steps // 4} --device cpu"""
-    generate = f"""generate --run {run} --out {data} --samples {options.samples} --original-size --seed 0
-        --guidance-scale 1 --max-similarity 1 --device cpu"""
+    generate = f"""generate --trained-run {run} --out {data} --samples {options.samples} --original-size
+        --seed 0 --guidance-scale 1 --max-similarity 1 --device cpu"""
     evaluate = (
         f"evaluate {data} --segmenter {options.segmenter} --out {data.parent / 'evaluation'} --device cpu"
     )

@@ -130,7 +130,7 @@ def newest_run() -> TrainedRun:
     root = _runs_root()
     configs = sorted(root.glob(f"*/*/{CONFIG}"), key=lambda path: path.stat().st_mtime)
     if not configs:
-        raise UserError(f"{root}: found no run of law-synth train, expected one; train first or give --run")
+        raise UserError(f"{root}: found no run of law-synth train, expected one; train first")
     return read_run(configs[-1].parent)
 
 

@@ -79,3 +79,17 @@ def test_demo_runs_to_its_table_and_goes_on_where_it_was(tmp_path):
     assert "nnUNetv2_" not in again.stdout  # nothing was left to do
     other = run("nnunet-order", "demo", "--out", out, "--cases", 11)
     assert other.returncode == 2 and "choose another --out" in other.stderr
+
+
+def test_torchrun_leaves_our_options_alone():
+    """It takes an option that begins one of its own, such as --run for --run-path, although it is ours."""
+    from dataclasses import fields
+
+    from torch.distributed.run import get_args_parser
+
+    from law_synth.generation.generate import Generate
+    from law_synth.training.train import Train
+
+    its = [flag for action in get_args_parser()._actions for flag in action.option_strings]
+    ours = {f"--{field.name.replace('_', '-')}" for verb in (Train, Generate) for field in fields(verb)}
+    assert not [(mine, flag) for mine in ours for flag in its if flag.startswith(mine)]

@@ -6,9 +6,7 @@ import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
-
-import tyro
+from typing import Literal
 
 from dataset_conversion.user_error import UserError
 
@@ -28,7 +26,7 @@ class Generate:
 
     out: Path
     """Folder to write: nnUNet_raw/Dataset501 or nnUNet_raw/Dataset501_NAME."""
-    trained_run: Annotated[Path | None, tyro.conf.arg(name="run")] = None
+    trained_run: Path | None = None
     """Run folder of law-synth train; by default the newest under $nnUNet_results/law_synth."""
     samples: int | None = None
     """Number of images; by default one per mask. More go round the masks with new noise."""
