@@ -192,14 +192,14 @@ def _peak_of_this_process(options: Benchmark, name: str) -> float:
 
     cuda = options.device == "cuda"
     build("nnUNet", 32, 1)  # loads the libraries, so that they do not count
-    before = 0.0 if cuda else _resident_peak()
+    before = 0.0 if cuda else resident_peak()
     trial = Trial(options, name)
     for _ in range(2):  # the optimizer's state exists from the second on
         trial.train()
-    return torch.cuda.max_memory_allocated() / 2**20 if cuda else _resident_peak() - before
+    return torch.cuda.max_memory_allocated() / 2**20 if cuda else resident_peak() - before
 
 
-def _resident_peak() -> float:
+def resident_peak() -> float:
     """Peak resident memory of this process in MiB."""
     if sys.platform == "linux":
         # Not getrusage: its ru_maxrss starts a child at its parent's peak.

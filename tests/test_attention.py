@@ -100,15 +100,16 @@ def test_attention_runs_in_fp32_under_autocast(path):
 
 
 PEAK = """
-import resource, sys, torch
+import sys, torch
 from nnunet_order.attention import BidirectionalSkipAttention
+from nnunet_order.benchmark import resident_peak
 module = BidirectionalSkipAttention(16, attention_path=sys.argv[1])
 decoder, encoder = (torch.randn(2, 16, side, side, requires_grad=True) for side in (8, 8))
 sum(x.sum() for x in module(decoder, encoder)).backward()  # libraries are loaded now
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = resident_peak()
 decoder, encoder = (torch.randn(2, 16, 64, 64, requires_grad=True) for _ in range(2))
 sum(x.sum() for x in module(decoder, encoder)).backward()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+print(resident_peak() - before)
 """
 
 
@@ -116,8 +117,7 @@ def test_fast_path_never_writes_the_similarity():
     """At N = 4096 tokens S alone is 2 x 4 x 4096^2 floats = 512 MiB."""
     pytest.importorskip("resource", reason="peak memory is read with the resource module (Unix)")
     peak = {
-        path: int(subprocess.run([sys.executable, "-c", PEAK, path], capture_output=True, check=True).stdout)
-        / 1024
+        path: float(subprocess.run([sys.executable, "-c", PEAK, path], capture_output=True, check=True).stdout)
         for path in ("sdpa", "materialized")
     }
     assert peak["materialized"] > 512, peak  # the measurement sees S where it is written
