@@ -15,6 +15,7 @@ import numpy as np
 from dataset_conversion.images import (
     IMAGE_ENDINGS,
     Notes,
+    check_max_side,
     is_grey,
     read_binary_mask,
     read_grey,
@@ -182,8 +183,7 @@ def convert_pairs(
     max_side: int | None,
 ) -> None:
     """Read, shrink and write every pair in parallel, then log what was converted on the way."""
-    if max_side is not None and max_side < 32:
-        raise UserError(f"found --max-side {max_side}, expected 32 px or more; give a larger one")
+    check_max_side(max_side)
     notes = Notes()
 
     def convert(pair: Pair) -> None:

@@ -129,6 +129,12 @@ def read_index_mask(path: Path, notes: Notes) -> np.ndarray:
     return np.asarray(image) if image.mode == "P" else _grey_levels(image, path)
 
 
+def check_max_side(max_side: int | None) -> None:
+    """UserError when a verb's --max-side is too small for any network."""
+    if max_side is not None and max_side < 32:
+        raise UserError(f"found --max-side {max_side}, expected 32 px or more; give a larger one")
+
+
 def resize_to(
     max_side: int, image: np.ndarray, mask: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray | None]:

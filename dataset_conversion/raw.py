@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +20,8 @@ from dataset_conversion.dataset_json import (
     label_values,
 )
 from dataset_conversion.user_error import UserError
+
+DEFAULT_FOLDS = 5  # of the splits that nnU-Net makes where there are none
 
 Split = dict[str, list[str]]  # {"train": [case ids], "val": [case ids]}, one fold of splits_final.json
 
@@ -110,7 +113,7 @@ class RawDataset:
         path = self.folder / "test_sets.json"
         if not path.is_file():
             return {}
-        sets = _load_json(path)
+        sets = load_json(path)
         known = {case.id for case in self.test_cases}
         unknown = sorted({case_id for ids in sets.values() for case_id in ids} - known)
         if unknown:
@@ -151,15 +154,13 @@ class RawDataset:
         """Folds as nnU-Net will use them: preprocessed folder's, else the raw folder's, else its default."""
         for path in splits_files(self.folder):
             if path.is_file():
-                return _load_json(path)
-        from nnunetv2.utilities.crossval_split import generate_crossval_split
-
+                return load_json(path)
         case_ids = [case.id for case in self.training_cases]
-        if len(case_ids) < 5:
+        if len(case_ids) < DEFAULT_FOLDS:
             raise UserError(
                 f"{self.folder}: found {len(case_ids)} cases, expected 5 or more for 5 folds; add some"
             )
-        return generate_crossval_split(case_ids, seed=12345, n_splits=5)  # the call in nnUNetTrainer.do_split
+        return default_splits(case_ids)
 
     @cached_property
     def _reader(self):
@@ -256,7 +257,7 @@ def read_dataset(folder: Path) -> RawDataset:
     """Read and check dataset.json and file lists of a raw folder. UserError: what nnU-Net would refuse."""
     folder = Path(folder)
     path = folder / "dataset.json"
-    content = _load_json(path)
+    content = load_json(path)
     for key in ("channel_names", "labels", "numTraining", "file_ending"):
         if key not in content:
             raise UserError(f"{path}: found no {key}, expected it; see nnU-Net's dataset format")
@@ -276,6 +277,14 @@ def read_dataset(folder: Path) -> RawDataset:
     return dataset
 
 
+def default_splits(case_ids: Sequence[str]) -> list[Split]:
+    """The five folds that nnU-Net makes of its own."""
+    from nnunetv2.utilities.crossval_split import generate_crossval_split
+
+    # The call in nnUNetTrainer.do_split.
+    return generate_crossval_split(sorted(case_ids), seed=12345, n_splits=DEFAULT_FOLDS)
+
+
 def splits_files(folder: Path) -> list[Path]:
     """Where splits_final.json may lie: nnU-Net's place ($nnUNet_preprocessed) first, then the raw folder."""
     preprocessed = nnunet_folder("nnUNet_preprocessed")
@@ -289,7 +298,8 @@ def nnunet_folder(variable: str) -> Path | None:
     return Path(value) if value else None
 
 
-def _load_json(path: Path) -> dict | list:
+def load_json(path: Path) -> dict | list:
+    """A JSON file of a data set. UserError: not there, malformed."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -8,7 +8,6 @@ import logging
 import os
 import random
 import re
-import shutil
 import threading
 import uuid
 from collections import defaultdict
@@ -22,6 +21,7 @@ from rich.progress import track
 
 from dataset_conversion.dataset_json import check_label_values, check_labels, label_values
 from dataset_conversion.raw import Split, nnunet_folder, splits_files
+from dataset_conversion.report_folder import new_folder
 from dataset_conversion.user_error import UserError, disk_full
 
 logger = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ class RawDatasetWriter:
         self.regions_class_order, self.file_ending, self.about = regions_class_order, file_ending, about
         check_out(self.out)
         check_labels(self.labels, regions_class_order, self.out)
-        self._partial = self.out.parent / f".{self.out.name}.partial"
+        self._block = new_folder(self.out)
         self._lock = threading.Lock()
         self._training: set[str] = set()
         self._ids: set[str] = set()  # lower case: file names may not differ by case alone
@@ -60,24 +60,21 @@ class RawDatasetWriter:
         self._has_foreground = False
 
     def __enter__(self) -> RawDatasetWriter:
-        try:
-            shutil.rmtree(self._partial, ignore_errors=True)  # left by a killed run
-            for name in ("imagesTr", "labelsTr"):
-                (self._partial / name).mkdir(parents=True)
-        except OSError as error:
-            raise UserError(
-                f"cannot create {self._partial} ({error.strerror}); choose another --out"
-            ) from error
+        self._partial = self._block.__enter__()
+        for name in ("imagesTr", "labelsTr"):
+            (self._partial / name).mkdir()
         return self
 
     def __exit__(self, kind, error, traceback) -> None:
-        try:
-            with disk_full(self.out):
-                if error is not None:
-                    raise error
-                self._finish()
-        finally:
-            shutil.rmtree(self._partial, ignore_errors=True)
+        with contextlib.ExitStack() as stack:
+            stack.push(self._block)
+            if error is not None:
+                raise error
+            self._finish()
+        n_training = len(self._training)
+        logger.info("wrote %s: %d training, %d test cases", self.out, n_training, len(self._ids) - n_training)
+        if self._splits:
+            write_splits(self.out, self._splits)
 
     def add_training_case(self, case_id: str, image: np.ndarray, label: np.ndarray) -> None:
         """Write image (H, W) or (H, W, C) and label (H, W). UserError: id, size, values, NaN/Inf."""
@@ -149,7 +146,7 @@ class RawDatasetWriter:
         Image.fromarray(np.ascontiguousarray(pixels)).save(path)
 
     def _finish(self) -> None:
-        """Check the whole, write the JSON files and move the folder into place."""
+        """Check the whole and write the JSON files."""
         if not self._training:
             raise UserError(
                 f"{self.out.name}: found no training case, expected at least one; add training images"
@@ -179,13 +176,6 @@ class RawDatasetWriter:
             write_json(self._partial / "test_sets.json", sets)
         if self._splits:
             write_json(self._partial / "splits_final.json", self._splits)
-        if self.out.is_dir():
-            self.out.rmdir()  # empty, see check_out
-        os.replace(self._partial, self.out)
-        n_training = len(self._training)
-        logger.info("wrote %s: %d training, %d test cases", self.out, n_training, len(self._ids) - n_training)
-        if self._splits:
-            write_splits(self.out, self._splits)
 
 
 def check_out(out: Path) -> None:

@@ -1,4 +1,4 @@
-"""A folder of results that is replaced as a whole, also when its writer is killed or run again."""
+"""Folders that appear or are replaced as a whole, also when their writer is killed or run again."""
 
 from __future__ import annotations
 
@@ -8,7 +8,29 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from dataset_conversion.user_error import UserError
+from dataset_conversion.user_error import UserError, disk_full
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """Yield `.<name>.partial` beside `out`; it takes that name when the block ends well, and goes otherwise.
+
+    `out` is free or empty, see `raw_writer.check_out`. UserError: the folder cannot be made, no space left.
+    """
+    partial = out.parent / f".{out.name}.partial"
+    try:
+        shutil.rmtree(partial, ignore_errors=True)  # left by a killed run
+        partial.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"cannot create {partial} ({error.strerror}); choose another --out") from error
+    try:
+        with disk_full(out):
+            yield partial
+            if out.is_dir():
+                out.rmdir()
+            os.replace(partial, out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def check_report_folder(out: Path, files: Collection[str]) -> None:

@@ -9,16 +9,26 @@ import tyro
 from rich.logging import RichHandler
 
 from dataset_conversion.user_error import run_command
+from law_synth.audit.audit import Audit
 from law_synth.base.init_base import InitBase
 from law_synth.evaluation.evaluate import Evaluate
+from law_synth.experiment.demo import Demo
+from law_synth.experiment.experiment import Experiment
+from law_synth.experiment.report import Report
 from law_synth.generation.generate import Generate
+from law_synth.generation.mining import Mine
 from law_synth.training.train import Train
 
 Verb = (
     Annotated[InitBase, tyro.conf.subcommand("init-base")]
     | Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Generate, tyro.conf.subcommand("generate")]
+    | Annotated[Mine, tyro.conf.subcommand("mine")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+    | Annotated[Audit, tyro.conf.subcommand("audit")]
+    | Annotated[Experiment, tyro.conf.subcommand("experiment")]
+    | Annotated[Report, tyro.conf.subcommand("report")]
+    | Annotated[Demo, tyro.conf.subcommand("demo")]
 )
 
 

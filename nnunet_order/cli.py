@@ -12,12 +12,14 @@ from rich.logging import RichHandler
 from dataset_conversion.folder import ConvertFolder
 from dataset_conversion.phantom import ConvertPhantom
 from dataset_conversion.polyps import ConvertPolyps
+from dataset_conversion.subset import ConvertSubset
 from dataset_conversion.user_error import run_command
 from nnunet_order.benchmark import Benchmark
 from nnunet_order.complexity import Complexity
 from nnunet_order.demo import Demo
 from nnunet_order.doctor import Doctor
 from nnunet_order.evaluate import Evaluate
+from nnunet_order.experiment.compare import Compare
 from nnunet_order.export import Export
 from nnunet_order.plan import Plan
 from nnunet_order.predict import Predict
@@ -26,12 +28,13 @@ Conversion = (
     Annotated[ConvertPolyps, tyro.conf.subcommand("polyps")]
     | Annotated[ConvertFolder, tyro.conf.subcommand("folder")]
     | Annotated[ConvertPhantom, tyro.conf.subcommand("phantom")]
+    | Annotated[ConvertSubset, tyro.conf.subcommand("subset")]
 )
 
 
 @dataclass(frozen=True)
 class Convert:
-    """Turn a public data set, a folder of images and masks, or drawn phantoms into an nnU-Net raw folder."""
+    """Turn public data, images and masks, phantoms or a share of a data set into an nnU-Net raw folder."""
 
     kind: tyro.conf.OmitSubcommandPrefixes[Conversion]
 
@@ -43,6 +46,7 @@ Verb = (
     Annotated[Convert, tyro.conf.subcommand("convert")]
     | Annotated[Plan, tyro.conf.subcommand("plan")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+    | Annotated[Compare, tyro.conf.subcommand("compare")]
     | Annotated[Complexity, tyro.conf.subcommand("complexity")]
     | Annotated[Benchmark, tyro.conf.subcommand("benchmark")]
     | Annotated[Export, tyro.conf.subcommand("export")]

@@ -46,6 +46,8 @@ class Evaluate:
     """Folder for the results."""
     labels: Path | None = None
     """Folder of the true labels; default: labelsTs of the data set, grouped by its test_sets.json."""
+    fold: int | None = None
+    """Score the validation cases of this fold (splits_final.json, else nnU-Net's own) against labelsTr."""
     nsd_tolerance: float = 2.0
     """Boundary error that NSD forgives: pixels for PNG, BMP and TIFF, else the file's unit (mm)."""
     seed: int = 0
@@ -55,10 +57,16 @@ class Evaluate:
 
     def run(self) -> None:
         check_report_folder(self.out, FILES)
+        if self.fold is not None and self.labels is not None:
+            raise UserError("found --fold and --labels, expected one of them; leave one out")
         dataset = find_dataset(self.dataset)
         folders = named_folders(self.predictions)
-        truths = truth_files(dataset, self.labels)
-        test_sets = cases_by_test_set(dataset, self.labels, list(truths))
+        if self.fold is None:
+            truths = truth_files(dataset, self.labels)
+            test_sets = cases_by_test_set(dataset, self.labels, list(truths))
+        else:
+            truths = validation_files(dataset, self.fold)
+            test_sets = {f"validation of fold {self.fold}": list(truths)}
         scores = score_folders(dataset, truths, folders, self.nsd_tolerance, self.processes)
         rows = summarise(scores, list(truths), test_sets, list(dataset.regions), self.seed)
         evaluation = Evaluation(
@@ -110,6 +118,17 @@ def truth_files(dataset: RawDataset, labels: Path | None) -> dict[str, Path]:
     return {case.id: case.label for case in dataset.test_cases}
 
 
+def validation_files(dataset: RawDataset, fold: int) -> dict[str, Path]:
+    """Case id -> label file of a fold's validation cases. UserError: no such fold, or none in it."""
+    splits = dataset.read_splits()
+    if not 0 <= fold < len(splits) or not splits[fold]["val"]:
+        raise UserError(
+            f"{dataset.folder}: found {len(splits)} folds, expected validation cases in fold {fold}; "
+            "give another --fold"
+        )
+    return {case_id: dataset.case(case_id).label for case_id in sorted(splits[fold]["val"])}
+
+
 def cases_by_test_set(dataset: RawDataset, labels: Path | None, cases: list[str]) -> dict[str, list[str]]:
     """Test set -> case ids: test_sets.json, or one set named after the data set or the label folder."""
     if labels is not None:
@@ -129,14 +148,16 @@ def score_folders(
     UserError: a prediction is missing or unreadable, has another size than its label, or a value outside
     dataset.json.
     """
+    # Not the truth's file name: dataset.json may list labels of any name.
+    names = {case: f"{case}{dataset.file_ending}" for case in truths}
     for folder in folders.values():
-        missing = [path.name for path in truths.values() if not (folder / path.name).is_file()]
+        missing = [name for name in names.values() if not (folder / name).is_file()]
         if missing:
             raise UserError(
                 f"{folder}: found no {missing[0]} ({len(missing)} of {len(truths)} missing), expected one "
                 "prediction per label; predict the missing cases"
             )
-    jobs = [(truth, folder / truth.name) for folder in folders.values() for truth in truths.values()]
+    jobs = [(truth, folder / names[case]) for folder in folders.values() for case, truth in truths.items()]
     score = partial(score_case, dataset, tolerance)
     workers = min(processes, 1 + len(jobs) // CASES_PER_WORKER)
     if workers == 1:

@@ -107,7 +107,10 @@ def protocol(evaluation: Evaluation) -> dict:
 def chosen_examples(evaluation: Evaluation) -> list[Example]:
     """Best, median and worst case of each test set by the first prediction's Dice; empty without images."""
     dataset = evaluation.dataset
-    images = {case.id: case for case in (*dataset.training_cases, *dataset.test_cases)}
+    cases = (*dataset.training_cases, *dataset.test_cases)
+    images = {case.id: case for case in cases}
+    # A training and a test case may share an id.
+    images |= {case.id: case for case in cases if case.label == evaluation.truths.get(case.id)}
     dice = case_dice(evaluation, next(iter(evaluation.folders)))
     examples = []
     for test_set, members in evaluation.test_sets.items():
@@ -137,16 +140,17 @@ def make_example(evaluation: Evaluation, case: Case, rank: str) -> Example:
     """One row of examples.png; of a volume, the slice with the most foreground."""
     from nnunet_order.figures import Example, displayable
 
-    dataset, truth_path = evaluation.dataset, evaluation.truths[case.id]
-    truth = dataset.read_label(truth_path)
+    dataset = evaluation.dataset
+    truth = dataset.read_label(evaluation.truths[case.id])
     z = int((truth > 0).sum(axis=(1, 2)).argmax())
     colour = dataset.file_ending in COLOUR_ENDINGS and len(dataset.channel_names) >= 3
+    file = f"{case.id}{dataset.file_ending}"
     return Example(
         caption=f"{rank}\n{case.id if len(case.id) <= 24 else case.id[:21] + '...'}",
         image=displayable(dataset.read_image(case)[:, z], colour),
         truth=truth[z],
         predictions={
-            name: (dataset.read_label(folder / truth_path.name)[z], case_dice(evaluation, name)[case.id])
+            name: (dataset.read_label(folder / file)[z], case_dice(evaluation, name)[case.id])
             for name, folder in evaluation.folders.items()
         },
     )

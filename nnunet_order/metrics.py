@@ -124,6 +124,29 @@ def interval(samples: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def interval_over_seeds_and_cases(
+    values: np.ndarray, resamples: int = 10_000, seed: int = 0
+) -> tuple[float, float]:
+    """Percentile bootstrap 95 % interval of the mean of (seeds, cases), both resampled; NaN is left out.
+
+    Of paired differences it is the interval of the difference. One seed counts as fixed: then the interval is
+    over the cases alone. One case says nothing about the spread: NaN.
+    """
+    seeds, cases = values.shape
+    if cases < 2:
+        return float("nan"), float("nan")
+    generator = np.random.default_rng(seed)
+    of_seeds, of_cases = (
+        generator.multinomial(number, np.full(number, 1 / number), size=resamples).astype(np.float32)
+        for number in (seeds, cases)
+    )
+    total, number = (
+        np.einsum("rc,rc->r", of_seeds @ part, of_cases)  # each pair counted as often as both were drawn
+        for part in (np.nan_to_num(values), np.isfinite(values).astype(float))
+    )
+    return interval(np.divide(total, number, out=np.full(resamples, np.nan), where=number > 0))
+
+
 def _weighted_mean(counts: np.ndarray, values: np.ndarray) -> np.ndarray:
     """Mean of (cases, labels) with each case counted as (samples, cases) says -> (samples,)."""
     total, number = counts @ np.nan_to_num(values), counts @ np.isfinite(values)  # (samples, labels)

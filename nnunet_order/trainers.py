@@ -30,6 +30,7 @@ from nnunet_order.attention import autocast_off
 from nnunet_order.finite_loss import FiniteLoss
 from nnunet_order.plans import with_network
 from nnunet_order.schedule import CosineSchedule
+from nnunet_order.trainer_options import trainer_options
 
 SEED_VARIABLE = "NNUNET_ORDER_SEED"
 SHORT_RUN_LEARNING_RATE = 5e-3  # the paper's 1e-4 needs its 100 epochs; see docs/reproduction.md
@@ -41,9 +42,10 @@ class PaperRecipeTrainer(nnUNetTrainer):
 
     With the environment variable NNUNET_ORDER_SEED each epoch draws its random numbers from (seed, epoch), so
     that a resumed run repeats an uninterrupted one (exactly so with nnUNet_n_proc_DA=0 on a CPU).
+    NNUNET_ORDER_OPTIONS="epochs=5 learning_rate=5e-3" changes hyper-parameters for one process.
 
     Raises:
-        UserError: the configuration is not 2D.
+        UserError: the configuration is not 2D, or a wrong option.
     """
 
     network_class = "nnunet_order.networks.ORDER"
@@ -55,7 +57,8 @@ class PaperRecipeTrainer(nnUNetTrainer):
     samples_per_step = 16
     largest_patch = 512
     rotation_probability = 0.5
-    minimum_iterations = 50  # per epoch
+    iterations_per_epoch: int | None = None  # None: one pass over the fold, at least minimum_iterations
+    minimum_iterations = 50
     maximum_validation_iterations = 10  # per epoch, for the progress picture and checkpoint_best alone
     checkpoint_every = 5  # epochs
 
@@ -70,6 +73,8 @@ class PaperRecipeTrainer(nnUNetTrainer):
         threads = os.environ.get("OMP_NUM_THREADS")
         if device.type == "cpu" and threads:  # nnUNetv2_train takes all cores, so two of them collide
             torch.set_num_threads(int(threads))
+        options = trainer_options(PaperRecipeTrainer)
+        vars(self).update(options)
         labels = PlansManager(plans).get_label_manager(dataset_json)
         # Before super().__init__: only plans changed here reach plans.json, and with it inference.
         plans = with_network(
@@ -82,8 +87,7 @@ class PaperRecipeTrainer(nnUNetTrainer):
             sigmoid_head=not labels.has_regions and labels.num_segmentation_heads == 2,
         )
         super().__init__(plans, configuration, fold, dataset_json, device)
-        self.num_epochs = self.epochs
-        self.initial_lr = self.learning_rate
+        self.num_epochs, self.initial_lr = self.epochs, self.learning_rate
         self.weight_decay = self.decoupled_weight_decay
         self.save_every = self.checkpoint_every
         self.enable_deep_supervision = False
@@ -91,7 +95,8 @@ class PaperRecipeTrainer(nnUNetTrainer):
         self.seed = None if seed is None else int(seed)
         self.print_to_log_file(
             f"{type(self).__name__}: patch {self.configuration_manager.patch_size}, "
-            f"batch {self.configuration_manager.batch_size}, seed {self.seed}"
+            f"batch {self.configuration_manager.batch_size}, seed {self.seed}, "
+            f"options: {', '.join(f'{name}={value}' for name, value in options.items()) or 'none'}"
         )
 
     def initialize(self) -> None:
@@ -104,10 +109,10 @@ class PaperRecipeTrainer(nnUNetTrainer):
         """One pass over the fold's cases; nnU-Net's 250 steps suit its 1000 epochs, not our 100."""
         training, validation = (len(cases) for cases in self.do_split())
         batch = self.configuration_manager.batch_size
-        self.num_iterations_per_epoch = max(self.minimum_iterations, round(training / batch))
-        self.num_val_iterations_per_epoch = min(
-            self.maximum_validation_iterations, max(1, round(validation / batch))
-        )
+        one_pass = max(self.minimum_iterations, round(training / batch))
+        self.num_iterations_per_epoch = self.iterations_per_epoch or one_pass
+        one_pass = max(1, round(validation / batch))
+        self.num_val_iterations_per_epoch = min(self.maximum_validation_iterations, one_pass)
 
     def _seed_everything(self, epoch: int) -> None:
         if self.seed is None:
@@ -122,14 +127,14 @@ class PaperRecipeTrainer(nnUNetTrainer):
         super().on_train_epoch_start()
 
     def configure_optimizers(self):
+        parameters = self.network.parameters()
         options = {"lr": self.initial_lr, "weight_decay": self.weight_decay}
         if self.optimizer_name == "AdEMAMix":
             # Warm-up over the whole run: its slow average spans 10,000 steps.
             steps = float(self.num_epochs * self.num_iterations_per_epoch)
-            parameters = self.network.parameters()
             optimizer = AdEMAMix(parameters, weight_decouple=True, t_alpha_beta3=steps, **options)
         elif self.optimizer_name == "AdamW":
-            optimizer = torch.optim.AdamW(self.network.parameters(), **options)
+            optimizer = torch.optim.AdamW(parameters, **options)
         else:
             raise UserError(f"found optimizer_name {self.optimizer_name}, expected AdEMAMix or AdamW")
         return optimizer, CosineSchedule(optimizer, self.initial_lr, self.num_epochs)
@@ -159,12 +164,13 @@ class PaperRecipeTrainer(nnUNetTrainer):
         **labels,
     ) -> BasicTransform:
         """Random rotations and flips, then nnU-Net's own handling of labels, regions and the ignore label."""
+        options = trainer_options(PaperRecipeTrainer)  # a class method does not see the instance's attributes
         rotate = SpatialTransform(
             patch_size,
             patch_center_dist_from_border=0,
             random_crop=False,
             p_elastic_deform=0,
-            p_rotation=cls.rotation_probability,
+            p_rotation=options.get("rotation_probability", cls.rotation_probability),
             rotation=rotation_for_DA,
             p_scaling=0,
             bg_style_seg_sampling=False,
@@ -186,15 +192,8 @@ class nnUNetTrainerORDER(PaperRecipeTrainer):
 class nnUNetTrainerORDER_fp32(nnUNetTrainerORDER):
     """No mixed precision; nnU-Net itself has no switch for that."""
 
-    def __init__(
-        self,
-        plans: dict,
-        configuration: str,
-        fold: int,
-        dataset_json: dict,
-        device: torch.device = torch.device("cuda"),  # noqa: B008
-    ):
-        super().__init__(plans, configuration, fold, dataset_json, device)
+    def initialize(self) -> None:
+        super().initialize()
         self.grad_scaler = None
 
     @staticmethod
@@ -274,33 +273,28 @@ class nnUNetTrainerEGEUNet(PaperRecipeTrainer):
 class nnUNetTrainerORDER_30epochs(nnUNetTrainerORDER):
     """An hour on a CPU for about 1000 images of 256 px."""
 
-    epochs = 30
-    learning_rate = SHORT_RUN_LEARNING_RATE
+    epochs, learning_rate = 30, SHORT_RUN_LEARNING_RATE
 
 
 class nnUNetTrainerMKUNet_30epochs(nnUNetTrainerMKUNet):
     """As nnUNetTrainerORDER_30epochs."""
 
-    epochs = 30
-    learning_rate = SHORT_RUN_LEARNING_RATE
+    epochs, learning_rate = 30, SHORT_RUN_LEARNING_RATE
 
 
 class nnUNetTrainerMKUNetWide_30epochs(nnUNetTrainerMKUNetWide):
     """As nnUNetTrainerORDER_30epochs."""
 
-    epochs = 30
-    learning_rate = SHORT_RUN_LEARNING_RATE
+    epochs, learning_rate = 30, SHORT_RUN_LEARNING_RATE
 
 
 class nnUNetTrainerORDER_5epochs(nnUNetTrainerORDER):
     """Minutes on a CPU: for a first look and for `nnunet-order demo`."""
 
-    epochs = 5
-    learning_rate = SHORT_RUN_LEARNING_RATE
+    epochs, learning_rate = 5, SHORT_RUN_LEARNING_RATE
 
 
 class nnUNetTrainerMKUNet_5epochs(nnUNetTrainerMKUNet):
     """As nnUNetTrainerORDER_5epochs."""
 
-    epochs = 5
-    learning_rate = SHORT_RUN_LEARNING_RATE
+    epochs, learning_rate = 5, SHORT_RUN_LEARNING_RATE

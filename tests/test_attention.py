@@ -117,7 +117,9 @@ def test_fast_path_never_writes_the_similarity():
     """At N = 4096 tokens S alone is 2 x 4 x 4096^2 floats = 512 MiB."""
     pytest.importorskip("resource", reason="peak memory is read with the resource module (Unix)")
     peak = {
-        path: float(subprocess.run([sys.executable, "-c", PEAK, path], capture_output=True, check=True).stdout)
+        path: float(
+            subprocess.run([sys.executable, "-c", PEAK, path], capture_output=True, check=True).stdout
+        )
         for path in ("sdpa", "materialized")
     }
     assert peak["materialized"] > 512, peak  # the measurement sees S where it is written

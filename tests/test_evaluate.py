@@ -187,6 +187,55 @@ def test_labels_of_another_folder(polyps, tmp_path):
     assert {row["test_set"] for row in read_csv(tmp_path / "out" / "summary.csv")} == {"second_reader"}
 
 
+def test_validation_cases_of_a_fold(polyps, tmp_path):
+    """Of labelsTr, by the written splits; test cases of the same ids and summary.json are left alone."""
+    for i in range(1, 6):
+        for part, name in (("imagesTr", f"case{i}_0000.png"), ("labelsTr", f"case{i}.png")):
+            (polyps / part / name).write_bytes((polyps / part / name.replace(str(i), "0", 1)).read_bytes())
+    Image.fromarray(blob(np.random.default_rng(9))).save(polyps / "labelsTr" / "case4.png")
+    content = json.loads((polyps / "dataset.json").read_text()) | {"numTraining": 6}
+    (polyps / "dataset.json").write_text(json.dumps(content))
+    folds = [
+        {"train": ["case0"], "val": ["case1"]},
+        {"train": ["case1"], "val": ["case4", "case0"]},
+        {"train": ["case1"], "val": []},
+    ]
+    (polyps / "splits_final.json").write_text(json.dumps(folds))
+    predicted = tmp_path / "validation"
+    predicted.mkdir()
+    for i in (0, 4):
+        (predicted / f"case{i}.png").write_bytes((polyps / "labelsTr" / f"case{i}.png").read_bytes())
+    (predicted / "summary.json").write_text("{}")
+    Evaluate(str(polyps), (str(predicted),), tmp_path / "out", fold=1).run()
+    rows = read_csv(tmp_path / "out" / "per_case.csv")
+    assert [row["case"] for row in rows] == ["case0", "case4"]
+    assert {row["test_set"] for row in rows} == {"validation of fold 1"}
+    assert [float(row["Dice"]) for row in rows] == [1, 1]
+    for options, message in (
+        ({"fold": 3}, "found 3 folds, expected validation cases in fold 3"),
+        ({"fold": -1}, "fold -1"),
+        ({"fold": 2}, "fold 2"),
+        ({"fold": 0}, "found no case1.png"),
+        ({"fold": 1, "labels": predicted}, "found --fold and --labels"),
+    ):
+        with pytest.raises(UserError, match=message):
+            Evaluate(str(polyps), (str(predicted),), tmp_path / "no", **options).run()
+    assert not (tmp_path / "no").exists()
+
+
+def test_predictions_are_named_after_the_case_where_dataset_json_lists_labels(polyps, tmp_path):
+    listed = {"one": {"images": ["imagesTr/case0_0000.png"], "label": "labelsTr/case0.png"}}
+    content = json.loads((polyps / "dataset.json").read_text()) | {"dataset": listed}
+    (polyps / "dataset.json").write_text(json.dumps(content))
+    (polyps / "splits_final.json").write_text(json.dumps([{"train": [], "val": ["one"]}]))
+    predicted = tmp_path / "predicted"
+    predicted.mkdir()
+    (predicted / "one.png").write_bytes((polyps / "labelsTr" / "case0.png").read_bytes())
+    Evaluate(str(polyps), (str(predicted),), tmp_path / "out", fold=0).run()
+    (row,) = read_csv(tmp_path / "out" / "per_case.csv")
+    assert row["case"] == "one" and float(row["Dice"]) == 1
+
+
 def test_an_earlier_evaluation_is_replaced(polyps, tmp_path):
     for shift in (0, 3):
         predicted = write_predictions(tmp_path / f"predicted{shift}", polyps, shift)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import time
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dataset_conversion.user_error import UserError
 from nnunet_order.export import load_checkpoint
 
 pytestmark = pytest.mark.slow
@@ -193,3 +195,101 @@ def test_plan_refuses_what_is_not_there(nnunet):
     assert "found none for data set 909" in unknown.replace("\n", " ") and "Traceback" not in unknown
     missing = nnunet.run("nnunet-order", "plan", 901, "--source", "NoPlans", code=2)
     assert "NoPlans.json" in missing.replace("\n", "") and "Traceback" not in missing
+
+
+@pytest.fixture
+def synthetic(nnunet):
+    """Data set 905: 12 phantoms of 32 px, whose own plans would be others than those of 901 (64 px)."""
+    from dataset_conversion.phantom import ConvertPhantom
+
+    folder = nnunet.raw / "Dataset905_Synthetic"
+    if not folder.exists():
+        ConvertPhantom(out=folder, cases=12, test_cases=0, size=32).run()
+    return folder
+
+
+def test_reused_plans_preprocess_and_train_without_planning(nnunet, synthetic):
+    nnunet.run("nnunet-order", "plan", 905, "--reuse-plans-from", 901)
+    folder = nnunet.preprocessed / synthetic.name
+    source = json.loads((nnunet.preprocessed / "Dataset901_Phantom" / "nnUNetPlans.json").read_text())
+    plans = json.loads((folder / "nnUNetPlans.json").read_text())
+    assert (
+        plans["dataset_name"] == synthetic.name and plans | {"dataset_name": "Dataset901_Phantom"} == source
+    )
+    raw, planned = (json.loads((at / "dataset.json").read_text()) for at in (synthetic, folder))
+    assert raw == planned
+
+    nnunet.run(
+        "nnUNetv2_preprocess",
+        *("-d", 905, "-c", "2d", "-plans_name", "nnUNetPlans", "-np", 1),
+        nnUNet_n_proc_DA="1",
+    )
+    assert len(list((folder / "nnUNetPlans_2d").glob("phantom_*.pkl"))) == 12
+    assert json.loads((folder / "nnUNetPlans.json").read_text()) == plans
+    options = "epochs=1 iterations_per_epoch=2 samples_per_step=4 optimizer_name=AdamW"
+    output = nnunet.run(
+        "nnUNetv2_train",
+        *(905, "2d", 0, "-tr", "nnUNetTrainerMKUNet", "-device", "cpu"),
+        NNUNET_ORDER_OPTIONS=options,
+    )
+    assert "patch [64, 64], batch 4, seed 0, options: epochs=1, iterations_per_epoch=2, " in output
+    model = nnunet.results / synthetic.name / "nnUNetTrainerMKUNet__nnUNetPlans__2d"
+    assert (model / "fold_0" / "checkpoint_final.pth").is_file()
+
+
+def test_reused_plans_take_the_reader_of_their_data_set_and_never_replace_others(
+    nnunet, tmp_path, monkeypatch
+):
+    import SimpleITK as sitk
+
+    from nnunet_order.plan import Plan
+
+    source = shutil.copytree(
+        nnunet.preprocessed / "Dataset901_Phantom",
+        tmp_path / "pre" / "Dataset901_Phantom",
+        ignore=shutil.ignore_patterns("*_2d", "gt_*"),
+    )
+    target = tmp_path / "raw" / "Dataset906_Volumes"
+    for name in ("imagesTr/a_0000", "imagesTr/a_0001", "imagesTr/a_0002", "labelsTr/a"):
+        path = target / f"{name}.nii.gz"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sitk.WriteImage(sitk.GetImageFromArray(np.zeros((1, 32, 32), np.uint8)), str(path))
+    content = json.loads((source / "dataset.json").read_text()) | {"file_ending": ".nii.gz", "numTraining": 1}
+    (target / "dataset.json").write_text(json.dumps(content))
+    monkeypatch.setenv("nnUNet_raw", str(tmp_path / "raw"))
+    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path / "pre"))
+    reuse = Plan("906", reuse_plans_from="901")
+
+    (target / "dataset.json").write_text(json.dumps(content | {"labels": {"background": 0, "tumour": 1}}))
+    with pytest.raises(
+        UserError, match=r'found labels .*"tumour": 1.*expected .*"polyp": 1.* as in Dataset901'
+    ):
+        reuse.run()
+    names = {"0": "T1", "1": "T2", "2": "CT"}
+    (target / "dataset.json").write_text(json.dumps(content | {"channel_names": names}))
+    with pytest.raises(UserError, match="found channel_names"):
+        reuse.run()
+    (target / "dataset.json").write_text(json.dumps(content))
+    for plan, message in (
+        (Plan("906", reuse_plans_from="902"), "found none for data set 902"),
+        (Plan("906", source="Other", reuse_plans_from="901"), "found no .*Other.json; run"),
+        (Plan("906", batch_size=2, reuse_plans_from="901"), "found options of ORDER's plans"),
+    ):
+        with pytest.raises(UserError, match=message):
+            plan.run()
+    assert not (tmp_path / "pre" / target.name).exists()
+
+    reuse.run()
+    reuse.run()  # the same again is fine
+    path = tmp_path / "pre" / target.name / "nnUNetPlans.json"
+    plans = json.loads(path.read_text())
+    assert plans["image_reader_writer"] == "SimpleITKIO"
+    path.write_text(json.dumps(plans | {"original_median_shape_after_transp": [1, 7, 7]}))
+    with pytest.raises(UserError, match="found other plans, expected none or those of Dataset901_Phantom"):
+        reuse.run()
+    assert json.loads(path.read_text())["original_median_shape_after_transp"] == [1, 7, 7]
+    assert sorted(file.name for file in path.parent.iterdir()) == [
+        "dataset.json",
+        "dataset_fingerprint.json",
+        "nnUNetPlans.json",
+    ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from nnunet_order.finite_loss import FiniteLoss
 from nnunet_order.networks import ORDER, MKUNet, SigmoidHead
 from nnunet_order.plans import patch_size, with_network
 from nnunet_order.schedule import CosineSchedule
+from nnunet_order.trainer_options import HYPER_PARAMETERS, OPTIONS_VARIABLE, trainer_options
 
 
 @pytest.fixture
@@ -115,6 +117,67 @@ def test_another_optimizer_is_one_line(make):
     assert type(trainer.optimizer) is torch.optim.AdamW and trainer.optimizer.defaults["weight_decay"] == 1e-2
     with pytest.raises(UserError, match="found optimizer_name adam, expected AdEMAMix or AdamW"):
         make(WithTypo).initialize()
+
+
+def test_options_change_hyper_parameters_of_one_process(make, monkeypatch):
+    from nnunet_order.trainers import PaperRecipeTrainer, nnUNetTrainerORDER
+
+    values = {
+        "epochs": 7,
+        "optimizer_name": "AdamW",
+        "learning_rate": 5e-3,
+        "decoupled_weight_decay": 0.0,
+        "samples_per_step": 3,
+        "largest_patch": 32,
+        "rotation_probability": 0.0,
+        "iterations_per_epoch": 11,
+        "minimum_iterations": 20,
+        "maximum_validation_iterations": 1,
+        "checkpoint_every": 2,
+    }
+    recipe = {name for name, value in vars(PaperRecipeTrainer).items() if type(value) in (int, float, str)}
+    recipe = {name for name in recipe if not name.startswith("_")} - {"network_class"}
+    assert set(values) == set(HYPER_PARAMETERS) == recipe | {"iterations_per_epoch"}
+    monkeypatch.setenv(OPTIONS_VARIABLE, " ".join(f"{name}={value}" for name, value in values.items()))
+    trainer = make(nnUNetTrainerORDER)
+    trainer.initialize()
+    settings = trainer.configuration_manager
+    assert (trainer.num_epochs, trainer.save_every) == (7, 2)
+    assert (settings.batch_size, settings.patch_size) == (3, [32, 32])
+    assert type(trainer.optimizer) is torch.optim.AdamW
+    assert (trainer.optimizer.defaults["lr"], trainer.optimizer.defaults["weight_decay"]) == (5e-3, 0)
+    assert (trainer.num_iterations_per_epoch, trainer.num_val_iterations_per_epoch) == (11, 1)
+    transforms = nnUNetTrainerORDER.get_training_transforms((32, 32), (0, 1), None, (0, 1), False)
+    assert transforms.transforms[0].p_rotation == 0
+    log = Path(trainer.log_file).read_text()
+    assert "options: epochs=7, optimizer_name=AdamW, learning_rate=0.005, " in log
+
+    monkeypatch.delenv(OPTIONS_VARIABLE)
+    assert nnUNetTrainerORDER.epochs == 100 and make(nnUNetTrainerORDER).num_epochs == 100
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("epoch=5", r'found "epoch=5", .* epochs, optimizer_name, .*checkpoint_every'),
+        ("network_class=x", "network_class=x"),
+        ("epochs", "found epochs=, expected a whole number above 0"),
+        ("epochs=5.5", "found epochs=5.5, expected a whole number"),
+        ("epochs=0", "found epochs=0, expected a whole number above 0"),
+        ("iterations_per_epoch=-1", "found iterations_per_epoch=-1"),
+        ("epochs=5 learning_rate=fast", "learning_rate=fast, expected a number above 0"),
+        ("learning_rate=nan", "learning_rate=nan"),
+        ("learning_rate=inf", "learning_rate=inf"),
+        ("rotation_probability=-0.1", "number of 0 or more"),
+    ],
+)
+def test_wrong_options_are_one_line(monkeypatch, text, message):
+    from nnunet_order.trainers import PaperRecipeTrainer
+
+    monkeypatch.setenv(OPTIONS_VARIABLE, text)
+    with pytest.raises(UserError, match=message) as error:
+        trainer_options(PaperRecipeTrainer)
+    assert "\n" not in str(error.value)
 
 
 def test_epoch_is_one_pass_over_the_fold(make):

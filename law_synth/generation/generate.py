@@ -32,6 +32,9 @@ class Generate:
     """Number of images; by default one per mask. More go round the masks with new noise."""
     masks: Path | None = None
     """Folder of mask files (0 and the lesion's label, or 0 and 255); by default the training cases' masks."""
+    hard_cases: Path | None = None
+    """File of law-synth mine: masks are drawn more often the worse their case was segmented, in proportion to
+    (1 - Dice) + 0.1."""
     mask_augment: Literal["none", "flip", "affine", "elastic"] = "none"
     """Vary each mask; the lesion's area stays within 10 %."""
     with_real: bool = False
@@ -85,6 +88,11 @@ class Generate:
             raise UserError(
                 f"found --min-agreement {self.min_agreement} and --max-similarity {self.max_similarity}, "
                 "expected 0 to 1 (Dice) and -1 to 1 (correlation)"
+            )
+        if self.hard_cases is not None and self.masks is not None:
+            raise UserError(
+                "found --hard-cases with --masks, expected the training cases' masks, whose Dice it holds; "
+                "drop one of the two"
             )
         if self.min_agreement and self.segmenter is None:
             raise UserError(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from dataset_conversion.raw import RawDataset
+from dataset_conversion.raw import RawDataset, find_dataset
 from dataset_conversion.user_error import UserError
-from law_synth.cases import fold_cases, resize_mask
+from law_synth.cases import Fold, fold_cases, resize_mask
 from law_synth.generation.masks import MaskSource, case_mask, mask_hash
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def refuse_leaks(
                     f"{dataset.folder.name}, expected none: it would leak; remove it"
                 )
     if segmenter is not None:
-        _refuse_informed_judge(run, dataset, segmenter)
+        refuse_informed_judge(dataset, run.fold, segmenter)
 
 
 def _refuse_changed_splits(run: TrainedRun, dataset: RawDataset) -> None:
@@ -67,22 +68,45 @@ def _refuse_changed_splits(run: TrainedRun, dataset: RawDataset) -> None:
         )
 
 
-def _refuse_informed_judge(run: TrainedRun, dataset: RawDataset, segmenter: Segmenter) -> None:
-    """UserError when the judge is known to have learned from validation cases of the run's fold."""
-    validation = set(fold_cases(dataset, run.fold)[1])
+def refuse_informed_judge(dataset: RawDataset, fold: Fold, segmenter: Segmenter) -> None:
+    """UserError when the judge is known to have learned from validation cases of a fold.
+
+    Where its cases are not known a warning asks the user.
+    """
+    validation = set(fold_cases(dataset, fold)[1])
     if not validation:
         return
-    same = segmenter.train_dataset == dataset.folder.resolve().name
-    if not same or segmenter.train_cases is None:
+    seen = cases_behind_judge(dataset, segmenter)
+    if seen is None:
         logger.warning(
             "%s was trained on %s: make sure that it saw no validation case of fold %s of %s",
             segmenter.name,
             segmenter.train_dataset,
-            run.fold,
+            fold,
             dataset.folder.name,
         )
-    elif shared := sorted(validation & set(segmenter.train_cases)):
+    elif shared := sorted(validation & seen):
         raise UserError(
             f"{segmenter.folder}: found a judge trained on {shared[0]} ({len(shared)} such), a "
-            f"validation case of fold {run.fold}, expected none: it would leak; train its fold {run.fold}"
+            f"validation case of fold {fold}, expected none: it would leak; train its fold {fold}"
         )
+
+
+def cases_behind_judge(dataset: RawDataset, segmenter: Segmenter) -> set[str] | None:
+    """The cases of `dataset` that a judge has learned from; None where they are not known.
+
+    A judge of a synthetic data set made from `dataset` knows the real cases in it, and through the synthetic
+    ones those of the run that made them.
+    """
+    name, seen = dataset.folder.resolve().name, segmenter.train_cases
+    if seen is None or segmenter.train_dataset == name:
+        return None if seen is None else set(seen)
+    try:
+        path = find_dataset(segmenter.train_dataset).folder / "synthesis.json"
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if record["source_dataset"]["name"] != name:
+            return None
+        behind = {*record["run"]["train_cases"], *record["run"]["monitor_cases"]}
+    except (UserError, OSError, ValueError, KeyError, TypeError):  # not here, or no synthetic data set
+        return None
+    return behind | ({case.id for case in dataset.training_cases} & set(seen))

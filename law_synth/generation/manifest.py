@@ -43,11 +43,12 @@ def open_generation(out: Path, description: dict) -> None:
             f"{path}: malformed, expected the record of a generation; remove {out} and start anew"
         )
     description = json.loads(json.dumps(description))  # tuples become lists, as in the file
-    for name, value in description["options"].items():
-        if before["options"].get(name) != value:
+    found, now = before["options"], description["options"]
+    for name in [*now, *found]:  # either may have options that the other has not
+        if found.get(name) != now.get(name):
             raise UserError(
-                f"{out}: found a generation with {name.replace('_', '-')} {before['options'].get(name)}, "
-                f"expected {value} as now; give the same options or choose another --out"
+                f"{out}: found a generation with {name.replace('_', '-')} {found.get(name)}, "
+                f"expected {now.get(name)} as now; give the same options or choose another --out"
             )
     if before["versions"] != description["versions"]:
         logger.warning(

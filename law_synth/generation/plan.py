@@ -13,6 +13,7 @@ import numpy as np
 from dataset_conversion.raw import RawDataset, find_dataset
 from law_synth.cases import lesion_label, resize_mask
 from law_synth.generation.generate import PRESETS
+from law_synth.generation.hard_cases import HardCases, read_hard_cases
 from law_synth.generation.leaks import refuse_leaks
 from law_synth.generation.masks import MaskSource, augment, case_masks, folder_masks, mask_hash
 from law_synth.generation.quality import judge_of_fold
@@ -47,24 +48,33 @@ class GenerationPlan:
     run: TrainedRun
     dataset: RawDataset
     sources: list[MaskSource]
+    hard_cases: HardCases | None
     segmenter: Segmenter | None
     sampling: Sampling
     device: torch.device
 
     @cached_property
     def samples(self) -> list[Sample]:
-        """In the order of their index; the sources follow each other round and round."""
-        seed, count = self.verb.seed, self.verb.samples or len(self.sources)
+        """In the order of their index."""
+        seed = self.verb.seed
         return [
             Sample(
                 index,
                 f"{self.prefix}_{index:06d}",
-                self.sources[index % len(self.sources)],
+                self.sources[source],
                 derived_seed(seed, index, "noise"),
                 derived_seed(seed, index, "mask"),
             )
-            for index in range(count)
+            for index, source in enumerate(self._source_indices())
         ]
+
+    def _source_indices(self) -> list[int]:
+        """Per sample: the sources follow each other round and round, or the hard ones come more often."""
+        count = self.verb.samples or len(self.sources)
+        if self.hard_cases is None:
+            return [index % len(self.sources) for index in range(count)]
+        names = [source.name for source in self.sources]
+        return self.hard_cases.draw(names, count, derived_seed(self.verb.seed, 0, "hard cases"))
 
     @cached_property
     def chunks(self) -> list[list[Sample]]:
@@ -121,12 +131,15 @@ class GenerationPlan:
             },
             "device": self.device.type,
         }
+        if self.hard_cases is not None:
+            options["hard_cases"] = self.hard_cases.hash
         packages = ("law-order", "torch", "diffusers", "transformers", "nnunetv2", "numpy", "pillow")
         versions = package_versions(*packages)
         if self.device.type == "cpu":
             versions["threads"] = str(torch.get_num_threads())  # sums of another order
         source = {"name": self.dataset.folder.resolve().name, "folder": str(self.dataset.folder.resolve())}
-        return {"options": options, "run": self.run.config, "source_dataset": source, "versions": versions}
+        content = {"options": options, "run": self.run.config, "source_dataset": source, "versions": versions}
+        return content if self.hard_cases is None else content | {"hard_cases": self.hard_cases.content}
 
     @property
     def lesion(self) -> int:
@@ -163,6 +176,8 @@ def make_plan(verb: Generate, device: torch.device) -> GenerationPlan:
     )
     judge = judge_of_fold(Path(verb.segmenter), dataset, run.fold, device) if verb.segmenter else None
     refuse_leaks(run, dataset, sources, judge)
+    name = dataset.folder.resolve().name
+    hard_cases = verb.hard_cases and read_hard_cases(verb.hard_cases, name, run.fold, run.train_cases)
     sampler, steps = PRESETS[verb.preset]
     guidance = verb.guidance_scale or run.guidance_scale
     sampling = Sampling(
@@ -173,4 +188,4 @@ def make_plan(verb: Generate, device: torch.device) -> GenerationPlan:
         verb.dtype or ("fp32" if device.type == "cpu" else "bf16"),
         verb.compile,
     )
-    return GenerationPlan(verb, run, dataset, sources, judge, sampling, device)
+    return GenerationPlan(verb, run, dataset, sources, hard_cases, judge, sampling, device)

@@ -1,0 +1,213 @@
+"""A share of an nnU-Net raw data set as a data set of its own: low-data experiments, small machines."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import shutil
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from dataset_conversion.dataset_json import check_label_values
+from dataset_conversion.images import (
+    Notes,
+    check_max_side,
+    read_grey,
+    read_index_mask,
+    read_rgb,
+    resize_to,
+)
+from dataset_conversion.raw import (
+    COLOUR_ENDINGS,
+    DEFAULT_FOLDS,
+    Case,
+    RawDataset,
+    Split,
+    default_splits,
+    find_dataset,
+    load_json,
+    splits_files,
+)
+from dataset_conversion.raw_writer import (
+    check_out,
+    in_parallel,
+    refuse_other_splits,
+    write_json,
+    write_splits,
+)
+from dataset_conversion.report_folder import new_folder
+from dataset_conversion.user_error import UserError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ConvertSubset:
+    """Make a raw data set of a share of another's training cases, all its test cases, and its folds.
+
+    Files are hard-linked where the file system can. The share is drawn within each part of the folds, so that
+    every fold keeps its proportion; of one seed, a smaller share lies within a larger one.
+    """
+
+    dataset: str
+    """Raw data set: id, DatasetXXX_NAME or folder."""
+    out: Path
+    """Folder to write, named DatasetXXX_NAME."""
+    fraction: float = 1.0
+    """Share of the training cases to keep, above 0 and up to 1."""
+    seed: int = 0
+    """Another seed keeps other cases."""
+    max_side: int | None = None
+    """Shrink images and masks whose longer side exceeds this many pixels (2D PNG, BMP or TIFF only)."""
+    splits: Path | None = None
+    """File of the folds; default: the data set's splits_final.json, first in nnUNet_preprocessed, else the
+    folds that nnU-Net makes of its own."""
+
+    def run(self) -> None:
+        """Write the subset. UserError: options out of range, or whatever is wrong with source or `out`."""
+        out = Path(self.out).resolve()
+        check_out(out)
+        if not 0 < self.fraction <= 1:
+            raise UserError(
+                f"found --fraction {self.fraction}, expected above 0 and at most 1; correct the option"
+            )
+        check_max_side(self.max_side)
+        source = find_dataset(self.dataset)
+        if self.max_side is not None:
+            check_shrinkable(source)
+        splits = source_splits(source, self.splits)
+        kept = drawn_cases([case.id for case in source.training_cases], splits, self.fraction, self.seed)
+        splits = restricted_splits(splits, kept)
+        if not splits and len(kept) >= DEFAULT_FOLDS:
+            splits = default_splits(sorted(kept))
+        refuse_other_splits(out, splits)
+        with new_folder(out) as partial:
+            self._write(source, kept, splits, partial)
+        logger.info(
+            "wrote %s: %d of %d training cases, %d test cases",
+            *(out, len(kept), len(source.training_cases), len(source.test_cases)),
+        )
+        if splits:
+            write_splits(out, splits)
+
+    def _write(self, source: RawDataset, kept: set[str], splits: list[Split], folder: Path) -> None:
+        notes = Notes()
+
+        def copy(part_and_case: tuple[str, Case]) -> None:
+            part, case = part_and_case
+            if self.max_side is None:
+                link_case(source, case, part, folder)
+            else:
+                shrink_case(source, case, part, folder, self.max_side, notes)
+
+        for name in ("imagesTr", "labelsTr", *["imagesTs", "labelsTs"] * bool(source.test_cases)):
+            (folder / name).mkdir()
+        jobs = [("Tr", case) for case in source.training_cases if case.id in kept]
+        in_parallel(copy, jobs + [("Ts", case) for case in source.test_cases], "copying")
+        notes.report()
+        # The table of files goes: here, names say which case a file belongs to.
+        content = {key: value for key, value in source.json.items() if key != "dataset"}
+        write_json(folder / "dataset.json", content | {"numTraining": len(kept)})
+        if source.test_sets:
+            write_json(folder / "test_sets.json", source.test_sets)
+        if splits:
+            write_json(folder / "splits_final.json", splits)
+
+
+def check_shrinkable(source: RawDataset) -> None:
+    """UserError unless the files hold 2D images of one grey channel or of RGB."""
+    one_file = any(len(case.images) == 1 for case in source.training_cases)
+    channels = len(source.channel_names) if one_file else 1
+    if source.file_ending not in COLOUR_ENDINGS or channels not in (1, 3):
+        raise UserError(
+            f"{source.folder}: found {source.file_ending} files of {channels} channel(s), expected "
+            f"{', '.join(COLOUR_ENDINGS)} of 1 or 3 for --max-side; leave it out"
+        )
+
+
+def source_splits(source: RawDataset, given: Path | None = None) -> list[Split]:
+    """The folds that `given` or else splits_final.json holds; none when there is no such file.
+
+    UserError: `given` is not there, a fold names a case that is not.
+    """
+    if given is not None and not given.is_file():
+        raise UserError(f"{given}: not found, expected a file like splits_final.json; correct --splits")
+    path = next((path for path in [given, *splits_files(source.folder)] if path and path.is_file()), None)
+    splits = load_json(path) if path else []
+    for case_id in sorted({case_id for fold in splits for ids in fold.values() for case_id in ids}):
+        source.case(case_id)
+    return splits
+
+
+def drawn_cases(case_ids: Sequence[str], splits: Sequence[Split], fraction: float, seed: int) -> set[str]:
+    """A share of the cases, drawn among those that are in training and validation of the same folds.
+
+    At least one case of each such part; without folds at least the five that nnU-Net needs to make some.
+    """
+    sides = [(set(fold["train"]), set(fold["val"])) for fold in splits]
+    parts = defaultdict(list)
+    for case_id in sorted(case_ids):
+        parts[tuple((case_id in train, case_id in val) for train, val in sides)].append(case_id)
+    generator = random.Random(seed)
+    kept: set[str] = set()
+    for part in parts.values():
+        generator.shuffle(part)
+        kept.update(part[: max(1 if splits else DEFAULT_FOLDS, round(fraction * len(part)))])
+    return kept
+
+
+def restricted_splits(splits: Sequence[Split], kept: set[str]) -> list[Split]:
+    """The same folds without the cases that are not `kept`, in their order."""
+    return [
+        {side: [case_id for case_id in fold[side] if case_id in kept] for side in ("train", "val")}
+        for fold in splits
+    ]
+
+
+def link_case(source: RawDataset, case: Case, part: str, folder: Path) -> None:
+    """Hard-link or else copy a case's files into images{part} and labels{part} of `folder`."""
+    for channel, path in enumerate(case.images):
+        _link(path, _image_path(source, case, part, folder, channel))
+    if case.label is not None:
+        _link(case.label, _label_path(source, case, part, folder))
+
+
+def shrink_case(source: RawDataset, case: Case, part: str, folder: Path, max_side: int, notes: Notes) -> None:
+    """Write a case with sides of at most `max_side` px. UserError: unreadable, wrong size or values."""
+    mask = None
+    if case.label is not None:
+        mask = read_index_mask(case.label, notes)
+        check_label_values(mask, source.label_values, str(case.label))
+    one_colour_file = len(case.images) == 1 and len(source.channel_names) > 1
+    for channel, path in enumerate(case.images):
+        image = (read_rgb if one_colour_file else read_grey)(path, notes)
+        if mask is not None and mask.shape != image.shape[:2]:
+            raise UserError(
+                f"{case.label}: found size {mask.shape}, expected the image's {image.shape[:2]} (Y, X); "
+                "export image and label at the same size"
+            )
+        small, small_mask = resize_to(max_side, image, mask)
+        Image.fromarray(small).save(_image_path(source, case, part, folder, channel))
+    if mask is not None:
+        Image.fromarray(small_mask.astype(np.uint8)).save(_label_path(source, case, part, folder))
+
+
+def _image_path(source: RawDataset, case: Case, part: str, folder: Path, channel: int) -> Path:
+    return folder / f"images{part}" / f"{case.id}_{channel:04d}{source.file_ending}"
+
+
+def _label_path(source: RawDataset, case: Case, part: str, folder: Path) -> Path:
+    return folder / f"labels{part}" / f"{case.id}{source.file_ending}"
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source.resolve(), target)  # of the file itself: a relative symbolic link would not survive
+    except OSError:  # another file system, or one without hard links
+        shutil.copyfile(source.resolve(), target)

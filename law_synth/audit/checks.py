@@ -1,0 +1,53 @@
+"""All checks of an audit, in the order of the report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from dataset_conversion.user_error import UserError
+from law_synth.audit import copies, files, origins
+from law_synth.audit.finding import Check, Finding, NotPossible, changed
+
+if TYPE_CHECKING:
+    from law_synth.audit.audit import Audit
+    from law_synth.audit.subject import Subject
+
+Outcome = tuple[list[Finding], str]  # and what was looked at
+
+CHECKS: dict[str, Callable[[Subject, Audit], Outcome]] = {
+    "source masks": origins.check_sources,
+    "training cases": origins.check_training_cases,
+    "trained run": origins.check_run,
+    "base model": origins.check_base,
+    "judge": origins.check_judges,
+    "hard cases": origins.check_hard_cases,
+    "manifest": files.check_manifest,
+    "cases": files.check_cases,
+    "labels": files.check_labels,
+    "images": files.check_images,
+    "real cases": files.check_real_cases,
+    "splits": files.check_splits,
+    "copied masks": copies.check_masks,
+}
+
+
+def run_checks(subject: Subject, options: Audit) -> list[Check]:
+    """Every check, whatever the others found."""
+    checks = [_run(name, lambda check=check: check(subject, options)) for name, check in CHECKS.items()]
+    likeness = copies.Likeness(subject, options)
+    checks.append(_run("copied images", likeness.check_pixels))
+    checks.append(_run("alike in thumbnails", likeness.check_thumbnails))
+    checks.append(_run("alike in features", likeness.check_features))
+    return checks
+
+
+def _run(name: str, check: Callable[[], Outcome]) -> Check:
+    try:
+        findings, detail = check()
+    except NotPossible as reason:
+        return Check(name, "not possible", f"{reason}")
+    except UserError as error:  # a file of the source, or of the model, that cannot be read
+        finding = changed(name, f"{error}", "the check could not end")
+        return Check(name, "failed", "could not end", (finding,))
+    return Check(name, "failed" if findings else "passed", detail, tuple(findings))

@@ -1,0 +1,201 @@
+"""What lies in a synthetic data set: the files that were generated, real ones unchanged, nothing else."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dataset_conversion.raw import splits_files
+from dataset_conversion.user_error import UserError
+from law_synth.audit.finding import Finding, NotPossible, changed, leak
+from law_synth.cases import read_rgb_case, resize_mask
+from law_synth.generation.manifest import FOLDER
+from law_synth.generation.masks import augment, case_mask, mask_hash
+from law_synth.hashing import hash_file
+from nnunet_order.metrics import binary_metrics
+
+if TYPE_CHECKING:
+    from law_synth.audit.audit import Audit
+    from law_synth.audit.subject import Subject
+
+SAME_AUGMENTED = 0.99  # Dice; another version of SciPy may round a few pixels of a border differently
+
+
+def check_manifest(subject: Subject, options: Audit) -> tuple[list[Finding], str]:
+    """synthesis.jsonl has one line per sample, and the lines that the chunks were written with."""
+    findings, rows = [], subject.rows
+    cases = [row["case"] for row in rows]
+    if len(set(cases)) != len(cases) or len(rows) != subject.options["samples"]:
+        what = f"{len(rows)} lines of {len(set(cases))} cases, not {subject.options['samples']}"
+        findings.append(changed("synthesis.jsonl", what))
+    found = {row["case"]: row for row in rows}
+    recorded = {row["case"]: row for chunk in _chunks(subject) for row in chunk["rows"]}
+    if not recorded:
+        raise NotPossible(f"there is no {FOLDER}/ with the chunks' own records")
+    for case in sorted({*cases, *recorded}):
+        if found.get(case) != recorded.get(case):
+            findings.append(changed(case, "its line in synthesis.jsonl is not that of its chunk"))
+    return findings, f"{len(rows)} lines, {len(recorded)} samples in the chunks' records"
+
+
+def check_cases(subject: Subject, options: Audit) -> tuple[list[Finding], str]:
+    """There are the kept samples, with --with-real the fold's real cases, and nothing else."""
+    folder, ending, description = subject.dataset.folder, subject.dataset.file_ending, subject.dataset.json
+    real = [subject.real.case(case_id) for case_id in sorted(subject.real_ids)]
+    images = {f"{case}_0000{ending}" for case in subject.kept}
+    images |= {f"{case.id}_{c:04d}{ending}" for case in real for c in range(len(case.images))}
+    ids = {*subject.kept, *subject.real_ids}
+    findings = []
+    for part, expected in (("imagesTr", images), ("labelsTr", {f"{case}{ending}" for case in ids})):
+        found = {path.name for path in (folder / part).glob("*") if not path.name.endswith(".partial")}
+        findings += [_foreign(subject, part, name) for name in sorted(found - expected)]
+        findings += [
+            changed(f"{part}/{name}", "not there", "it was kept") for name in sorted(expected - found)
+        ]
+    if "dataset" in description:
+        findings.append(leak("dataset.json", "it lists files of its own", "nnU-Net reads those, not these"))
+    if description.get("numTraining") != len(ids):
+        what = f"numTraining {description.get('numTraining')}, not {len(ids)}"
+        findings.append(changed("dataset.json", what))
+    if subject.source is not None:
+        keys = ("channel_names", "labels", "file_ending")
+        different = [key for key in keys if description[key] != subject.source.json[key]]
+        findings += [changed("dataset.json", f"other {key} than the source") for key in different]
+    return findings, f"{len(subject.kept)} synthetic and {len(real)} real cases"
+
+
+def check_labels(subject: Subject, options: Audit) -> tuple[list[Finding], str]:
+    """Each label is, pixel for pixel, the mask that its image was generated from, and its source's."""
+    findings = []
+    for case_id, row in subject.kept.items():
+        try:
+            mask = case_mask(subject.dataset, subject.synthetic(case_id))
+        except UserError as error:
+            findings.append(changed(case_id, f"{error}"))
+            continue
+        if mask_hash(resize_mask(mask, subject.run["size"])) != row["mask_sha256"]:
+            findings.append(changed(case_id, "its label is not the mask that it was generated from"))
+        elif subject.source is not None and not _is_mask_of_source(subject, row, mask):
+            findings.append(changed(case_id, f"its label is not the mask of {row['source_case']}"))
+    if subject.source is None and not findings:
+        raise NotPossible(f"all have the recorded sha256, but {subject.no_source}")
+    return findings, f"{len(subject.kept)} labels against sha256 and source mask"
+
+
+def check_images(subject: Subject, options: Audit) -> tuple[list[Finding], str]:
+    """Images can be read, are as large as their labels, and have the bytes that were written."""
+    digests = {name: sha256 for chunk in _chunks(subject) for name, sha256 in chunk["files"].items()}
+    findings = []
+    for case_id in subject.kept:
+        case = subject.synthetic(case_id)
+        try:
+            read_rgb_case(subject.dataset, case)
+        except UserError as error:
+            findings.append(changed(case_id, f"{error}"))
+            continue
+        for path in (*case.images, case.label):
+            name = f"{path.parent.name}/{path.name}"
+            if digests and hash_file(path) != digests.get(name):
+                findings.append(changed(name, "not the bytes that its chunk's record has"))
+    if not digests and not findings:
+        raise NotPossible(f"all can be read, but there is no {FOLDER}/ with the sha256 of what was written")
+    return findings, f"{len(subject.kept)} images, {len(digests)} recorded files"
+
+
+def check_real_cases(subject: Subject, options: Audit) -> tuple[list[Finding], str]:
+    """Real cases are byte for byte those of the source."""
+    findings, folder = [], subject.dataset.folder
+    for case in (subject.real.case(case_id) for case_id in sorted(subject.real_ids)):
+        ending = subject.real.file_ending
+        copies = [folder / "imagesTr" / f"{case.id}_{c:04d}{ending}" for c in range(len(case.images))]
+        pairs = zip(
+            (*case.images, case.label), (*copies, folder / "labelsTr" / f"{case.id}{ending}"), strict=True
+        )
+        for original, copy in pairs:
+            if copy.is_file() and not copy.samefile(original) and hash_file(copy) != hash_file(original):
+                findings.append(
+                    changed(
+                        f"{copy.parent.name}/{copy.name}",
+                        "another file than the source's",
+                        _held(subject, case.id),
+                    )
+                )
+    return findings, f"{len(subject.real_ids)} real cases" if subject.options["with_real"] else "none"
+
+
+def check_splits(subject: Subject, options: Audit) -> tuple[list[Finding], str]:
+    """Every validation case is real and one of the fold's, and synthetic cases train only."""
+    if not subject.options["with_real"]:
+        return [], "none: no real cases to validate on"
+    _, validation = subject.split
+    places = splits_files(subject.dataset.folder)
+    paths = [path for path in places if path.is_file()]
+    findings = [finding for path in paths for finding in _check_splits_file(subject, path)]
+    for path in places:
+        if validation and path.parent.is_dir() and not path.is_file():
+            findings.append(leak(f"{path}", "not there", "nnU-Net would split by chance and mix both kinds"))
+    return findings, ", ".join(map(str, paths)) or "none: fold all has no validation cases"
+
+
+def _check_splits_file(subject: Subject, path: Path) -> list[Finding]:
+    training, validation = subject.split
+    try:
+        folds = [
+            (set(fold["train"]), set(fold["val"])) for fold in json.loads(path.read_text(encoding="utf-8"))
+        ]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return [changed(f"{path}", f"malformed ({error})")]
+    findings = []
+    for train, val in folds:
+        for case in sorted(val & set(subject.kept)):
+            findings.append(leak(f"{path}", f"{case} validates", "it is synthetic; validation must be real"))
+        for case in sorted(train & set(subject.held_out)):
+            findings.append(leak(f"{path}", f"{case} trains", _held(subject, case)))
+    expected = [({*training, *subject.kept}, set(validation))] if validation else folds
+    if not findings and folds != expected:
+        findings.append(changed(f"{path}", "other cases than the fold's and the kept samples"))
+    return findings
+
+
+def _is_mask_of_source(subject: Subject, row: dict, mask: np.ndarray) -> bool:
+    """Whether a label is made of its source's mask; of masks from elsewhere only the sha256 is known."""
+    if row["source_case"] is None or row["source_case"] != row["source_mask"]:
+        return True
+    size = subject.run["size"]
+    own = case_mask(subject.source, subject.source.case(row["source_case"]))
+    expected = augment(own, row["mask_augmentation"], row["mask_seed"], size)
+    if not subject.options["original_size"]:
+        expected = resize_mask(expected, size)
+    if expected.shape != mask.shape:
+        return False
+    if row["mask_augmentation"] == "none" or not (expected.any() and mask.any()):
+        return np.array_equal(expected, mask)
+    return binary_metrics(expected > 0, mask > 0)["Dice"] >= SAME_AUGMENTED
+
+
+def _foreign(subject: Subject, part: str, name: str) -> Finding:
+    """A file that does not belong into the data set."""
+    ending = re.escape(subject.dataset.file_ending)
+    case = re.sub(rf"(_\d{{4}})?{ending}$" if part == "imagesTr" else rf"{ending}$", "", name)
+    if subject.source is not None and case in subject.held_out:
+        return leak(f"{part}/{name}", f"{case} would train", _held(subject, case))
+    return changed(f"{part}/{name}", "neither a kept sample nor a real case of the fold")
+
+
+def _held(subject: Subject, case: str) -> str:
+    kind = "held out" if case in subject.held_out else "a training case"
+    return f"{case} is {kind} in fold {subject.run['fold']} of {subject.real.folder.resolve().name}"
+
+
+def _chunks(subject: Subject) -> list[dict]:
+    """The chunks' records, as far as they are there."""
+    folder = subject.dataset.folder / FOLDER
+    try:
+        chunks = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("chunk_*.json")]
+        return [{"rows": chunk["rows"], "files": chunk["files"]} for chunk in chunks]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder}: malformed ({error}), expected chunk records; generate again") from error

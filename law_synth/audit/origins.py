@@ -1,0 +1,182 @@
+"""Where synthetic cases come from: masks, model, base, judge. None may know a held-out case."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dataset_conversion.raw import nnunet_folder
+from dataset_conversion.user_error import UserError
+from law_synth.audit.finding import Finding, NotPossible, changed, leak
+from law_synth.run_folder import CONFIG, TrainedRun, read_run, weights_hash
+
+if TYPE_CHECKING:
+    from law_synth.audit.audit import Audit
+    from law_synth.audit.subject import Subject
+    from law_synth.evaluation.segmenter import Segmenter
+
+
+def check_sources(subject: Subject, options: Audit) -> tuple[list[Finding], str]:
+    """Every sample's mask belongs to a training case, by the splits as they are and by the run's own list."""
+    findings = []
+    for row in subject.rows:
+        own = row["source_case"]
+        name = own or row["source_mask"].rsplit(".", 1)[0]
+        if subject.source is not None and name in subject.held_out:
+            findings.append(leak(row["case"], f"its mask is that of {name}", _what(subject, name)))
+        elif own is not None and (own not in subject.recorded or own not in _training(subject)):
+            meaning = "it is no training case of the run's fold, so its images may be held out"
+            findings.append(leak(row["case"], f"its mask is that of {own}", meaning))
+    if subject.source is None and not findings:
+        raise NotPossible(f"all are training cases as the run lists them, but {subject.no_source}")
+    elsewhere = sum(row["source_case"] is None for row in subject.rows)
+    extra = f", {elsewhere} of them from elsewhere" if elsewhere else ""
+    return findings, f"{len(subject.rows)} masks{extra}; training cases of fold {subject.run['fold']}"
+
+
+def check_training_cases(subject: Subject, options: Audit) -> tuple[list[Finding], str]:
+    """The run's list of cases is that of its fold as the source's splits are now."""
+    now = set(subject.split[0])
+    findings = [
+        leak("synthesis.json", f"the model was trained on {case}", _what(subject, case))
+        for case in sorted(subject.recorded & set(subject.held_out))
+    ]
+    if odd := sorted((subject.recorded - set(subject.held_out)) ^ now):
+        what = f"the run's training cases differ from the fold's in {odd[0]} ({len(odd)} such)"
+        findings.append(changed("splits", what, "source or splits have changed since the training"))
+    name = subject.real.folder.resolve().name
+    return findings, f"{len(now)} training and {len(subject.held_out)} held-out cases of {name}"
+
+
+def check_run(subject: Subject, options: Audit) -> tuple[list[Finding], str]:
+    """The weights that generated are there, are those recorded, and their run says the same of its cases."""
+    run = _find_run(subject, options)
+    findings = []
+    if weights_hash(run.folder) != subject.options["model"]:
+        findings.append(
+            changed(f"{run.folder}", "other weights than generated", "what they saw is not known")
+        )
+    for name in ("fold", "train_cases", "monitor_cases", "size", "base"):
+        if run.config.get(name) != subject.run[name]:
+            findings.append(
+                changed(f"{run.folder}", f"another {name} than in synthesis.json", "one is not true")
+            )
+    if run.dataset_name != subject.record["source_dataset"]["name"]:
+        findings.append(changed(f"{run.folder}", f"trained on {run.dataset_name}", "another data set"))
+    if subject.source is not None:
+        findings += [
+            leak(f"{run.folder}", f"trained on {case}", _what(subject, case))
+            for case in sorted(set(run.train_cases) & set(subject.held_out) - subject.recorded)
+        ]
+    others = [row["case"] for row in subject.rows if row["model_hash"] != subject.options["model"]]
+    findings += [
+        changed(case, "its row names another model", "what that one saw is not known") for case in others
+    ]
+    return findings, f"{run.folder}"
+
+
+def check_base(subject: Subject, options: Audit) -> tuple[list[Finding], str]:
+    """The base model is the one recorded, and by its own record saw none of the held-out cases."""
+    from law_synth.base.files import hash_base
+    from law_synth.base.init_base import CONFIG as BASE_CONFIG
+
+    recorded = subject.run["base"]
+    folder = Path(options.base) if options.base else _find_base(recorded["source"])
+    findings = []
+    if hash_base(folder) != recorded["hash"]:
+        findings.append(changed(f"{folder}", "another base than the run's", "what that one saw is not known"))
+    path = folder / BASE_CONFIG
+    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if "train_cases" not in config:
+        kind = "random weights" if config else "no base of law-synth: trained by its publisher"
+        return findings, f"{recorded['source']}: {kind}"
+    if config["dataset"] != subject.record["source_dataset"]["name"]:
+        raise NotPossible(f"it was trained on {config['dataset']}, another data set, which may hold copies")
+    held_out = set(config["train_cases"]) & set(subject.held_out)
+    findings += [leak(f"{folder}", f"trained on {case}", _what(subject, case)) for case in sorted(held_out)]
+    return findings, f"{recorded['source']}: {len(config['train_cases'])} cases of fold {config['fold']}"
+
+
+def check_judges(subject: Subject, options: Audit) -> tuple[list[Finding], str]:
+    """Each segmenter that chose images or masks is the one recorded and saw no validation case."""
+    from law_synth.generation.leaks import cases_behind_judge
+    from law_synth.generation.quality import judge_of_fold
+
+    hard = subject.record.get("hard_cases") or {}
+    wanted = {subject.options.get("segmenter"), hard.get("segmenter_sha256")} - {None}
+    if not wanted:
+        return [], "none: nothing was chosen by a segmenter"
+    judges = {
+        judge.hash: judge
+        for folder in options.segmenter
+        for judge in [judge_of_fold(folder, subject.real, subject.run["fold"], "cpu")]
+    }
+    if missing := sorted(wanted - judges.keys()):
+        raise NotPossible(f"give --segmenter, the model folder whose sha256 is {missing[0][:12]}...")
+    findings, validation = [], set(subject.split[1])
+    for judge in (judges[digest] for digest in sorted(wanted)):
+        seen = cases_behind_judge(subject.real, judge)
+        if seen is None and validation:
+            raise NotPossible(f"what {judge.name} learned of {judge.train_dataset} is not known here")
+        shared = sorted(validation & (seen or set()))
+        findings += [leak(f"{judge.folder}", f"trained on {case}", _what(subject, case)) for case in shared]
+    return findings, ", ".join(_describe(judges[digest]) for digest in sorted(wanted))
+
+
+def check_hard_cases(subject: Subject, options: Audit) -> tuple[list[Finding], str]:
+    """The Dice that decided how often masks were drawn are those of training cases only."""
+    hard = subject.record.get("hard_cases")
+    if hard is None:
+        return [], "none: every mask as often"
+    findings = [
+        leak("synthesis.json", f"masks were chosen by the Dice of {case}", _what(subject, case))
+        for case in sorted(set(hard["dice"]) & set(subject.held_out))
+    ]
+    return findings, f"Dice of {len(hard['dice'])} training cases"
+
+
+def _training(subject: Subject) -> set[str]:
+    """Training cases by the splits now; by the run's list where the source is gone."""
+    return subject.recorded if subject.source is None else set(subject.split[0])
+
+
+def _what(subject: Subject, case: str) -> str:
+    """What a held-out case is."""
+    if case in subject.split[1]:
+        kind = f"a validation case of fold {subject.run['fold']}"
+    else:
+        kind = "a test case, or in no part of the fold,"
+    return f"that is {kind} of {subject.real.folder.resolve().name}"
+
+
+def _describe(judge: Segmenter) -> str:
+    return f"{judge.name} ({judge.train_dataset})"
+
+
+def _find_run(subject: Subject, options: Audit) -> TrainedRun:
+    """The run folder by --trained-run, or by its weights. NotPossible: it is nowhere."""
+    if options.trained_run is not None:
+        return read_run(options.trained_run)
+    results = nnunet_folder("nnUNet_results")
+    paths = [] if results is None else sorted((results / "law_synth").glob(f"*/*/{CONFIG}"))
+    for path in paths:
+        try:
+            run = read_run(path.parent)
+        except UserError:  # not yet trained, or damaged: not this one
+            continue
+        if run.hash == subject.options["model"]:
+            return run
+    raise NotPossible("no run with these weights under $nnUNet_results/law_synth; give --trained-run")
+
+
+def _find_base(source: str) -> Path:
+    """Folder of the base, or the cached one of a hub id; never downloads. NotPossible: neither is there."""
+    if Path(source).is_dir():
+        return Path(source)
+    try:
+        from huggingface_hub import snapshot_download
+
+        return Path(snapshot_download(source, local_files_only=True))
+    except (ImportError, OSError, ValueError):  # not installed, not cached, no hub id
+        raise NotPossible(f"{source} is neither a folder nor in the hub's cache; give --base") from None

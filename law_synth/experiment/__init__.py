@@ -1,0 +1,1 @@
+"""`law-synth experiment`, `report` and `demo`: do synthetic cases help, measured by stock commands."""

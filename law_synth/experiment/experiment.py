@@ -1,0 +1,110 @@
+"""`law-synth experiment`: do synthetic cases help a segmenter, measured by stock commands without a leak."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from dataset_conversion.user_error import UserError
+from law_synth.experiment.presets import Preset, Scale
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Train segmenters with and without synthetic cases of every weighting, and report what that changes.
+
+    Each stage is a command that can be run by hand (--dry-run prints them all). Stages that are done are
+    skipped; a killed experiment goes on when the same command is given again. See docs/experiment.md.
+    """
+
+    config: Annotated[Path | None, tyro.conf.arg(metavar="CONFIG"), tyro.conf.Positional] = None
+    """TOML file; or give --preset and --dataset."""
+    preset: Preset | None = None
+    """A table of the paper instead of CONFIG."""
+    scale: Scale = "cpu"
+    """Of --preset: sizes and steps for two CPU cores, one GPU, or as in the paper."""
+    dataset: str | None = None
+    """Real data set of --preset, or instead of the one in CONFIG: id, name or folder."""
+    rounds: int | None = None
+    """Instead of the number in CONFIG."""
+    out: Path | None = None
+    """Folder of the experiment; by default the name of CONFIG or --preset and --scale, here."""
+
+    jobs: int = 1
+    """Stages at a time on CPUs, which share the cores."""
+    gpus: tuple[int, ...] = ()
+    """GPUs to use, one stage on each at a time."""
+    dry_run: bool = False
+    """Print all commands as a shell script and stop."""
+    list_stages: bool = False
+    """Print one line per stage (name, state, stages before it; tabs between) and stop."""
+    stage: str | None = None
+    """Run this stage alone, on a cluster for example."""
+
+    def run(self) -> None:
+        from dataset_conversion.raw_writer import write_json
+        from law_synth.experiment.plan import make_plan
+        from law_synth.requirements_hint import require
+        from nnunet_order.experiment.runner import Experiment as Stages
+        from nnunet_order.experiment.runner import make_workers
+
+        require("synth", "diffusers", "transformers", "accelerate", "jinja2")
+        folder = self._folder().resolve()
+        plan = make_plan(self._config(), folder)
+        stages = Stages(folder, plan.stages)
+        if self.dry_run:
+            sys.stdout.write(stages.script())
+        elif self.list_stages:
+            stages.list_stages()
+        else:
+            self._check_folder(folder)
+            write_json(folder / "experiment.json", plan.record(shlex.join(["law-synth", *sys.argv[1:]])))
+            if self.stage:
+                stages.run_stage(self.stage, make_workers(self.jobs, self.gpus)[0])
+            else:
+                stages.run(make_workers(self.jobs, self.gpus))
+                logger.info("the report is %s", folder / "report.html")
+
+    def _config(self):
+        from law_synth.experiment.config import make_config, read_config
+        from law_synth.experiment.presets import preset_content
+
+        if (self.config is None) == (self.preset is None):
+            found = "neither CONFIG nor --preset" if self.config is None else "both CONFIG and --preset"
+            raise UserError(f"found {found}, expected one of them; see docs/experiment.md")
+        if self.preset is not None:
+            if self.dataset is None:
+                raise UserError(f"found --preset {self.preset} without --dataset, expected the real data set")
+            config = make_config(preset_content(self.preset, self.scale, self.dataset), self.preset)
+        else:
+            config = read_config(self.config)
+        changes = {"dataset": self.dataset, "rounds": self.rounds}
+        config = replace(config, **{name: value for name, value in changes.items() if value is not None})
+        config.check()
+        return config
+
+    def _folder(self) -> Path:
+        if self.out is not None:
+            return self.out
+        return Path(self.config.stem if self.config else f"{self.preset}-{self.scale}")
+
+    @staticmethod
+    def _check_folder(folder: Path) -> None:
+        """UserError: the folder holds something that is no experiment."""
+        if folder.exists() and not folder.is_dir():
+            raise UserError(
+                f"{folder}: found a file, expected a folder for the experiment; choose another --out"
+            )
+        if folder.is_dir() and any(folder.iterdir()) and not (folder / "experiment.json").is_file():
+            raise UserError(
+                f"{folder}: found other content, expected an experiment or nothing; choose another --out"
+            )
+        folder.mkdir(parents=True, exist_ok=True)

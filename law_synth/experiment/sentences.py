@@ -1,0 +1,119 @@
+"""What the numbers say, in words; every sentence is computed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from law_synth.experiment.results import Results
+from law_synth.experiment.statistics import ALL, Difference, Estimate, Score
+
+MINUS = "\N{MINUS SIGN}"
+
+
+def number(value: float | None, digits: int = 1, sign: bool = False) -> str:
+    """A number for people; an en dash for one that is not there."""
+    if value is None or not math.isfinite(value):
+        return "\N{EN DASH}"
+    text = f"{value:{'+' if sign else ''}.{digits}f}"
+    if float(text) == 0:  # no -0.0
+        text = f"{0:.{digits}f}"
+    return text.replace("-", MINUS)
+
+
+def interval(found: Estimate, scale: float = 100, digits: int = 1, sign: bool = False) -> str:
+    """[low, high]; of a single case nothing is known."""
+    if not math.isfinite(found.low):
+        return "[interval unknown]"
+    low, high = (number(scale * end, digits, sign) for end in (found.low, found.high))
+    return f"[{low}, {high}]"
+
+
+def p_value(value: float) -> str:
+    """A p-value for people."""
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def verdict(one: Difference) -> str:
+    """Better, worse, or not to be told."""
+    if not one.distinguishable:
+        return "not distinguishable from no effect"
+    return "better" if one.estimate.value > 0 else "worse"
+
+
+def difference_sentence(one: Difference, reference: str) -> str:
+    """law: +1.2 mDice [-0.4, 2.9] over real alone; not distinguishable from no effect."""
+    value = number(100 * one.estimate.value, sign=True)
+    return f"{one.arm}: {value} {one.metric} {interval(one.estimate)} {over(reference)}; {verdict(one)}"
+
+
+def over(reference: str) -> str:
+    return "over real alone" if reference == "real" else f"over {reference}"
+
+
+def headline(results: Results, differences: Sequence[Difference], scores: Sequence[Score]) -> str:
+    """The whole experiment in one sentence."""
+    main = [one for one in differences if one.stratum == ALL and one.metric == "mDice"]
+    against = "real data alone" if results.reference == "real" else results.reference
+    if not results.description["segmentations"]:
+        return (
+            "No segmenter belongs to this experiment: it shows the synthetic images, not whether they help."
+        )
+    if not scores:
+        return "No segmenter has been scored yet."
+    if not main:
+        return f"Nothing to compare with {against} yet."
+    if len(main) == 1:
+        return difference_sentence(main[0], results.reference) + "."
+    better = sum(one.distinguishable and one.estimate.value > 0 for one in main)
+    worse = sum(one.distinguishable and one.estimate.value < 0 for one in main)
+    if not better + worse:
+        return f"None of {len(main)} comparisons with {against} can be told from no effect."
+    rest = len(main) - better - worse
+    parts = [f"{better} {'is' if better == 1 else 'are'} better"] * bool(better)
+    parts += [f"{worse} {'is' if worse == 1 else 'are'} worse"] * bool(worse)
+    parts += [f"{rest} cannot be told from no effect"] * bool(rest)
+    listed = parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+    return f"Of {len(main)} comparisons with {against}, {listed}."
+
+
+def group_sentences(results: Results, differences: Sequence[Difference]) -> list[dict]:
+    """Per trainer and test set: the arms that differ from the reference, or else the largest difference."""
+    sentences = []
+    main = [one for one in differences if one.stratum == ALL and one.metric == "mDice"]
+    for group in dict.fromkeys((one.trainer, one.test_set) for one in main):
+        of_group = sorted(
+            (one for one in main if (one.trainer, one.test_set) == group), key=lambda one: -one.estimate.value
+        )
+        told = [one for one in of_group if one.distinguishable] or of_group[:1]
+        lines = [(one.arm, difference_sentence(one, results.reference)[len(one.arm) + 2 :]) for one in told]
+        rest = len(of_group) - len(told)
+        note = ""
+        if rest and told[0].distinguishable:
+            note = f"{rest} other {'arm is' if rest == 1 else 'arms are'} not distinguishable from no effect."
+        elif rest:
+            note = f"That is the largest of {len(of_group)} differences."
+        sentences.append({"trainer": group[0], "test_set": group[1], "lines": lines, "note": note})
+    return sentences
+
+
+def caveats(results: Results, differences: Sequence[Difference]) -> list[str]:
+    """What the intervals do not hold, and what is not there."""
+    found = []
+    counts = {one.estimate.trainings for one in differences if one.stratum == ALL}
+    if 1 in counts:
+        where = "" if counts == {1} else " where N says one training"
+        found.append(
+            f"One training per arm{where}: the intervals there come from the cases alone and leave out how "
+            "much one training differs from the next."
+        )
+    elif counts and min(counts) < 5:
+        found.append(
+            f"The intervals resample {min(counts)} trainings per arm; so few say little about their spread."
+        )
+    missing = [part for part in results.missing if part.startswith("scores of ")]
+    if missing:
+        total = len(results.description["segmentations"])
+        are = "is" if len(missing) == 1 else "are"
+        found.append(f"{len(missing)} of {total} segmentations {are} not scored yet; the numbers may change.")
+    return found

@@ -1,0 +1,145 @@
+"""Means, paired differences, intervals and tests of an experiment's scores; no I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from law_synth.experiment.results import CaseScores, nan_mean
+from nnunet_order.metrics import MEANS, interval_over_seeds_and_cases
+
+ALL = "all"
+STRATA = {
+    "lesion < 1 %": lambda share: share < 0.01,
+    "lesion 1-10 %": lambda share: (share >= 0.01) & (share <= 0.1),
+    "lesion > 10 %": lambda share: share > 0.1,
+}  # of the image; NaN, an unknown size, is in none
+COMPARED = ("mDice", "mIoU")
+LEVEL = 0.05  # of intervals and tests
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over cases of their mean over trainings, with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+    trainings: int
+    cases: int
+
+
+@dataclass(frozen=True)
+class Score:
+    """The mean of one arm on one test set, or on a stratum of it by lesion size."""
+
+    trainer: str
+    test_set: str
+    stratum: str
+    arm: str
+    metric: str
+    estimate: Estimate
+
+
+@dataclass(frozen=True)
+class Difference:
+    """An arm minus the reference, paired by fold, seed and case."""
+
+    trainer: str
+    test_set: str
+    stratum: str
+    arm: str
+    metric: str
+    estimate: Estimate
+    p_value: float
+    """Two-sided Wilcoxon signed-rank test of the cases' differences, each averaged over the trainings."""
+    p_holm: float
+    """Holm-corrected over the arms of a trainer, test set, stratum and metric."""
+
+    @property
+    def distinguishable(self) -> bool:
+        """The interval leaves out 0, and so does the corrected test."""
+        return bool(self.estimate.low > 0 or self.estimate.high < 0) and self.p_holm < LEVEL
+
+
+def estimate(values: np.ndarray) -> Estimate | None:
+    """Estimate of (trainings, cases); None without a single number. One training: interval over cases alone.
+
+    NaN is left out: a case without anything to find, or a training that has not seen it.
+    """
+    known = np.isfinite(values)
+    values = values[known.any(axis=1)][:, known.any(axis=0)]
+    if not values.size:
+        return None
+    low, high = interval_over_seeds_and_cases(values)
+    return Estimate(float(nan_mean(values, axis=0).mean()), low, high, *values.shape)
+
+
+def scores(groups: Sequence[CaseScores], shares: Mapping[str, float]) -> list[Score]:
+    """All means. `shares`: case -> the lesion's share of the image, for the strata."""
+    return [
+        Score(group.trainer, group.test_set, stratum, arm, metric, found)
+        for group in groups
+        for stratum, chosen in strata(group.cases, shares).items()
+        for arm, values in group.values.items()
+        for metric, column in MEANS.items()
+        if stratum == ALL or metric in COMPARED
+        if (found := estimate(values[column][:, chosen])) is not None
+    ]
+
+
+def differences(
+    groups: Sequence[CaseScores], shares: Mapping[str, float], reference: str
+) -> list[Difference]:
+    """All differences to the reference arm, where it is there."""
+    return [
+        difference
+        for group in groups
+        if reference in group.values
+        for stratum, chosen in strata(group.cases, shares).items()
+        for metric in COMPARED
+        for difference in _compare(group, stratum, chosen, metric, reference)
+    ]
+
+
+def strata(cases: Sequence[str], shares: Mapping[str, float]) -> dict[str, np.ndarray]:
+    """Stratum -> which cases belong to it, boolean; all cases first, empty strata left out."""
+    share = np.array([shares.get(case, np.nan) for case in cases])
+    chosen = {name: belongs(share) for name, belongs in STRATA.items()}
+    return {ALL: np.ones(len(cases), bool)} | {name: some for name, some in chosen.items() if some.any()}
+
+
+def signed_rank(values: np.ndarray) -> float:
+    """Two-sided p-value of Wilcoxon's signed-rank test that differences are symmetric about 0."""
+    from scipy.stats import wilcoxon
+
+    values = values[np.isfinite(values)]
+    return float(wilcoxon(values).pvalue) if np.any(values) else 1.0
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down correction (Scandinavian Journal of Statistics 6, 1979)."""
+    order = np.argsort(p_values, kind="stable")
+    steps = np.asarray(p_values, float)[order] * np.arange(len(p_values), 0, -1)
+    corrected = np.empty(len(p_values))
+    corrected[order] = np.minimum(np.maximum.accumulate(steps), 1)
+    return corrected.tolist()
+
+
+def _compare(
+    group: CaseScores, stratum: str, chosen: np.ndarray, metric: str, reference: str
+) -> list[Difference]:
+    column = MEANS[metric]
+    gains = {
+        arm: (values[column] - group.values[reference][column])[:, chosen]
+        for arm, values in group.values.items()
+        if arm != reference
+    }
+    found = {arm: (gain, mean) for arm, gain in gains.items() if (mean := estimate(gain))}
+    p_values = [signed_rank(nan_mean(gain, axis=0)) for gain, _ in found.values()]
+    return [
+        Difference(group.trainer, group.test_set, stratum, arm, metric, mean, p_value, corrected)
+        for (arm, (_, mean)), p_value, corrected in zip(found.items(), p_values, holm(p_values), strict=True)
+    ]

@@ -1,0 +1,91 @@
+"""`law-synth mine`: which training cases a segmenter finds hard, for more synthetic cases of their masks."""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dataset_conversion.user_error import UserError
+from law_synth.cases import Fold
+
+if TYPE_CHECKING:
+    from dataset_conversion.raw import RawDataset
+    from law_synth.evaluation.segmenter import Segmenter
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Mine:
+    """Measure how well a trained segmenter finds the lesions of one fold's training cases.
+
+    The Dice of each case goes into --out, for law-synth generate --hard-cases. Validation and test cases are
+    never looked at, and a segmenter that has learned from validation cases is refused.
+    """
+
+    dataset: str
+    """Id, name or folder of the nnU-Net raw data set that the synthesis was trained on."""
+    segmenter: Path
+    """nnU-Net model folder (.../nnUNetTrainerORDER__nnUNetPlans__2d); its fold --fold, if it is there."""
+    fold: Fold = 0
+    """The synthesis' fold; all for all training cases."""
+    out: Path = Path("hard_cases.json")
+    """JSON file to write."""
+    device: str = "auto"
+    """auto (a GPU where there is one), cpu, cuda or cuda:1."""
+    dry_run: bool = False
+    """Check everything, say what would be done and stop."""
+
+    def run(self) -> None:
+        """Predict and write. UserError: data set, fold, model or --out not usable; the model would leak."""
+        from dataset_conversion.raw import find_dataset
+        from dataset_conversion.raw_writer import write_json
+        from law_synth.cases import fold_cases, lesion_label
+        from law_synth.devices import pick_device
+        from law_synth.generation.hard_cases import FORMAT, is_hard_cases
+        from law_synth.generation.leaks import refuse_informed_judge
+        from law_synth.generation.quality import judge_of_fold
+
+        if self.out.exists() and not is_hard_cases(self.out):
+            raise UserError(f"{self.out}: found something else, expected no file; choose another --out")
+        device, dataset = pick_device(self.device), find_dataset(self.dataset)
+        lesion_label(dataset)
+        cases, _ = fold_cases(dataset, self.fold)
+        judge = judge_of_fold(self.segmenter, dataset, self.fold, device)
+        refuse_informed_judge(dataset, self.fold, judge)
+        name = dataset.folder.resolve().name
+        logger.info("%s looks at %d training cases of fold %s of %s", judge.name, len(cases), self.fold, name)
+        if self.dry_run:
+            return
+        content = {
+            "format": FORMAT,
+            "dataset": name,
+            "fold": self.fold,
+            "segmenter": judge.name,
+            "segmenter_sha256": judge.hash,
+            "dice": measure_dice(judge, dataset, cases),
+        }
+        write_json(self.out, content)
+        values = list(content["dice"].values())
+        mean, worst = float(np.mean(values)), min(content["dice"], key=content["dice"].get)
+        logger.info("wrote %s: mean Dice %.3f, worst %.3f (%s)", self.out, mean, min(values), worst)
+
+
+def measure_dice(judge: Segmenter, dataset: RawDataset, cases: list[str]) -> dict[str, float]:
+    """Case id -> Dice of the judge's lesion and the mask; 1 where both are empty."""
+    from rich.progress import track
+
+    from law_synth.cases import read_rgb_case
+    from nnunet_order.metrics import binary_metrics
+
+    dice = {}
+    for case in track(cases, "segmenting training cases", transient=True):
+        image, mask = read_rgb_case(dataset, dataset.case(case))
+        value = binary_metrics(mask > 0, judge.lesion_mask(image) > 0)["Dice"]
+        dice[case] = 1.0 if math.isnan(value) else round(value, 6)
+    return dice

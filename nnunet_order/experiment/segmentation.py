@@ -1,0 +1,153 @@
+"""The stages that turn a real data set into nnU-Net trainings, predictions and scores."""
+
+from __future__ import annotations
+
+import hashlib
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+from dataset_conversion.raw import DEFAULT_FOLDS, RawDataset, splits_files
+from nnunet_order.experiment.stage import Stage
+
+REAL_DATASET = "Dataset001_Real"
+PREDICT_PROCESSES = "-npp 1 -nps 1"
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """One nnU-Net training of an experiment, with its predictions and scores."""
+
+    arm: str
+    """What it trains on, in a word; the name of its rows in tables."""
+    dataset: str
+    """Data set that it trains on: Dataset001_Real or real + synthetic."""
+    trainer: str
+    fold: int | str
+    """Of the real data set: a number or "all"."""
+    seed: int
+    train_fold: int | str
+    """That fold's number in `dataset`."""
+    options: str
+    """NNUNET_ORDER_OPTIONS; empty for none."""
+    on: str
+    """What it is measured on: "test" or "validation"."""
+    device: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.arm}_{self.trainer}_fold_{self.fold}_seed_{self.seed}"
+
+    @property
+    def model(self) -> str:
+        """nnU-Net's folder of the trained model."""
+        return f"nnUNet_results/seed_{self.seed}/{self.dataset}/{self.trainer}__nnUNetPlans__2d"
+
+    @property
+    def predictions(self) -> str:
+        """Folder of what is scored; on validation cases nnU-Net predicts at the end of the training."""
+        if self.on == "test":
+            return f"predictions/{self.name}"
+        return f"{self.model}/fold_{self.train_fold}/validation"
+
+    @property
+    def scores(self) -> str:
+        return f"scores/{self.name}"
+
+    def stages(self, after: tuple[str, ...]) -> list[Stage]:
+        """Train, predict (test cases only) and score; `after` is what the training waits for."""
+        trained = f"segment_{self.name}"
+        segment = Stage(trained, (self._train,), self._trained, after, self._training_environment)
+        if self.on == "validation":
+            return [segment, self._score(trained)]
+        predicted = f"predict_{self.name}"
+        predict = Stage(predicted, (self._predict,), (self.predictions,), (trained,), self._environment)
+        return [segment, predict, self._score(predicted)]
+
+    def entry(self) -> dict:
+        """Its line in experiment.json."""
+        names = ("name", "arm", "trainer", "fold", "seed", "dataset", "predictions", "scores")
+        return {name: getattr(self, name) for name in names}
+
+    @property
+    def _train(self) -> str:
+        model = f"{self.dataset} 2d {self.train_fold} -tr {self.trainer}"
+        return f"nnUNetv2_train {model} -device {self.device} --c"
+
+    @property
+    def _predict(self) -> str:
+        files = f"-i nnUNet_raw/{REAL_DATASET}/imagesTs -o {self.predictions}"
+        model = f"-d {self.dataset} -c 2d -f {self.train_fold} -tr {self.trainer} -device {self.device}"
+        return f"nnUNetv2_predict {files} {model} {PREDICT_PROCESSES}"
+
+    def _score(self, after: str) -> Stage:
+        fold = f" --fold {self.fold}" if self.on == "validation" else ""
+        command = (
+            f"nnunet-order evaluate --dataset nnUNet_raw/{REAL_DATASET} "
+            f"--predictions {self.arm}={self.predictions} --out {self.scores}{fold}"
+        )
+        return Stage(f"score_{self.name}", (command,), (self.scores,), (after,))
+
+    @property
+    def _trained(self) -> tuple[str, ...]:
+        fold = f"{self.model}/fold_{self.train_fold}"
+        return (fold, f"{fold}/checkpoint_final.pth", f"{fold}/validation/summary.json")
+
+    @property
+    def _environment(self) -> dict[str, str]:
+        environment = {"nnUNet_results": f"nnUNet_results/seed_{self.seed}"}
+        # Each of nnU-Net's eight worker processes would load torch to write a handful of files.
+        modest = {"nnUNet_compile": "f", "nnUNet_def_n_proc": "1"}
+        return environment | (modest if self.device == "cpu" else {})
+
+    @property
+    def _training_environment(self) -> dict[str, str]:
+        environment = {**self._environment, "NNUNET_ORDER_SEED": str(self.seed)}
+        if self.options:
+            environment["NNUNET_ORDER_OPTIONS"] = self.options
+        if self.device == "cpu":
+            environment["nnUNet_n_proc_DA"] = "0"  # then a training repeats itself bit by bit
+            environment["nnUNet_def_n_proc"] = "1"  # the default of 8 starts as many at the end of a training
+        return environment
+
+
+def prepare_real(source: RawDataset, fraction: float, max_side: int | None, seed: int) -> list[Stage]:
+    """Stages "real" and "plan": the experiment's own copy of the real data, planned and preprocessed.
+
+    Its folds are those that nnU-Net would use, the user's $nnUNet_preprocessed first.
+    """
+    raw, preprocessed = f"nnUNet_raw/{REAL_DATASET}", f"nnUNet_preprocessed/{REAL_DATASET}"
+    convert = ["nnunet-order", "convert", "subset", "--dataset", str(source.folder.resolve()), "--out", raw]
+    splits = next((path for path in splits_files(source.folder) if path.is_file()), None)
+    if splits is not None:
+        convert += ["--splits", str(splits.resolve())]
+    if fraction < 1:
+        convert += ["--fraction", str(fraction), "--seed", str(seed)]
+    if max_side is not None:
+        convert += ["--max-side", str(max_side)]
+    number = int(REAL_DATASET[7:10])
+    plan = [f"nnUNetv2_plan_and_preprocess -d {number} -c 2d -np 1 -npfp 1 --verify_dataset_integrity"]
+    if splits is not None or len(source.training_cases) >= DEFAULT_FOLDS:
+        plan.append(f"cp {raw}/splits_final.json {preprocessed}/splits_final.json")
+    # So that it writes nothing there: stage "plan" owns that folder with the splits in it.
+    unset = {"nnUNet_preprocessed": ""}
+    inputs = dataset_digest(source, splits)
+    return [
+        Stage("real", (shlex.join(convert),), (raw,), environment=unset, inputs=inputs),
+        Stage("plan", tuple(plan), (preprocessed,), ("real",), {"nnUNet_n_proc_DA": "1"}),
+    ]
+
+
+def dataset_digest(dataset: RawDataset, splits: Path | None) -> str:
+    """sha256 of all files of a raw data set that an experiment reads, of their ids, and of its folds."""
+    digest = hashlib.sha256()
+    names = ("dataset.json", "test_sets.json")
+    parts = [(name, dataset.folder / name) for name in names if (dataset.folder / name).is_file()]
+    parts += [("splits", splits)] if splits else []
+    for kind, cases in (("Tr", dataset.training_cases), ("Ts", dataset.test_cases)):
+        for case in cases:
+            files = [*case.images, *([case.label] if case.label else [])]
+            parts += [(f"{kind}/{case.id}/{place}", path) for place, path in enumerate(files)]
+    for name, path in parts:
+        digest.update(f"{name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return digest.hexdigest()

@@ -1,0 +1,99 @@
+"""What a stage of an experiment is, when it counts as done, and the record that it leaves."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+PACKAGES = ("law-order", "nnunetv2", "torch", "numpy", "diffusers", "transformers")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One or more stock commands that run in the experiment's folder, one after the other."""
+
+    name: str
+    """Unique; letters, digits and _ - + ."""
+    commands: tuple[str, ...]
+    """Shell-quoted, program first; given again after a kill, a command must go on or fail."""
+    outputs: tuple[str, ...]
+    """Files or folders below the experiment's that exist when it is done, and that no other stage writes."""
+    after: tuple[str, ...] = ()
+    """Stages whose outputs it reads."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Variables besides the experiment's."""
+    inputs: str = ""
+    """Digest of what it reads from outside the experiment's folder."""
+
+
+def stage_keys(stages: Sequence[Stage]) -> dict[str, str]:
+    """Stage name -> digest of everything that its outputs depend on, through all stages before it."""
+    keys: dict[str, str] = {}
+    for stage in stages:
+        assert re.fullmatch(r"[\w.+-]+", stage.name), stage.name
+        assert stage.name not in keys, f"two stages called {stage.name}"
+        assert stage.commands and stage.outputs, stage.name
+        assert set(stage.after) <= keys.keys(), f"{stage.name} is not behind all of {stage.after}"
+        before = {name: keys[name] for name in stage.after}
+        content = [stage.commands, dict(stage.environment), stage.inputs, before]
+        keys[stage.name] = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return keys
+
+
+@cache
+def machine() -> dict:
+    """Processor, cores and GPUs, without importing torch."""
+    return {"processor": _processor(), "cores": os.cpu_count(), "gpu": _gpus()}
+
+
+@cache
+def package_versions() -> dict[str, str]:
+    """Installed versions of what computes the results, and Python's."""
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return versions
+
+
+@cache
+def git_commit() -> str | None:
+    """Commit of the checkout that runs, None for an installed package."""
+    here = Path(__file__)
+    git = ["git", "-C", str(here.parent)]
+    # An environment may lie inside somebody else's checkout.
+    tracked = _output([*git, "ls-files", "--error-unmatch", here.name])
+    return _output([*git, "rev-parse", "HEAD"]) if tracked else None
+
+
+def _processor() -> str:
+    try:
+        found = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        found = None
+    return found[1] if found else platform.processor() or platform.machine()
+
+
+def _gpus() -> str | None:
+    names = _output(["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"])
+    return ", ".join(names.splitlines()) if names else None
+
+
+def _output(command: list[str]) -> str | None:
+    """What a command prints; None where it fails or does not exist."""
+    if shutil.which(command[0]) is None:
+        return None
+    done = subprocess.run(command, capture_output=True, text=True)
+    return done.stdout.strip() if done.returncode == 0 else None

@@ -1,0 +1,234 @@
+"""`nnunet-order compare`: stages, tables, and one real comparison of one tiny training."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shlex
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dataset_conversion.phantom import ConvertPhantom
+from dataset_conversion.raw import read_dataset
+from dataset_conversion.raw_writer import write_json
+from dataset_conversion.user_error import UserError
+from nnunet_order.evaluation_report import write_csv
+from nnunet_order.experiment.compare import PRESETS, Compare, Comparison
+from nnunet_order.experiment.comparison_table import TABLE, seeds_by_cases, table_rows
+from nnunet_order.experiment.segmentation import Segmentation, check_splits, dataset_digest, prepare_real
+from nnunet_order.metrics import interval_over_seeds_and_cases
+
+ORDER, MK_UNET = "nnUNetTrainerORDER", "nnUNetTrainerMKUNet"
+
+
+@pytest.fixture(scope="module")
+def phantoms(tmp_path_factory) -> Path:
+    """12 training and 3 labelled test images of 32 px."""
+    folder = tmp_path_factory.mktemp("raw") / "Dataset901_Phantom"
+    ConvertPhantom(out=folder, cases=12, test_cases=3, size=32).run()
+    return folder
+
+
+@pytest.fixture
+def compare(phantoms, tmp_path) -> Compare:
+    return Compare(str(phantoms), tmp_path / "out", trainers=(ORDER,), seeds=(0,), device="cpu")
+
+
+def comparison(verb: Compare) -> Comparison:
+    return Comparison(verb, read_dataset(Path(verb.dataset)))
+
+
+def test_interval_over_seeds_and_cases():
+    generator = np.random.default_rng(0)
+    values = generator.normal(size=(4, 60)) + generator.normal(size=(4, 1)) + generator.normal(size=60)
+    low, high = interval_over_seeds_and_cases(values)
+    draws = [
+        values[generator.integers(4, size=4)][:, generator.integers(60, size=60)].mean()
+        for _ in range(10_000)
+    ]
+    assert (low, high) == pytest.approx(np.percentile(draws, [2.5, 97.5]), abs=0.05)
+    assert low < values.mean() < high
+    assert interval_over_seeds_and_cases(values) == (low, high)
+    one_seed = interval_over_seeds_and_cases(values[:1])
+    assert one_seed[1] - one_seed[0] < high - low
+    assert np.isnan(interval_over_seeds_and_cases(values[:, :1])).all()
+
+
+def test_interval_leaves_nan_out():
+    values = np.array([[0.2, 0.4, np.nan, 0.6], [0.3, np.nan, np.nan, 0.5]])
+    without = interval_over_seeds_and_cases(values)
+    assert 0.2 <= without[0] < 0.45 < without[1] <= 0.6
+    assert np.isnan(interval_over_seeds_and_cases(np.full((2, 3), np.nan))).all()
+
+
+def test_stages_and_commands(compare):
+    verb = replace(compare, preset="paper-table3", trainers=(), seeds=(0, 1), scale="cpu")
+    plan = comparison(verb)
+    stages = {stage.name: stage for stage in plan.experiment().stages}
+    assert len(stages) == 2 + 5 * 2 * 3
+    assert next(iter(plan.paper)) == "nnUNetTrainer_5epochs"  # the stock one reads no options
+    name = f"real_{ORDER}_fold_all_seed_1"
+    segment, predict, score = (stages[f"{step}_{name}"] for step in ("segment", "predict", "score"))
+    assert segment.commands == (f"nnUNetv2_train Dataset001_Real 2d all -tr {ORDER} -device cpu --c",)
+    assert segment.environment == {
+        "nnUNet_results": "nnUNet_results/seed_1",
+        "nnUNet_compile": "f",
+        "nnUNet_def_n_proc": "1",
+        "NNUNET_ORDER_SEED": "1",
+        "NNUNET_ORDER_OPTIONS": "epochs=15 learning_rate=5e-3",
+        "nnUNet_n_proc_DA": "0",
+    }
+    assert segment.after == ("plan",) and predict.after == (segment.name,) and score.after == (predict.name,)
+    assert "--max-side 64" in stages["real"].commands[0]
+    words = shlex.split(score.commands[0])
+    assert f"real=predictions/{name}" in words and words[-2:] == ["--out", f"scores/{name}"]
+    entries = plan.record()["segmentations"]
+    assert entries[-1]["name"] == name and entries[-1]["scores"] == f"scores/{name}"
+
+
+def test_scales_change_sizes_and_steps_only(compare):
+    shapes = set()
+    for scale in ("cpu", "gpu", "paper"):
+        verb = replace(compare, preset="paper-table5", trainers=(), scale=scale)
+        stages = comparison(verb).experiment().stages
+        shapes.add(tuple((stage.name, stage.after, stage.outputs) for stage in stages))
+        train = next(stage for stage in stages if stage.name.startswith("segment_"))
+        assert ("NNUNET_ORDER_OPTIONS" in train.environment) == (scale != "paper")
+    assert len(shapes) == 1
+
+
+def test_presets_name_trainers_that_exist():
+    from nnunetv2.training.nnUNetTrainer.variants.training_length import nnUNetTrainer_Xepochs as stock
+
+    from nnunet_order import trainers
+    from nnunet_order.experiment.compare import SCALES
+
+    for preset in PRESETS.values():
+        assert all(hasattr(trainers, name) for name in preset)
+    assert all(hasattr(stock, scale.stock) for scale in SCALES.values())
+
+
+def test_numbered_folds_are_measured_on_their_validation_cases(compare):
+    plan = comparison(replace(compare, folds=("0", "3")))
+    assert plan.on == "validation" and plan.folds == (0, 3)
+    names = [stage.name for stage in plan.experiment().stages]
+    assert not any(name.startswith("predict_") for name in names)
+    score = plan.experiment().stages[-1].commands[0]
+    assert score.endswith("--fold 3") and f"{ORDER}__nnUNetPlans__2d/fold_3/validation" in score
+    tested = comparison(replace(compare, folds=("0",), on="test"))
+    assert any(stage.name.startswith("predict_") for stage in tested.experiment().stages)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"trainers": ()},
+        {"preset": "paper-table3"},
+        {"trainers": (ORDER, ORDER)},
+        {"seeds": (0, 0)},
+        {"seeds": ()},
+        {"folds": ("5",)},
+        {"folds": ("first",)},
+        {"on": "validation"},
+        {"fraction": 0.0},
+        {"jobs": 0},
+    ],
+)
+def test_bad_options_write_nothing(compare, change):
+    with pytest.raises(UserError) as error:
+        replace(compare, dry_run=True, **change).run()
+    assert "\n" not in str(error.value) and not compare.out.exists()
+
+
+def test_dry_run_and_list_write_nothing(compare, capsys):
+    replace(compare, dry_run=True).run()
+    assert f"nnUNetv2_train Dataset001_Real 2d all -tr {ORDER}" in capsys.readouterr().out
+    replace(compare, list_stages=True).run()
+    names = [line.split("\t")[0] for line in capsys.readouterr().out.splitlines()]
+    name = f"real_{ORDER}_fold_all_seed_0"
+    assert names == ["real", "plan", f"segment_{name}", f"predict_{name}", f"score_{name}"]
+    assert not compare.out.exists()
+
+
+def test_a_changed_image_changes_the_digest(phantoms, tmp_path):
+    copy = tmp_path / phantoms.name
+    shutil.copytree(phantoms, copy)
+    assert dataset_digest(read_dataset(copy)) == dataset_digest(read_dataset(phantoms))
+    images = sorted((copy / "imagesTr").iterdir())
+    first, second = images[0].read_bytes(), images[1].read_bytes()
+    images[0].write_bytes(second)
+    images[1].write_bytes(first)
+    assert dataset_digest(read_dataset(copy)) != dataset_digest(read_dataset(phantoms))
+
+
+def test_splits_that_would_not_count_are_refused(phantoms, tmp_path, monkeypatch):
+    source = read_dataset(phantoms)
+    splits = source.read_splits()
+    place = tmp_path / phantoms.name / "splits_final.json"
+    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path))
+    write_json(place, splits)
+    check_splits(source)  # nnU-Net's own, which it will make again
+    write_json(place, splits[::-1])
+    with pytest.raises(UserError, match="found splits of your own"):
+        prepare_real(source, 1.0, None, seed=0)
+
+
+def write_scores(out: Path, one: Segmentation, test_set: str, dice: list[float]) -> None:
+    folder = out / one.scores
+    folder.mkdir(parents=True)
+    names = {"test_set": test_set, "prediction": "real", "label": "polyp"}
+    rows = [names | {"case": f"{one.fold}_{i}", "Dice": d, "IoU": d / (2 - d)} for i, d in enumerate(dice)]
+    write_csv(folder / "per_case.csv", rows)
+
+
+def test_validation_cases_of_all_folds_are_pooled_per_seed(tmp_path):
+    runs = [
+        Segmentation("real", "Dataset001_Real", ORDER, fold, seed, fold, "", "validation", "cpu")
+        for fold in (0, 1)
+        for seed in (0, 1)
+    ]
+    for one in runs:
+        write_scores(
+            tmp_path, one, f"validation of fold {one.fold}", [0.1 * (one.seed + 1), 0.5 + one.fold / 4]
+        )
+    values = seeds_by_cases(tmp_path, runs, ORDER)
+    assert list(values) == ["validation"]
+    expected = np.array([[0.1, 0.5, 0.1, 0.75], [0.2, 0.5, 0.2, 0.75]])
+    assert values["validation"][..., 0] == pytest.approx(expected)
+
+
+@pytest.mark.slow
+def test_a_real_comparison(compare, capsys):
+    """Train, predict, score by nnU-Net's commands; a second trainer's scores are drawn to pair with it."""
+    options = "epochs=1 iterations_per_epoch=1 samples_per_step=2"
+    verb = replace(compare, trainer_options=options, scale="cpu")
+    verb.run()
+    shown = capsys.readouterr().out
+    assert "ORDER" in shown and "42,457" in shown
+    (row,) = csv.DictReader((compare.out / TABLE).open())
+    assert row["cases"] == "3" and row["runs"] == "1" and row["parameters"] == "42457"
+    assert float(row["gflops_256px"]) == pytest.approx(0.54, abs=0.01)
+    name = f"real_{ORDER}_fold_all_seed_0"
+    summary = json.loads((compare.out / "scores" / name / "summary.json").read_text())["rows"][0]
+    assert float(row["mDice"]) == pytest.approx(summary["mDice"], abs=1e-6)
+    record = json.loads((compare.out / "experiment.json").read_text())
+    assert record["config"]["device"] == "cpu" and record["segmentations"][0]["name"] == name
+    before = (compare.out / TABLE).read_bytes()
+    replace(verb, device="auto", jobs=2).run()  # all done: the table alone
+    assert (compare.out / TABLE).read_bytes() == before
+    assert json.loads((compare.out / "stages" / f"segment_{name}.json").read_text())["attempts"] == 1
+
+    plan = comparison(replace(verb, trainers=(ORDER, MK_UNET)))
+    ours, other = plan.segmentations
+    shutil.copytree(compare.out / ours.model, compare.out / other.model)
+    rows = list(csv.DictReader((compare.out / ours.scores / "per_case.csv").open()))
+    (compare.out / other.scores).mkdir()
+    better = [row | {"Dice": float(row["Dice"]) + 0.25} for row in rows]
+    write_csv(compare.out / other.scores / "per_case.csv", better)
+    second = table_rows(compare.out, plan.segmentations, {ORDER: None, MK_UNET: (75.3, 71.2)})[1]
+    assert second["paper_mDice"] == pytest.approx(0.753)
+    assert [second[f"delta_mDice{end}"] for end in ("", "_low", "_high")] == pytest.approx([0.25] * 3)

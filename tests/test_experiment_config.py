@@ -1,0 +1,94 @@
+"""Configurations of `law-synth experiment`: what is refused, and that tables become the commands they say."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from pathlib import Path
+
+import pytest
+import tyro
+
+from dataset_conversion.user_error import UserError
+from law_synth.evaluation.evaluate import Evaluate
+from law_synth.experiment.command_line import command_line
+from law_synth.experiment.config import make_config, read_config
+from law_synth.experiment.presets import PRESETS, SCALES, preset_content
+from law_synth.generation.generate import Generate
+from law_synth.training.train import Train
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"fractoin": 0.5}, "found fractoin, expected an option such as fraction"),
+        ({"seeds": "a"}, "invalid literal|Could not find valid parse"),
+        ({"seeds": [1, 1]}, "found seeds .1, 1., expected one or more, each once"),
+        ({"fraction": 0}, "found fraction 0.0, expected above 0"),
+        ({"arms": ["real", "laww"]}, "found the arm laww, expected one of real, uniform"),
+        ({"train": {"max_stepz": 3}}, r"\[train\]: found max_stepz, expected an option such as max_steps"),
+        ({"train": {"seed": 3}}, r"\[train\]: found seed, expected only"),
+        ({"train": {"weighting": "law"}}, r"\[train\]: found weighting, expected only"),
+        ({"train": {"w_max": "much"}}, r"\[train\]: .*could not convert"),
+        ({"arm": {"mine": {"weighting": "lwa"}}}, r"\[arm.mine\]: .*lwa"),
+        ({"rounds": 2}, "found rounds 2 without min_agreement"),
+        ({"segmenters": [], "generate": {"min_agreement": 0.5}}, "expected a trainer that judges"),
+    ],
+)
+def test_bad_configurations_end_in_one_line(content, message):
+    with pytest.raises(UserError, match=message) as error:
+        make_config({"dataset": "500", **content}, "kvasir.toml")
+    assert "\n" not in str(error.value)
+
+
+def test_a_file_is_read_with_its_tables(tmp_path):
+    path = tmp_path / "kvasir.toml"
+    path.write_text("""
+dataset = "500"
+arms = ["real", "law", "no-dice"]
+folds = [0, "all"]
+[init_base]
+vae_steps = 10
+[train]
+max_steps = 40
+[arm.no-dice]
+weighting = "law"
+dice = false
+joint = true
+""")
+    config = read_config(path)
+    assert config.folds == (0, "all") and config.synthetic_arms == ["law", "no-dice"]
+    assert config.train_options("law") == {"max_steps": 40, "weighting": "law"}
+    assert (
+        config.train_options("no-dice")["dice"] is False
+        and config.train_options("no-dice")["max_steps"] == 40
+    )
+    path.write_text("dataset = 500 = 501")
+    with pytest.raises(UserError, match="malformed"):
+        read_config(path)
+    with pytest.raises(UserError, match="cannot be read"):
+        read_config(tmp_path / "other.toml")
+
+
+@pytest.mark.parametrize(
+    ("verb", "positional"),
+    [
+        (Train(dataset="my data", fold="all", w_max=math.inf, dice=False, joint=True, out=Path("a b")), ()),
+        (Generate(out=Path("out"), with_real=True, min_agreement=0.5), ()),
+        (Evaluate(dataset="raw/Dataset501", batch_size=4), ("dataset",)),
+    ],
+)
+def test_a_command_line_means_its_verb(verb, positional):
+    words = shlex.split(command_line("law-synth verb", verb, positional))
+    assert words[:2] == ["law-synth", "verb"]
+    assert tyro.cli(type(verb), args=words[2:]) == verb
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_differ_between_scales_in_sizes_and_steps_only(preset):
+    configs = {scale: make_config(preset_content(preset, scale, "500"), preset) for scale in SCALES}
+    for config in configs.values():
+        assert config.arms == configs["paper"].arms and config.arm == configs["paper"].arm
+        for arm in config.synthetic_arms:
+            Train(dataset="500", **config.train_options(arm)).check()
+    assert configs["paper"].train == {}  # the defaults of law-synth train are the paper's

@@ -1,0 +1,346 @@
+"""Stages run once, resume after kills, and rerun when what they depend on changes; all on real processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from dataset_conversion.user_error import UserError
+from nnunet_order.experiment.runner import Experiment, find_program, make_workers
+from nnunet_order.experiment.stage import Stage, stage_keys
+
+
+def append(name: str, text: str) -> str:
+    """A command that shows in its file how often it ran."""
+    return f"sh -c 'echo {text} >> {name}'"
+
+
+def chain(first: str = "one") -> tuple[Stage, ...]:
+    """a -> b, and c on its own."""
+    return (
+        Stage("a", (append("a.txt", first),), ("a.txt",)),
+        Stage("b", ("sh -c 'cat a.txt >> b/copy.txt; echo b >> runs_b'",), ("b",), ("a",)),
+        Stage("c", (append("c.txt", "c"), "sh -c 'echo c >> runs_c'"), ("c.txt",)),
+    )
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    return tmp_path / "out"
+
+
+def with_folder_b(stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
+    a, b, c = stages
+    return a, replace(b, commands=("mkdir -p b", *b.commands)), c
+
+
+def lines(path: Path) -> list[str]:
+    return path.read_text().split()
+
+
+def states(experiment: Experiment) -> dict[str, str]:
+    return {stage.name: experiment.state(stage) for stage in experiment.stages}
+
+
+def test_finished_stages_are_skipped(folder):
+    experiment = Experiment(folder, with_folder_b(chain()))
+    assert states(experiment) == {"a": "ready", "b": "waiting", "c": "ready"}
+    experiment.run()
+    assert set(states(experiment).values()) == {"done"}
+    Experiment(folder, with_folder_b(chain())).run()
+    assert lines(folder / "a.txt") == ["one"] and lines(folder / "runs_b") == ["b"]
+    record = json.loads((folder / "stages" / "b.json").read_text())
+    assert record["after"] == ["a"] and record["attempts"] == 1 and record["versions"]["nnunetv2"]
+    assert record["machine"]["cores"] == os.cpu_count() and record["started"].endswith("+00:00")
+    log = (folder / "logs" / "c.txt").read_text()
+    assert append("c.txt", "c") in log and "runs_c" in log
+
+
+def test_a_changed_command_reruns_it_and_what_follows_alone(folder):
+    Experiment(folder, with_folder_b(chain())).run()
+    changed = Experiment(folder, with_folder_b(chain("two")))
+    assert states(changed) == {"a": "ready", "b": "waiting", "c": "done"}
+    changed.run()
+    assert lines(folder / "a.txt") == ["two"]  # the old output was removed, not appended to
+    assert lines(folder / "b" / "copy.txt") == ["two"]
+    assert lines(folder / "runs_b") == ["b", "b"] and lines(folder / "runs_c") == ["c"]
+
+
+@pytest.mark.parametrize("change", [{"inputs": "another data set"}, {"environment": {"SEED": "1"}}])
+def test_changed_inputs_or_variables_rerun_too(folder, change):
+    stage = Stage("a", ("sh -c 'echo x$SEED >> a.txt; echo a >> runs'",), ("a.txt",))
+    Experiment(folder, (stage,)).run()
+    Experiment(folder, (replace(stage, **change),)).run()
+    assert lines(folder / "runs") == ["a", "a"] and len(lines(folder / "a.txt")) == 1
+
+
+def test_missing_outputs_are_made_again(folder):
+    experiment = Experiment(folder, with_folder_b(chain()))
+    experiment.run()
+    (folder / "c.txt").unlink()
+    assert states(experiment)["c"] == "ready"
+    experiment.run()
+    assert lines(folder / "c.txt") == ["c"] and lines(folder / "runs_b") == ["b"]
+
+
+def test_renamed_outputs_do_not_stay_behind(folder):
+    Experiment(folder, (Stage("a", ("touch old.txt",), ("old.txt",)),)).run()
+    Experiment(folder, (Stage("a", ("touch new.txt",), ("new.txt",)),)).run()
+    assert (folder / "new.txt").exists() and not (folder / "old.txt").exists()
+
+
+def test_what_no_record_explains_is_left_alone(folder):
+    folder.mkdir()
+    (folder / "a.txt").write_text("the user's own")
+    with pytest.raises(UserError, match="no record of stage a"):
+        Experiment(folder, (Stage("a", ("touch a.txt",), ("a.txt",)),)).run()
+    assert (folder / "a.txt").read_text() == "the user's own"
+
+
+RUNNER = """
+import sys
+from pathlib import Path
+from nnunet_order.experiment.runner import Experiment
+from nnunet_order.experiment.stage import Stage
+Experiment(Path(sys.argv[1]), (Stage("a", (sys.argv[2],), ("a.txt",)),)).run()
+"""
+
+
+def wait_for(condition, seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def processes(marker: str) -> list[int]:
+    """Pids of the living processes that have `marker` in their command line."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            alive = (path.parent / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+            if alive and marker.encode() in path.read_bytes():
+                found.append(int(path.parent.name))
+        except OSError:
+            continue
+    return found
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the parent's death is a signal on Linux alone")
+def test_kill_9_takes_the_whole_family_along_and_a_restart_goes_on(folder):
+    grandchild = f"{folder.parent}/grandchild"
+    # First call: a grandchild that outlives its parent, unless the group is killed. Second: ends at once.
+    command = (
+        f"sh -c 'echo line >> a.txt; test $(wc -l < a.txt) -ge 2 && exit; "
+        f'sh -c "while true; do sleep 1; done; : {grandchild}" & wait\''
+    )
+    arguments = [sys.executable, "-c", RUNNER, folder, command]
+    runner = subprocess.Popen(arguments, stdout=subprocess.DEVNULL)
+    wait_for(lambda: (folder / "a.txt").exists() and len(processes(grandchild)) >= 2)
+    runner.kill()
+    runner.wait()
+    wait_for(lambda: not processes(grandchild))
+    begun = json.loads((folder / "stages" / "a.begun.json").read_text())
+    assert begun["attempts"] == 1 and not (folder / "stages" / "a.json").exists()
+    stage = Stage("a", (command,), ("a.txt",))
+    assert begun["key"] == stage_keys([stage])["a"]
+    experiment = Experiment(folder, (stage,))
+    assert states(experiment) == {"a": "begun"}
+    experiment.run()
+    assert lines(folder / "a.txt") == ["line", "line"]  # it went on with the file of the first call
+    assert json.loads((folder / "stages" / "a.json").read_text())["attempts"] == 2
+
+
+def leave_begun(folder: Path, stage: Stage, finished: int = 0) -> None:
+    """The record that a killed experiment leaves."""
+    (folder / "stages").mkdir(parents=True, exist_ok=True)
+    begun = {"key": stage_keys([stage])[stage.name], "attempts": 1, "finished_commands": finished}
+    (folder / "stages" / f"{stage.name}.begun.json").write_text(json.dumps(begun))
+
+
+def test_a_stage_that_cannot_go_on_runs_once_more_from_scratch(folder):
+    stage = Stage(
+        "a", ("sh -c 'echo run >> runs; test ! -e a.txt || exit 3; echo whole > a.txt'",), ("a.txt",)
+    )
+    leave_begun(folder, stage)
+    (folder / "a.txt").write_text("trunc")
+    Experiment(folder, (stage,)).run()
+    assert lines(folder / "a.txt") == ["whole"] and lines(folder / "runs") == ["run", "run"]
+    assert json.loads((folder / "stages" / "a.json").read_text())["attempts"] == 3
+
+    broken = replace(stage, commands=("sh -c 'echo run >> runs; exit 3'",))
+    leave_begun(folder, broken)
+    (folder / "stages" / "a.json").unlink()
+    with pytest.raises(UserError, match="exit code 3"):
+        Experiment(folder, (broken,)).run()
+    assert len(lines(folder / "runs")) == 4  # resumed, from scratch, no third time
+
+
+def test_a_begun_stage_that_changed_starts_from_scratch(folder):
+    stage = Stage("a", (append("a.txt", "new"),), ("a.txt",))
+    leave_begun(folder, replace(stage, inputs="other"))
+    (folder / "a.txt").write_text("old ")
+    Experiment(folder, (stage,)).run()
+    assert lines(folder / "a.txt") == ["new"]
+
+
+def test_finished_commands_of_a_begun_stage_are_not_repeated(folder):
+    stage = Stage("a", (append("a.txt", "first"), append("a.txt", "second")), ("a.txt",))
+    leave_begun(folder, stage, finished=1)
+    (folder / "a.txt").write_text("first\n")
+    Experiment(folder, (stage,)).run()
+    assert lines(folder / "a.txt") == ["first", "second"]
+
+
+def test_a_failure_is_one_line_exit_code_2_and_ends_the_others(folder):
+    script = f"""
+from dataset_conversion.user_error import run_command
+from pathlib import Path
+from nnunet_order.experiment.runner import Experiment
+from nnunet_order.experiment.stage import Stage
+slow = Stage("slow", ("sleep 321",), ("slow.txt",))
+bad = Stage("bad", ("python -c 'raise SystemExit(int(chr(120)))'",), ("bad.txt",))
+run_command(lambda: Experiment(Path({str(folder)!r}), (slow, bad)).run([{{}}, {{}}]))
+"""
+    start = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 2 and time.monotonic() - start < 60
+    assert done.stderr.count("\n") == 1 and "Traceback" not in done.stderr
+    assert "stage bad ended with exit code 1: ValueError: invalid literal" in done.stderr
+    assert str(folder / "logs" / "bad.txt") in done.stderr
+    assert "Traceback" in (folder / "logs" / "bad.txt").read_text()
+    assert not processes("sleep\0" + "321")
+
+
+def test_a_command_that_leaves_nothing_fails(folder):
+    with pytest.raises(UserError, match=r"left no a\.txt"):
+        Experiment(folder, (Stage("a", ("true",), ("a.txt",)),)).run()
+
+
+def test_unknown_programs_are_a_user_error(folder):
+    with pytest.raises(UserError, match="found no program no-such-program"):
+        Experiment(folder, (Stage("a", ("no-such-program",), ("a",)),)).run()
+    assert Path(find_program("python")).parent == Path(sys.executable).parent
+
+
+def test_workers_overlap_and_respect_after(folder):
+    # x and y wait for each other's file: only side by side do both end.
+    meet = "sh -c 'touch {0}; while test ! -e {1}; do sleep 0.05; done; echo $WORKER > {0}.done'"
+    stages = (
+        Stage("x", (meet.format("x", "y"),), ("x.done",)),
+        Stage("y", (meet.format("y", "x"),), ("y.done",)),
+        Stage("z", ("sh -c 'cat x.done y.done > z.txt'",), ("z.txt",), ("x", "y")),
+    )
+    Experiment(folder, stages).run([{"WORKER": "first"}, {"WORKER": "second"}])
+    assert sorted(lines(folder / "z.txt")) == ["first", "second"]
+
+
+def test_only_one_process_runs_a_stage(folder):
+    arguments = [sys.executable, "-c", RUNNER, folder, "sh -c 'echo a >> a.txt; sleep 1'"]
+    both = [subprocess.Popen(arguments, stdout=subprocess.DEVNULL) for _ in range(2)]
+    assert [process.wait() for process in both] == [0, 0]
+    assert lines(folder / "a.txt") == ["a"]
+
+
+def test_a_command_that_outlives_its_guard_keeps_the_stage(folder, caplog):
+    """As after a kill -9 of guard and runner: the restart waits for the command, which holds the lock."""
+    command = "sh -c 'sleep 2; echo a >> a.txt'"
+    runner = subprocess.Popen([sys.executable, "-c", RUNNER, folder, command], stdout=subprocess.DEVNULL)
+    wait_for(lambda: (folder / "stages" / "a.begun.json").exists() and len(processes("sleep\x002\0")) == 1)
+    guard = [pid for pid in processes("guard.py") if str(runner.pid) in cmdline(pid)]
+    os.kill(runner.pid, signal.SIGSTOP)  # so that it cannot act on the guard's end
+    for pid in (*guard, runner.pid):
+        os.kill(pid, signal.SIGKILL)
+    runner.wait()
+    with caplog.at_level("INFO"):
+        Experiment(folder, (Stage("a", (command,), ("a.txt",)),)).run()
+    assert "a: another process runs it; waiting" in caplog.messages
+    assert lines(folder / "a.txt") == ["a", "a"]  # one after the other
+
+
+def cmdline(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+
+
+def test_single_stages_wait_for_those_before(folder):
+    experiment = Experiment(folder, with_folder_b(chain()))
+    with pytest.raises(UserError, match="found a not done"):
+        experiment.run_stage("b")
+    with pytest.raises(UserError, match="found --stage nothing"):
+        experiment.run_stage("nothing")
+    experiment.run_stage("a")
+    experiment.run_stage("b", {"WORKER": "1"})
+    assert states(experiment) == {"a": "done", "b": "done", "c": "ready"}
+
+
+def test_the_list_of_stages_is_made_for_scripts(folder, capsys):
+    Experiment(folder, with_folder_b(chain())).list_stages()
+    rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    assert rows == [["a", "ready", ""], ["b", "waiting", "a"], ["c", "ready", ""]]
+    assert not folder.exists()
+
+
+def test_the_script_does_what_the_experiment_does(folder, tmp_path):
+    stages = (
+        Stage("a", ("sh -c 'echo $SEED $nnUNet_raw > a.txt'",), ("a.txt",), (), {"SEED": "it's 1"}),
+        Stage(
+            "b",
+            ("python -c 'print(open(chr(97) + chr(46) + \"txt\").read())'", "cp a.txt b.txt"),
+            ("b.txt",),
+            ("a",),
+        ),
+    )
+    Experiment(folder, stages).run()
+    expected = (folder / "b.txt").read_text()
+    assert expected == "it's 1 nnUNet_raw\n"
+    # Printed, for another folder; and as it lies in the folder, after a move.
+    script = Experiment(tmp_path / "by hand", stages).script()
+    subprocess.run(["sh"], input=script, text=True, check=True, capture_output=True)
+    assert (tmp_path / "by hand" / "b.txt").read_text() == expected
+    moved = tmp_path / "moved"
+    folder.rename(moved)
+    for name in ("a.txt", "b.txt"):
+        (moved / name).unlink()
+    subprocess.run(["sh", moved / "commands.sh"], cwd="/", check=True, capture_output=True)
+    assert (moved / "b.txt").read_text() == expected
+
+
+def test_a_moved_folder_is_still_done(folder, tmp_path):
+    Experiment(folder, chain()[:1]).run()
+    folder.rename(tmp_path / "moved")
+    assert states(Experiment(tmp_path / "moved", chain()[:1])) == {"a": "done"}
+
+
+def test_the_users_own_nnunet_folders_do_not_count(folder, monkeypatch):
+    monkeypatch.setenv("nnUNet_raw", "/somewhere/else")
+    monkeypatch.setenv("MINE", "kept")
+    Experiment(folder, (Stage("a", ("sh -c 'echo $nnUNet_raw $MINE > a.txt'",), ("a.txt",)),)).run()
+    assert lines(folder / "a.txt") == ["nnUNet_raw", "kept"]
+
+
+def test_impossible_stages_are_our_own_mistake(folder):
+    a, b = Stage("a", ("true",), ("a",), ("b",)), Stage("b", ("true",), ("b",), ("a",))
+    for stages in ((a, b), (replace(a, after=()), replace(a, after=())), (replace(a, name="a b", after=()),)):
+        with pytest.raises(AssertionError):
+            Experiment(folder, stages)
+
+
+def test_workers(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    cores = len(os.sched_getaffinity(0))
+    assert make_workers(1, ()) == [{"OMP_NUM_THREADS": str(cores)}]
+    assert make_workers(2 * cores, ()) == [{"OMP_NUM_THREADS": "1"}] * (2 * cores)
+    assert make_workers(1, (0, 2)) == [{"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "2"}]
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert make_workers(2, ()) == [{"OMP_NUM_THREADS": "3"}] * 2
+    for jobs, gpus in ((0, ()), (2, (0,)), (1, (0, 0)), (1, (-1,))):
+        with pytest.raises(UserError):
+            make_workers(jobs, gpus)

@@ -1,0 +1,245 @@
+"""Hard cases: `law-synth mine`, what `generate --hard-cases` draws, and how the judges are audited."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("diffusers", reason="needs the extra synth")
+
+from dataset_conversion.raw import read_dataset
+from dataset_conversion.user_error import UserError
+from law_synth.audit.audit import Audit
+from law_synth.cases import read_rgb_case
+from law_synth.evaluation.segmenter import Segmenter
+from law_synth.generation.generate import Generate
+from law_synth.generation.hard_cases import HardCases, read_hard_cases
+from law_synth.generation.leaks import cases_behind_judge
+from law_synth.generation.mining import Mine
+from law_synth.run_folder import read_run
+from nnunet_order.metrics import binary_metrics
+
+NAME = "Dataset950_Phantom"
+
+
+@pytest.fixture(autouse=True)
+def environment(trained_run, monkeypatch, tmp_path):
+    """nnU-Net's variables, with preprocessed data of each test's own."""
+    root = trained_run.parents[3]
+    monkeypatch.setenv("nnUNet_raw", str(root / "nnUNet_raw"))
+    monkeypatch.setenv("nnUNet_results", str(root / "nnUNet_results"))
+    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path / "nnUNet_preprocessed"))
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+
+
+@pytest.fixture
+def judge(tmp_path):
+    """A maker of nnU-Net model folders of random weights: judge(folds, dataset)."""
+
+    def make(folds: tuple[int, ...], dataset: str = NAME) -> Path:
+        from dynamic_network_architectures.architectures.unet import PlainConvUNet
+
+        arguments = {"n_stages": 2, "features_per_stage": [4, 8], "kernel_sizes": [[3, 3]] * 2}
+        arguments |= {
+            "conv_op": "torch.nn.modules.conv.Conv2d",
+            "conv_bias": True,
+            "strides": [[1, 1], [2, 2]],
+        }
+        arguments |= {"n_conv_per_stage": [1, 1], "n_conv_per_stage_decoder": [1], "nonlin": "torch.nn.ReLU"}
+        network = {
+            "network_class_name": f"{PlainConvUNet.__module__}.PlainConvUNet",
+            "arch_kwargs": arguments,
+        }
+        network |= {"_kw_requires_import": ["conv_op", "nonlin"]}
+        settings = {"data_identifier": "x", "preprocessor_name": "DefaultPreprocessor", "batch_size": 2}
+        settings |= {"patch_size": [64, 64], "spacing": [1.0, 1.0], "architecture": network}
+        settings |= {"normalization_schemes": ["ZScoreNormalization"] * 3, "use_mask_for_norm": [False] * 3}
+        for kind in ("data", "seg", "probabilities"):
+            settings[f"resampling_fn_{kind}"] = "resample_data_or_seg_to_shape"
+            resampling = {"is_seg": False, "order": 1, "order_z": 0, "force_separate_z": None}
+            settings[f"resampling_fn_{kind}_kwargs"] = resampling
+        plans = {"dataset_name": dataset, "plans_name": "nnUNetPlans", "configurations": {"2d": settings}}
+        plans |= {"transpose_forward": [0, 1, 2], "transpose_backward": [0, 1, 2]}
+        plans |= {"image_reader_writer": "NaturalImage2DIO", "label_manager": "LabelManager"}
+        plans["foreground_intensity_properties_per_channel"] = {str(channel): {} for channel in range(3)}
+        dataset_json = {"channel_names": {"0": "R", "1": "G", "2": "B"}, "file_ending": ".png"}
+        dataset_json |= {"labels": {"background": 0, "polyp": 1}, "numTraining": 12}
+        folder = tmp_path / f"judge_{dataset}" / "nnUNetTrainer__nnUNetPlans__2d"
+        folder.mkdir(parents=True)
+        (folder / "plans.json").write_text(json.dumps(plans))
+        (folder / "dataset.json").write_text(json.dumps(dataset_json))
+        options = {"conv_op": torch.nn.Conv2d, "nonlin": torch.nn.ReLU}
+        for fold in folds:
+            torch.manual_seed(fold)
+            weights = PlainConvUNet(3, num_classes=2, **{**arguments, **options}).state_dict()
+            checkpoint = {"network_weights": weights, "trainer_name": "nnUNetTrainer"}
+            checkpoint |= {"init_args": {"configuration": "2d"}, "inference_allowed_mirroring_axes": None}
+            (folder / f"fold_{fold}").mkdir()
+            torch.save(checkpoint, folder / f"fold_{fold}" / "checkpoint_final.pth")
+        return folder
+
+    return make
+
+
+def generate(out: Path, **options) -> list[str]:
+    """Generate quickly; -> the source case of each sample."""
+    Generate(out=out, **{"chunk_size": 4, "steps": 1, **options}).run()
+    return [json.loads(line)["source_case"] for line in (out / "synthesis.jsonl").read_text().splitlines()]
+
+
+def write_hard_cases(path: Path, dice: dict[str, float], **change) -> Path:
+    content = {
+        "format": 1,
+        "dataset": NAME,
+        "fold": 0,
+        "segmenter": "s",
+        "segmenter_sha256": "0",
+        "dice": dice,
+    }
+    path.write_text(json.dumps(content | change))
+    return path
+
+
+def test_mine_measures_the_training_cases_only(trained_run, judge, tmp_path):
+    dataset, folder = read_dataset(read_run(trained_run).dataset_folder), judge((0, 1))
+    out = tmp_path / "hard_cases.json"
+    Mine(dataset="950", segmenter=folder, out=out, device="cpu").run()
+    content, split = json.loads(out.read_text()), dataset.read_splits()[0]
+    model = Segmenter(folder, folds=[0])  # fold 1 has learned from this fold's validation cases
+    assert (content["dataset"], content["fold"], content["segmenter_sha256"]) == (NAME, 0, model.hash)
+    assert sorted(content["dice"]) == sorted(split["train"])
+    for case, dice in content["dice"].items():
+        image, mask = read_rgb_case(dataset, dataset.case(case))
+        expected = binary_metrics(mask > 0, model.lesion_mask(image) > 0)["Dice"]
+        assert dice == pytest.approx(1 if math.isnan(expected) else expected, abs=1e-6)
+    before = out.read_bytes()
+    Mine(dataset="950", segmenter=folder, out=out, device="cpu").run()
+    assert out.read_bytes() == before
+    assert read_hard_cases(out, NAME, 0, split["train"]).dice == content["dice"]
+
+
+def test_mine_refuses_what_would_leak(judge, tmp_path):
+    out = tmp_path / "hard_cases.json"
+    with pytest.raises(UserError, match=r"judge trained on phantom_.*validation case of fold 0"):
+        Mine(dataset="950", segmenter=judge((1,)), out=out, device="cpu").run()
+    with pytest.raises(UserError, match="found --fold 7"):
+        Mine(dataset="950", segmenter=tmp_path, fold=7, out=out, device="cpu").run()
+    assert not out.exists()
+    out.write_text('{"thesis": 1}')
+    with pytest.raises(UserError, match="found something else, expected no file"):
+        Mine(dataset="950", segmenter=tmp_path, out=out, device="cpu").run()
+
+
+def test_draws_are_proportional_and_repeatable():
+    """Every case comes as often as its share says, rounded up or down, and by its share on average."""
+    cases = [f"c{i}" for i in range(7)]
+    dice = dict(zip(cases, (1, 0.95, 0.8, 0.5, 0.3, 0, 1), strict=True))
+    hard = HardCases({"dice": dice})
+    weights = np.array([1 - dice[case] + 0.1 for case in cases])
+    for count in (3, 7, 40):
+        expected = count * weights / weights.sum()
+        draws = [hard.draw(cases, count, seed) for seed in range(400)]
+        assert draws[0] == hard.draw(cases, count, 0) and draws[0] != draws[1]
+        counts = np.array([np.bincount(draw, minlength=len(cases)) for draw in draws])
+        assert (counts.sum(1) == count).all() and (np.abs(counts - expected) < 1).all()
+        np.testing.assert_allclose(counts.mean(0), expected, atol=0.08)
+    perfect = HardCases({"dice": dict.fromkeys(cases, 1.0)})
+    assert perfect.draw(cases, 7, 5) == list(range(7))
+
+
+def test_generate_draws_hard_masks_more_often(trained_run, tmp_path):
+    cases = read_run(trained_run).train_cases
+    dice = dict.fromkeys(cases, 0.9) | {cases[3]: 0.1}  # weights 0.2 and 1.0: 5 times as often
+    file = write_hard_cases(tmp_path / "hard_cases.json", dice)
+    out = tmp_path / "a" / "Dataset951"
+    counts = Counter(generate(out, hard_cases=file, samples=13))
+    assert counts.pop(cases[3]) == 5 and set(counts) == {*cases} - {cases[3]} and set(counts.values()) == {1}
+    record = json.loads((out / "synthesis.json").read_text())
+    assert record["hard_cases"]["dice"] == dice and len(record["options"]["hard_cases"]) == 64
+    for part in (1, 0):  # processes agree on the list
+        generate_part = {"hard_cases": file, "samples": 13, "shard": f"{part}/2", "chunk_size": 4, "steps": 1}
+        Generate(out=tmp_path / "b" / "Dataset951", **generate_part).run()
+    same = [tmp_path / x / "Dataset951" / "synthesis.jsonl" for x in "ab"]
+    assert same[0].read_bytes() == same[1].read_bytes()
+    other = write_hard_cases(tmp_path / "other.json", dice | {cases[0]: 0.2})
+    with pytest.raises(UserError, match="found a generation with hard-cases"):
+        generate(out, hard_cases=other, samples=13)
+    with pytest.raises(UserError, match=r"found a generation with hard-cases .* expected None as now"):
+        generate(out, samples=13)
+
+
+def test_hard_cases_that_do_not_fit_are_refused(trained_run, tmp_path):
+    run, file = read_run(trained_run), tmp_path / "hard_cases.json"
+    dice = dict.fromkeys(run.train_cases, 0.5)
+    dataset = read_dataset(run.dataset_folder)
+    held_out = [*dataset.read_splits()[0]["val"], dataset.test_cases[0].id]
+    for change, line in (
+        ({"dice": dice | {held_out[0]: 0.1}}, f"found {held_out[0]} .*it would leak"),
+        ({"dice": dice | {held_out[-1]: 0.1}}, f"found {held_out[-1]} .*it would leak"),
+        ({"dice": dict(list(dice.items())[1:])}, f"found no Dice of {run.train_cases[0]}"),
+        ({"dice": dice | {run.train_cases[0]: 1.5}}, "a Dice outside 0 to 1"),
+        ({"dataset": "Dataset001_Other"}, f"found fold 0 of Dataset001_Other, expected fold 0 of {NAME}"),
+        ({"fold": 1}, "found fold 1 of"),
+        ({"format": 2}, "format 2, not 1"),
+    ):
+        with pytest.raises(UserError, match=line):
+            generate(tmp_path / "Dataset951", hard_cases=write_hard_cases(file, **({"dice": dice} | change)))
+    file.write_text("[]")
+    for path, line in ((file, "malformed"), (tmp_path / "none.json", "none.json: not found")):
+        with pytest.raises(UserError, match=line):
+            generate(tmp_path / "Dataset951", hard_cases=path)
+    with pytest.raises(UserError, match="--hard-cases with --masks"):
+        generate(tmp_path / "Dataset951", hard_cases=file, masks=tmp_path)
+    assert not (tmp_path / "Dataset951").exists()
+
+
+def test_a_judge_of_a_synthetic_data_set_is_known(trained_run, judge, tmp_path, monkeypatch):
+    """The segmenter of round 1 was trained on the --with-real data set of round 1."""
+    run, raw = read_run(trained_run), tmp_path / "nnUNet_raw"
+    shutil.copytree(run.dataset_folder, raw / NAME)
+    monkeypatch.setenv("nnUNet_raw", str(raw))
+    generate(raw / "Dataset951", trained_run=trained_run, with_real=True, samples=2)
+    source = read_dataset(run.dataset_folder)
+    folder = judge((0,), "Dataset951")
+    assert cases_behind_judge(source, Segmenter(folder)) == set(run.train_cases)
+    splits = json.loads((raw / "Dataset951" / "splits_final.json").read_text())
+    mixed = [{"train": splits[0]["train"] + splits[0]["val"][:1], "val": splits[0]["val"][1:]}]
+    (tmp_path / "nnUNet_preprocessed" / "Dataset951" / "splits_final.json").write_text(json.dumps(mixed))
+    with pytest.raises(UserError, match=f"judge trained on {splits[0]['val'][0]}"):
+        Mine(dataset=NAME, segmenter=folder, out=tmp_path / "h.json", device="cpu").run()
+    assert cases_behind_judge(source, Segmenter(judge((0,), "Dataset777_Other"))) is None
+
+
+def checks_of(dataset: Path, out: Path, **options) -> dict[str, dict]:
+    """Audit; -> the checks by name."""
+    try:
+        Audit(str(dataset), out=out, device="cpu", **options).run()
+    except SystemExit as stop:
+        assert stop.code == 1
+    return {check["name"]: check for check in json.loads(out.read_text())["checks"]}
+
+
+def test_audit_asks_for_the_judges_and_looks_at_them(trained_run, judge, tmp_path):
+    run, folder, out = read_run(trained_run), judge((0,)), tmp_path / "audit.json"
+    Mine(dataset="950", segmenter=folder, out=tmp_path / "hard.json", device="cpu").run()
+    data = tmp_path / "Dataset951"
+    generate(data, segmenter=folder, hard_cases=tmp_path / "hard.json", samples=4)
+    checks = checks_of(data, out)
+    assert checks["judge"]["result"] == "not possible" and "give --segmenter" in checks["judge"]["detail"]
+    checks = checks_of(data, out, segmenter=(folder,))
+    assert {check["result"] for check in checks.values()} == {"passed"}
+    val = read_dataset(run.dataset_folder).read_splits()[0]["val"][0]
+    record = json.loads((data / "synthesis.json").read_text())
+    record["hard_cases"]["dice"][val] = 0.1
+    (data / "synthesis.json").write_text(json.dumps(record))
+    (folder / "fold_0").rename(folder / "fold_1")  # the same weights, but of a fold that trains on `val`
+    checks = checks_of(data, out, segmenter=(folder,))
+    assert {name for name, check in checks.items() if check["result"] == "failed"} == {"judge", "hard cases"}
+    assert val in {finding["what"].split()[-1] for finding in checks["judge"]["findings"]}
