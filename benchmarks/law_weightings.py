@@ -27,6 +27,8 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from nnunet_order.metrics import interval_over_seeds_and_cases
+
 ARMS = {
     "uniform": ("uniform", "light"),
     "ratio": ("ratio", "light"),
@@ -141,7 +143,7 @@ def show(options: LawWeightings) -> None:
                 gain = 100 * (
                     by_seed(both[0], shared, column, largest) - by_seed(both[1], shared, column, largest)
                 )
-                low, high = interval_over_both(gain)
+                low, high = interval_over_seeds_and_cases(gain)
                 cell += f" ({gain.mean():+.1f} [{low:+.1f}, {high:+.1f}])"
             cells.append(cell)
         for name, against in (("FD-EfficientNetLite0", "train"), ("EfficientNetLite0", "near copies")):
@@ -156,17 +158,6 @@ def by_seed(seeds: dict[int, dict], shared: list[str], column: str, largest: flo
     rows = [{case["case"]: case for case in run["cases"]} for _, run in sorted(seeds.items())]
     chosen = [name for name in shared if float(rows[0][name]["lesion_ratio"]) < largest]
     return np.array([[float(cases[name][column]) for name in chosen] for cases in rows])
-
-
-def interval_over_both(gain: np.ndarray, resamples: int = 10_000) -> tuple[float, float]:
-    """Percentile bootstrap 95 % interval of the mean of (seeds, masks), both resampled."""
-    generator = np.random.default_rng(0)
-    seeds, masks = gain.shape
-    means = [
-        gain[generator.integers(seeds, size=seeds)][:, generator.integers(masks, size=masks)].mean()
-        for _ in range(resamples)
-    ]
-    return tuple(np.percentile(means, [2.5, 97.5]))
 
 
 def measure(run: dict, name: str, against: str) -> float:

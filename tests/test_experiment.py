@@ -118,21 +118,16 @@ def test_a_finished_experiment_runs_nothing(finished):
 
 
 def test_killed_at_any_moment_it_ends_in_the_same_tables(finished, tmp_path):
-    """kill -9 of the experiment every few seconds; the tables are the uninterrupted run's byte for byte."""
+    """kill -9 of the experiment three times; the tables are the uninterrupted run's byte for byte."""
     killed = Folder(tmp_path)
-    generator, kills = random.Random(0), 0
-    while True:
+    generator = random.Random(0)
+    for _ in range(3):
         process = killed.start()
-        try:
-            process.wait(timeout=generator.uniform(8, 20))
-            break
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            kills += 1
-            assert kills < 60
-    assert process.returncode == 0, process.stdout.read()[-5000:]
-    assert kills >= 2
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(timeout=generator.uniform(10, 40))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    killed.run()
     assert killed.tables() == finished.tables()
 
 

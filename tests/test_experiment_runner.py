@@ -336,11 +336,11 @@ def test_impossible_stages_are_our_own_mistake(folder):
 def test_workers(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     cores = len(os.sched_getaffinity(0))
-    assert make_workers(1, ()) == [{"OMP_NUM_THREADS": str(cores)}]
-    assert make_workers(2 * cores, ()) == [{"OMP_NUM_THREADS": "1"}] * (2 * cores)
+    assert make_workers(1, ()) == [{"OMP_NUM_THREADS": str(cores), "OMP_WAIT_POLICY": "passive"}]
+    assert [one["OMP_NUM_THREADS"] for one in make_workers(2 * cores, ())] == ["1"] * (2 * cores)
     assert make_workers(1, (0, 2)) == [{"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "2"}]
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    assert make_workers(2, ()) == [{"OMP_NUM_THREADS": "3"}] * 2
+    assert [one["OMP_NUM_THREADS"] for one in make_workers(2, ())] == ["3"] * 2
     for jobs, gpus in ((0, ()), (2, (0,)), (1, (0, 0)), (1, (-1,))):
         with pytest.raises(UserError):
             make_workers(jobs, gpus)

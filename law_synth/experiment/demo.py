@@ -61,7 +61,7 @@ class Demo:
         return {
             "title": "Demo: drawn polyps",
             "dataset": str(folder / "drawn" / PHANTOM),
-            "arms": ["real", "uniform", "law"],
+            "arms": ["real", "law"],
             "segmenters": ["nnUNetTrainerORDER", "nnUNetTrainer_1epoch"],
             "seeds": [self.seed],
             "trainer_options": "epochs=5 learning_rate=5e-3",
