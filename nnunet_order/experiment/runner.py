@@ -183,8 +183,8 @@ def make_workers(jobs: int, gpus: tuple[int, ...]) -> list[dict[str, str]]:
         raise UserError(f"found --jobs {jobs}, expected at least 1; correct it")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores // jobs))
-    # Stock nnU-Net takes all cores whatever the number says. Threads that spin while they wait for one another
-    # then make two trainings 30 times as slow (4.2 s for a step instead of 0.12 on two busy cores).
+    # Stock nnU-Net takes all cores whatever the number says. Threads that spin while they wait for one
+    # another then make its trainings 30 times as slow (4.2 s for a step instead of 0.12 on two busy cores).
     return [{"OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "passive"} for _ in range(jobs)]
 
 
