@@ -13,6 +13,7 @@ from dataset_conversion.user_error import UserError
 from law_synth.evaluation.evaluate import Evaluate
 from law_synth.experiment.command_line import command_line
 from law_synth.experiment.config import make_config, read_config
+from law_synth.experiment.demo import Demo
 from law_synth.experiment.presets import PRESETS, SCALES, preset_content
 from law_synth.generation.generate import Generate
 from law_synth.training.train import Train
@@ -92,3 +93,12 @@ def test_presets_differ_between_scales_in_sizes_and_steps_only(preset):
         for arm in config.synthetic_arms:
             Train(dataset="500", **config.train_options(arm)).check()
     assert configs["paper"].train == {}  # the defaults of law-synth train are the paper's
+
+
+def test_the_demo_is_an_ordinary_experiment(tmp_path):
+    demo = Demo(out=tmp_path, seed=3)
+    config = make_config(demo.content, "demo")
+    assert config.seeds == (3,) and config.reference == "real" and config.synthetic_arms == ["law"]
+    assert any("ORDER" in trainer for trainer in config.segmenters)
+    assert any("ORDER" not in trainer for trainer in config.segmenters)
+    Train(dataset=config.dataset, **config.train_options("law")).check()

@@ -199,6 +199,16 @@ def test_one_training_gives_an_interval_over_cases_alone():
     assert one.estimate.high == pytest.approx(gain.mean() + half, abs=0.005)
 
 
+def test_one_training_tells_nothing_however_clear_its_cases():
+    real = np.random.default_rng(0).uniform(0.2, 0.5, (2, 50))
+    groups = [group({"real": real[:1], "law": real[:1] + 0.1}), group({"real": real, "law": real + 0.1})]
+    for scores, told in zip(groups, (False, True), strict=True):
+        one = statistics.differences([scores], {}, "real")[0]
+        assert one.estimate.low > 0 and one.p_holm < 0.05
+        assert one.distinguishable == told
+        assert ("better" in sentences.verdict(one)) == told
+
+
 def test_what_is_missing_in_one_arm_is_left_out_of_its_pairs_only():
     real = np.array([[0.1, 0.2, 0.3], [0.3, 0.4, 0.5]])
     law = np.array([[0.2, 0.4, np.nan], [np.nan] * 3])

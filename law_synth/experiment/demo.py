@@ -51,29 +51,31 @@ class Demo:
             f"--test-cases {self.test_cases} --size {self.size} --seed {self.seed}"
         )
         Experiment(folder / "drawn", (Stage("draw", (draw,), (PHANTOM,)),)).run()
-        plan = make_plan(make_config(self._content(folder), "demo"), folder)
+        plan = make_plan(make_config(self.content, "demo"), folder)
         write_json(folder / "experiment.json", plan.record("law-synth demo"))
         Experiment(folder, plan.stages).run(make_workers(self.jobs, ()))
         minutes = (time.perf_counter() - began) / 60
         logger.info("all of it took %.1f minutes; the report is %s", minutes, folder / "report.html")
 
-    def _content(self, folder: Path) -> dict:
+    @property
+    def content(self) -> dict:
+        """What its configuration file would hold."""
         return {
             "title": "Demo: drawn polyps",
-            "dataset": str(folder / "drawn" / PHANTOM),
+            "dataset": str(self.out.resolve() / "drawn" / PHANTOM),
             "arms": ["real", "law"],
             "segmenters": ["nnUNetTrainerORDER", "nnUNetTrainer_1epoch"],
             "seeds": [self.seed],
             "trainer_options": "epochs=5 learning_rate=5e-3",
             "device": "cpu",
-            "init_base": {"vae_steps": 200, "unet_steps": 300, "image_size": self.size},
+            "init_base": {"vae_steps": 200, "unet_steps": 600, "image_size": self.size},
             "train": {
                 "preset": "light",
                 "batch_size": 16,
                 "gradient_accumulation": 1,
                 "learning_rate": 3e-4,
-                "max_steps": 120,
-                "sample_every": 40,
+                "max_steps": 200,
+                "sample_every": 50,
             },
-            "generate": {"min_agreement": 0.2},
+            "generate": {"min_agreement": 0.1},
         }

@@ -36,6 +36,8 @@ def p_value(value: float) -> str:
 
 def verdict(one: Difference) -> str:
     """Better, worse, or not to be told."""
+    if one.estimate.trainings == 1:
+        return "one training per arm cannot tell an effect from chance"
     if not one.distinguishable:
         return "not distinguishable from no effect"
     return "better" if one.estimate.value > 0 else "worse"
@@ -68,6 +70,8 @@ def headline(results: Results, differences: Sequence[Difference], scores: Sequen
     better = sum(one.distinguishable and one.estimate.value > 0 for one in main)
     worse = sum(one.distinguishable and one.estimate.value < 0 for one in main)
     if not better + worse:
+        if all(one.estimate.trainings == 1 for one in main):
+            return f"One training per arm: {len(main)} comparisons with {against} that cannot tell an effect."
         return f"None of {len(main)} comparisons with {against} can be told from no effect."
     rest = len(main) - better - worse
     parts = [f"{better} {'is' if better == 1 else 'are'} better"] * bool(better)

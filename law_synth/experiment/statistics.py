@@ -60,8 +60,12 @@ class Difference:
 
     @property
     def distinguishable(self) -> bool:
-        """The interval leaves out 0, and so does the corrected test."""
-        return bool(self.estimate.low > 0 or self.estimate.high < 0) and self.p_holm < LEVEL
+        """The interval leaves out 0, and so does the corrected test.
+
+        Never with one training per arm: two trainings on the same cases differ, too, case by case.
+        """
+        apart = bool(self.estimate.low > 0 or self.estimate.high < 0) and self.p_holm < LEVEL
+        return apart and self.estimate.trainings > 1
 
 
 def estimate(values: np.ndarray) -> Estimate | None:
