@@ -19,7 +19,7 @@ from dataset_conversion.user_error import UserError
 from nnunet_order.evaluation_report import write_csv
 from nnunet_order.experiment.compare import PRESETS, Compare, Comparison
 from nnunet_order.experiment.comparison_table import TABLE, seeds_by_cases, table_rows
-from nnunet_order.experiment.segmentation import Segmentation, check_splits, dataset_digest, prepare_real
+from nnunet_order.experiment.segmentation import Segmentation, dataset_digest, prepare_real
 from nnunet_order.metrics import interval_over_seeds_and_cases
 
 ORDER, MK_UNET = "nnUNetTrainerORDER", "nnUNetTrainerMKUNet"
@@ -157,24 +157,26 @@ def test_dry_run_and_list_write_nothing(compare, capsys):
 def test_a_changed_image_changes_the_digest(phantoms, tmp_path):
     copy = tmp_path / phantoms.name
     shutil.copytree(phantoms, copy)
-    assert dataset_digest(read_dataset(copy)) == dataset_digest(read_dataset(phantoms))
+    before = dataset_digest(read_dataset(phantoms), None)
+    assert dataset_digest(read_dataset(copy), None) == before
     images = sorted((copy / "imagesTr").iterdir())
     first, second = images[0].read_bytes(), images[1].read_bytes()
     images[0].write_bytes(second)
     images[1].write_bytes(first)
-    assert dataset_digest(read_dataset(copy)) != dataset_digest(read_dataset(phantoms))
+    assert dataset_digest(read_dataset(copy), None) != before
 
 
-def test_splits_that_would_not_count_are_refused(phantoms, tmp_path, monkeypatch):
+def test_the_users_own_folds_come_along(phantoms, tmp_path, monkeypatch):
+    """Those that nnU-Net would use; without any, what the experiment depends on is another thing."""
     source = read_dataset(phantoms)
-    splits = source.read_splits()
+    alone = prepare_real(source, 1.0, None, seed=0)[0]
     place = tmp_path / phantoms.name / "splits_final.json"
     monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path))
-    write_json(place, splits)
-    check_splits(source)  # nnU-Net's own, which it will make again
-    write_json(place, splits[::-1])
-    with pytest.raises(UserError, match="found splits of your own"):
-        prepare_real(source, 1.0, None, seed=0)
+    write_json(place, source.read_splits()[::-1])
+    real = prepare_real(source, 1.0, None, seed=0)[0]
+    assert f"--splits {place}" in real.commands[0] and "--splits" not in alone.commands[0]
+    write_json(place, source.read_splits()[1:])
+    assert len({one.inputs for one in (alone, real, prepare_real(source, 1.0, None, seed=0)[0])}) == 3
 
 
 def write_scores(out: Path, one: Segmentation, test_set: str, dice: list[float]) -> None:
