@@ -68,14 +68,14 @@ class Demo:
             "seeds": [self.seed],
             "trainer_options": "epochs=5 learning_rate=5e-3",
             "device": "cpu",
-            "init_base": {"vae_steps": 200, "unet_steps": 600, "image_size": self.size},
+            "init_base": {"vae_steps": 200, "unet_steps": 450, "image_size": self.size},
             "train": {
                 "preset": "light",
                 "batch_size": 16,
                 "gradient_accumulation": 1,
                 "learning_rate": 3e-4,
-                "max_steps": 200,
-                "sample_every": 50,
+                "max_steps": 160,
+                "sample_every": 40,
             },
             "generate": {"min_agreement": 0.1},
         }
