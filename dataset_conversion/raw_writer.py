@@ -8,6 +8,7 @@ import logging
 import os
 import random
 import re
+import shutil
 import threading
 import uuid
 from collections import defaultdict
@@ -286,3 +287,19 @@ def write_atomically(path: Path, content: bytes) -> None:
             os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Hard link where the file system can, else copy, under a hidden name first; `target` may be there."""
+    if target.is_file():
+        return
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.partial")
+    source = source.resolve()  # never a link to a link
+    try:
+        with contextlib.suppress(OSError):  # another file system, or one without hard links
+            os.link(source, temporary)
+        if not temporary.exists():
+            shutil.copyfile(source, temporary)
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)  # renaming onto a link to the same file leaves both

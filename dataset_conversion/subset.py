@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import os
 import random
-import shutil
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,6 +35,7 @@ from dataset_conversion.raw import (
 from dataset_conversion.raw_writer import (
     check_out,
     in_parallel,
+    link_or_copy,
     refuse_other_splits,
     write_json,
     write_splits,
@@ -173,9 +172,9 @@ def restricted_splits(splits: Sequence[Split], kept: set[str]) -> list[Split]:
 def link_case(source: RawDataset, case: Case, part: str, folder: Path) -> None:
     """Hard-link or else copy a case's files into images{part} and labels{part} of `folder`."""
     for channel, path in enumerate(case.images):
-        _link(path, _image_path(source, case, part, folder, channel))
+        link_or_copy(path, _image_path(source, case, part, folder, channel))
     if case.label is not None:
-        _link(case.label, _label_path(source, case, part, folder))
+        link_or_copy(case.label, _label_path(source, case, part, folder))
 
 
 def shrink_case(source: RawDataset, case: Case, part: str, folder: Path, max_side: int, notes: Notes) -> None:
@@ -204,10 +203,3 @@ def _image_path(source: RawDataset, case: Case, part: str, folder: Path, channel
 
 def _label_path(source: RawDataset, case: Case, part: str, folder: Path) -> Path:
     return folder / f"labels{part}" / f"{case.id}{source.file_ending}"
-
-
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source.resolve(), target)  # of the file itself: a relative symbolic link would not survive
-    except OSError:  # another file system, or one without hard links
-        shutil.copyfile(source.resolve(), target)

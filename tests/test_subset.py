@@ -11,7 +11,6 @@ import pytest
 import SimpleITK as sitk
 from PIL import Image
 
-from dataset_conversion import subset
 from dataset_conversion.images import resize_to
 from dataset_conversion.raw import read_dataset
 from dataset_conversion.raw_writer import RGB, RawDatasetWriter, grouped_splits
@@ -160,7 +159,7 @@ def test_volumes_listed_in_dataset_json(tmp_path, monkeypatch):
         raise OSError(18, "Invalid cross-device link")
 
     for name, link in (("Dataset001_Linked", os.link), ("Dataset002_Copied", other_file_system)):
-        monkeypatch.setattr(subset.os, "link", link)
+        monkeypatch.setattr(os, "link", link)
         ConvertSubset(dataset=str(folder), out=tmp_path / name).run()
         made = read_dataset(tmp_path / name)
         assert "dataset" not in made.json and not (made.folder / "imagesTs").exists()

@@ -69,7 +69,7 @@ SCALES: dict[str, dict[str, Any]] = {
     "paper": {"generate": {"preset": "paper"}},
 }
 # nnU-Net's own trainers of fewer epochs.
-SHORT_TRAINERS = {"cpu": "nnUNetTrainer_5epochs", "gpu": "nnUNetTrainer_50epochs", "paper": "nnUNetTrainer"}
+SHORT_TRAINERS = {"cpu": "nnUNetTrainer_5epochs", "gpu": "nnUNetTrainer_20epochs", "paper": "nnUNetTrainer"}
 
 
 def preset_content(preset: Preset, scale: Scale, dataset: str) -> dict[str, Any]:

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
-import shutil
 import tempfile
-import uuid
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dataset_conversion.raw import Case, nnunet_folder, splits_files
-from dataset_conversion.raw_writer import refuse_other_splits, write_atomically, write_json
+from dataset_conversion.raw_writer import link_or_copy, refuse_other_splits, write_atomically, write_json
 from dataset_conversion.user_error import UserError
 from law_synth.cases import fold_cases
 from law_synth.generation.manifest import FOLDER, read_chunk, remove_leftovers, write_rows
@@ -72,24 +68,8 @@ def _add_real_cases(plan: GenerationPlan, kept: list[str]) -> list[str]:
 
 def _link_case(case: Case, out: Path, ending: str) -> None:
     for channel, image in enumerate(case.images):
-        _link(image, out / "imagesTr" / f"{case.id}_{channel:04d}{ending}")
-    _link(case.label, out / "labelsTr" / f"{case.id}{ending}")
-
-
-def _link(source: Path, target: Path) -> None:
-    """Hard link where the file system can, else copy; under a hidden name first."""
-    if target.is_file():
-        return
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.partial")
-    source = source.resolve()  # never a link to a link
-    try:
-        with contextlib.suppress(OSError):
-            os.link(source, temporary)
-        if not temporary.exists():
-            shutil.copyfile(source, temporary)
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)  # renaming onto a link to the same file leaves both
+        link_or_copy(image, out / "imagesTr" / f"{case.id}_{channel:04d}{ending}")
+    link_or_copy(case.label, out / "labelsTr" / f"{case.id}{ending}")
 
 
 def _write_dataset_json(plan: GenerationPlan, cases: int) -> None:
