@@ -33,6 +33,10 @@ from law_synth.training.train import Train
         ({"train": {"w_max": "much"}}, r"\[train\]: .*could not convert"),
         ({"arm": {"mine": {"weighting": "lwa"}}}, r"\[arm.mine\]: .*lwa"),
         ({"rounds": 2}, "found rounds 2 without min_agreement"),
+        (
+            {"rounds": 2, "judge": "nnUNetTrainerMKUNet", "generate": {"min_agreement": 0.5}},
+            "found rounds 2 and the judge nnUNetTrainerMKUNet, expected one of the segmenters",
+        ),
         ({"segmenters": [], "generate": {"min_agreement": 0.5}}, "expected a trainer that judges"),
     ],
 )
@@ -102,3 +106,13 @@ def test_the_demo_is_an_ordinary_experiment(tmp_path):
     assert any("ORDER" in trainer for trainer in config.segmenters)
     assert any("ORDER" not in trainer for trainer in config.segmenters)
     Train(dataset=config.dataset, **config.train_options("law")).check()
+
+
+def test_paths_are_those_of_the_place_where_the_command_is_given(tmp_path, monkeypatch):
+    """The stages run elsewhere, in the experiment's folder."""
+    (tmp_path / "sd15").mkdir()
+    monkeypatch.chdir(tmp_path)
+    content = {"dataset": "500", "base": "sd15", "generate": {"masks": "my masks"}}
+    config = make_config(content, "x.toml")
+    assert config.base == str(tmp_path / "sd15") and config.generate["masks"] == str(tmp_path / "my masks")
+    assert make_config({"dataset": "500", "base": "someone/model"}, "x.toml").base == "someone/model"

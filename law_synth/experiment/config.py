@@ -34,6 +34,8 @@ TABLES = {
     "evaluate": (Evaluate, ("dataset", "real", "segmenter", "out", "device", "dry_run")),
 }
 
+PATHS = ("masks", "inception", "clip_pretrained")  # options in the tables that name files of the user's
+
 Options = dict[str, Any]
 
 
@@ -97,6 +99,11 @@ class Config:
                 f"found rounds {self.rounds} without min_agreement in [generate], expected the Dice from "
                 "which the last round's segmenter keeps a case; give 0.5, for example"
             )
+        if self.rounds > 1 and self.judging_trainer not in self.segmenters:
+            raise UserError(
+                f"found rounds {self.rounds} and the judge {self.judging_trainer}, expected one of the "
+                "segmenters, which learn from the last round's cases; change judge"
+            )
         if self.generate.get("min_agreement") and not self.judging_trainer:
             raise UserError(
                 "found min_agreement in [generate] without segmenters, expected a trainer that judges; "
@@ -135,7 +142,11 @@ def make_config(content: Mapping[str, Any], where: str) -> Config:
     for name, options in tables.get("arm", {}).items():
         _check_table(f"{where} [arm.{name}]", Train, options, TRAIN)
     plain = {name: value for name, value in content.items() if name not in tables}
-    config = replace(parse(Config, plain, where), **tables)
+    config = replace(
+        parse(Config, plain, where), **{name: _from_here(table) for name, table in tables.items()}
+    )
+    if Path(config.base).exists():
+        config = replace(config, base=str(Path(config.base).resolve()))
     config.check()
     return config
 
@@ -148,6 +159,11 @@ def _check_table(where: str, kind: type, options: Options, ours: tuple[str, ...]
     given = {name: value for name, value in required.items() if name in kind.__dataclass_fields__}
     positional = [given.pop("dataset")] if kind is Evaluate else []
     parse(kind, {**given, **options}, where, positional)
+
+
+def _from_here(table: Options) -> Options:
+    """Files and folders by their full paths: commands run in the experiment's folder."""
+    return {name: str(Path(value).resolve()) if name in PATHS else value for name, value in table.items()}
 
 
 def _read_toml(path: Path) -> dict:
