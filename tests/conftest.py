@@ -133,6 +133,59 @@ def nnunet(tmp_path_factory) -> NNUNet:
     return nnunet
 
 
+def write_volume(path: Path, array: np.ndarray, spacing=(0.8, 0.7, 4.0), origin=(-12.5, 40.0, 7.0)) -> None:
+    """Write (Z, Y, X) with a direction in which two axes are flipped, as scanners have it."""
+    import SimpleITK as sitk
+
+    image = sitk.GetImageFromArray(array)
+    image.SetSpacing(spacing)
+    image.SetOrigin(origin)
+    image.SetDirection((-1, 0, 0, 0, -1, 0, 0, 0, 1))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sitk.WriteImage(image, str(path), True)
+
+
+def draw_ct_volume(seed: int, shape=(5, 40, 36)) -> tuple[np.ndarray, np.ndarray]:
+    """HU int16 and label (Z, Y, X): body 40, kidney 150 = 1, tumour 80 = 2, in air; the last slice is empty."""
+    rng = np.random.default_rng(seed)
+    _, y, x = np.indices(shape)
+    centre = np.array([20, 14]) + rng.integers(-3, 4, 2)
+    distance = np.hypot(y - centre[0], x - centre[1])
+    label = (distance < 8).astype(np.uint8)
+    label[np.hypot(y - centre[0] - 4, x - centre[1] - 2) < 3 + rng.integers(0, 2)] = 2
+    label[-1] = 0
+    body = np.hypot((y - 20) / 19, (x - 18) / 17) < 1
+    values = np.where(body, 40, -1000)
+    values = np.select([label == 1, label == 2], [150, 80], values) + rng.normal(0, 8, shape) * body
+    return np.rint(values).astype(np.int16), label
+
+
+@pytest.fixture(scope="session")
+def ct_dataset(tmp_path_factory) -> Path:
+    """Raw folder Dataset960_CT: 6 training volumes ct_0 to ct_5 and 2 test volumes of int16 HU, kidney and
+    tumour, patients (two volumes each) in groups.json, three folds by patient in splits_final.json."""
+    folder = tmp_path_factory.mktemp("ct") / "nnUNet_raw" / "Dataset960_CT"
+    names = {f"ct_{i}": "Tr" for i in range(6)} | {f"ct_{i}": "Ts" for i in (6, 7)}
+    for index, (name, part) in enumerate(names.items()):
+        image, label = draw_ct_volume(index)
+        spacing = (0.8, 0.7, 4.0 + 0.5 * (index % 2))
+        write_volume(folder / f"images{part}" / f"{name}_0000.nii.gz", image, spacing)
+        write_volume(folder / f"labels{part}" / f"{name}.nii.gz", label, spacing)
+    description = {
+        "channel_names": {"0": "CT"},
+        "labels": {"background": 0, "kidney": 1, "tumour": 2},
+        "numTraining": 6,
+        "file_ending": ".nii.gz",
+    }
+    groups = {name: f"patient_{int(name[-1]) // 2}" for name in names}
+    training = [name for name, part in names.items() if part == "Tr"]
+    folds = [[name for name in training if groups[name] == f"patient_{i}"] for i in range(3)]
+    splits = [{"train": [name for name in training if name not in val], "val": val} for val in folds]
+    for name, content in (("dataset", description), ("groups", groups), ("splits_final", splits)):
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    return folder
+
+
 @pytest.fixture(scope="session")
 def trained_run(tmp_path_factory) -> Path:
     """A run folder as `law-synth train` leaves it, of random weights, on fold 0 of 12 images of 64 px.
