@@ -96,7 +96,7 @@ class SliceView:
         return [Slice(case_id, index) for case_id in case_ids for index in self._chosen(case_id, per_case)]
 
     def read(self, slice_: Slice) -> tuple[np.ndarray, np.ndarray]:
-        """Image uint8 (Y, X, 3) and mask of class numbers uint8 (Y, X). UserError: as `RawDataset.read_case`."""
+        """Image uint8 (Y, X, 3), mask of class numbers uint8 (Y, X). UserError: as `RawDataset.read_case`."""
         image, mask = self.read_rgb(slice_), self.read_mask(slice_)
         if image.shape[:2] != mask.shape:
             raise UserError(

@@ -23,7 +23,7 @@ SAMPLE_SEED = 1234
 class Window:
     """Linear map of each channel's [low, high] to [0, 255]; `find_window` makes it.
 
-    The autoencoder has three channels. One channel goes in three times and comes out as the mean of the three.
+    The autoencoder has three channels: one channel goes in three times and comes out as their mean.
     """
 
     low: tuple[float, ...]
@@ -38,7 +38,7 @@ class Window:
         return np.ascontiguousarray(np.broadcast_to(grey, (*grey.shape[:2], 3)))
 
     def from_rgb(self, image: np.ndarray) -> np.ndarray:
-        """Image (Y, X, 3) of values in [0, 255], whole or not -> (C, Y, X) in the data set's units and type."""
+        """Image (Y, X, 3) in [0, 255], whole numbers or not -> (C, Y, X) in the data set's units and type."""
         channels = image if len(self.low) == 3 else image.mean(-1, keepdims=True)
         values = np.moveaxis(channels * (self._width / 255) + np.array(self.low), -1, 0)
         kind = np.dtype(self.dtype)

@@ -102,11 +102,12 @@ class TestWindow:
         dataset = read_dataset(altered(channel_names={"0": "T2"}))
         assert find_window(dataset, ["ct_0"]).low[0] < -1000
 
-    def test_only_the_given_cases_are_looked_at(self, ct_dataset):
-        dataset = read_dataset(ct_dataset)
-        dataset.read_case = lambda case: pytest.fail("read") if case.id != "ct_0" else read(case)
-        read = read_dataset(ct_dataset).read_case
-        find_window(dataset, ["ct_0"])
+    def test_only_the_given_cases_are_looked_at(self, altered):
+        folder = altered()
+        (folder / "imagesTr" / "ct_5_0000.nii.gz").write_bytes(b"not to be read")
+        find_window(read_dataset(folder), ["ct_0"])
+        with pytest.raises(UserError, match="cannot be read"):
+            find_window(read_dataset(folder), ["ct_0", "ct_5"])
 
     def test_back_and_forth_costs_half_a_grey_level(self):
         window = Window((-100.0,), (200.0,), "int16")
