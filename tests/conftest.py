@@ -146,7 +146,7 @@ def write_volume(path: Path, array: np.ndarray, spacing=(0.8, 0.7, 4.0), origin=
 
 
 def draw_ct_volume(seed: int, shape=(5, 40, 36)) -> tuple[np.ndarray, np.ndarray]:
-    """HU int16 and label (Z, Y, X): body 40, kidney 150 = 1, tumour 80 = 2, in air; the last slice has none."""
+    """HU int16 and label (Z, Y, X): body 40, kidney 150 = 1, tumour 80 = 2 (not in the last slice), air."""
     rng = np.random.default_rng(seed)
     _, y, x = np.indices(shape)
     centre = np.array([20, 14]) + rng.integers(-3, 4, 2)
