@@ -63,3 +63,13 @@ def check_label_values(label: np.ndarray, allowed: list[int], name: str) -> None
         raise UserError(
             f"{name}: found label values {', '.join(outside[:5])}, expected only {allowed}; {remedy}"
         )
+
+
+def load_json(path: Path) -> dict | list:
+    """A JSON file of a data set. UserError: not there, malformed."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: not found, expected an nnU-Net raw data set; check the folder") from None
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path}: malformed ({error}), expected JSON; correct the file") from None

@@ -23,7 +23,9 @@ from dataset_conversion.images import (
     read_rgb,
     resize_to,
 )
-from dataset_conversion.raw_writer import RGB, RawDatasetWriter, grouped_splits, in_parallel
+from dataset_conversion.parallel import in_parallel
+from dataset_conversion.raw_writer import RGB, RawDatasetWriter
+from dataset_conversion.splits import grouped_splits
 from dataset_conversion.user_error import UserError
 
 logger = logging.getLogger(__name__)
@@ -61,7 +63,7 @@ class ConvertFolder:
     test_masks: Path | None = None
     """Folder of their masks."""
     groups: Path | None = None
-    """CSV with columns case,group (patient, sequence): writes 5 folds in which no group is on both sides."""
+    """CSV with columns case,group (patient, sequence): makes 5 folds with no group on both sides."""
 
     def run(self) -> None:
         """Convert. UserError: whatever is wrong with the input; nothing is written then."""
@@ -73,7 +75,9 @@ class ConvertFolder:
                 "correct one of the options"
             )
         pairs = self._pairs()
-        splits = grouped_splits(self._training_groups(pairs)) if self.groups is not None else None
+        groups = self._case_groups(pairs) if self.groups is not None else {}
+        trained = {pair.case_id for pair in pairs if not pair.is_test}
+        splits = grouped_splits({case_id: groups[case_id] for case_id in trained}) if groups else None
         grey = all(is_grey(pair.image) for pair in pairs)
         read_image = read_grey if grey else read_rgb
         read_mask = (
@@ -81,6 +85,7 @@ class ConvertFolder:
         )
         with RawDatasetWriter(self.out, ("grey",) if grey else RGB, labels) as writer:
             if splits is not None:
+                writer.set_groups(groups)
                 writer.set_splits(splits)
             convert_pairs(writer, pairs, read_image, read_mask, self.max_side)
 
@@ -99,8 +104,8 @@ class ConvertFolder:
             logger.warning("test images share names with training images: their case ids start with test_")
         return pairs + [Pair(prefix + case_id(name), *files, is_test=True) for name, files in tests.items()]
 
-    def _training_groups(self, pairs: list[Pair]) -> dict[str, str]:
-        """Case id -> group of the training cases. UserError: a case without group, or tested on."""
+    def _case_groups(self, pairs: list[Pair]) -> dict[str, str]:
+        """Case id -> group. UserError: a training case without one, a group in training and test."""
         group_of = read_groups(self.groups)
         training, test = {}, {}
         for pair in pairs:
@@ -114,7 +119,7 @@ class ConvertFolder:
             raise UserError(
                 f"{self.groups}: found group {shared[0]} in training and test images, expected one side"
             )
-        return training
+        return training | test
 
 
 def parse_labels(texts: tuple[str, ...]) -> dict[str, int]:

@@ -44,7 +44,8 @@ class Notes:
         """Log each remark once, with its number of files and pixels and one example."""
         for remark, files in sorted(self._files.items()):
             pixels = f", {self._pixels[remark]} pixels" if self._pixels[remark] else ""
-            logger.warning("%s: %d file(s)%s, e.g. %s", remark, files, pixels, self._examples[remark].name)
+            example = Path(*self._examples[remark].parts[-2:])
+            logger.warning("%s: %d file(s)%s, e.g. %s", remark, files, pixels, example)
 
 
 def read_rgb(path: Path, notes: Notes) -> np.ndarray:

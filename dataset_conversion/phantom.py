@@ -1,14 +1,19 @@
-"""Endoscopy-like images of polyps drawn from a seed, with exact masks, for tests and demos."""
+"""Images drawn from a seed, with exact masks, for tests and demos: polyps in endoscopy, kidneys in CT."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
-from dataset_conversion.raw_writer import RGB, RawDatasetWriter, in_parallel
+from dataset_conversion.parallel import in_parallel
+from dataset_conversion.phantom_ct import LABELS as CT_LABELS
+from dataset_conversion.phantom_ct import phantom_ct_case
+from dataset_conversion.raw_writer import RGB, RawDatasetWriter
 from dataset_conversion.user_error import UserError
+from dataset_conversion.volumes import write_volume
 
 SMALLEST, LARGEST = 0.005, 0.40  # area of the first polyp as a fraction of the image, log-uniform
 VISIBLE = 0.55  # share of a polyp that must lie in view
@@ -17,36 +22,71 @@ FRAMED = 0.5  # share of images with the dark rounded frame of an endoscope
 
 @dataclass(frozen=True)
 class ConvertPhantom:
-    """Draw endoscopy-like images with polyps of 0.5 to 40 % of their area into an nnU-Net raw data set."""
+    """Draw an nnU-Net raw data set: endoscopy images with polyps, or CT volumes of kidneys with tumours.
+
+    Polyps take 0.5 to 40 % of an image; four fifths of the CT volumes have one tumour or two.
+    """
 
     out: Path
     """Folder to write, named DatasetXXX_NAME."""
+    kind: Literal["endoscopy", "ct"] = "endoscopy"
+    """RGB images in PNG, or volumes in HU (.nii.gz)."""
     cases: int = 40
     """Number of training images."""
     test_cases: int = 10
     """Number of test images."""
-    size: int = 256
-    """Height and width in pixels."""
+    size: int | None = None
+    """Height and width in pixels; 256 for endoscopy and 96 for ct when not given."""
+    slices: int | None = None
+    """Slices of each ct volume; 16 when not given."""
     seed: int = 0
     """Another seed gives other images; case i of a seed is always the same."""
 
     def run(self) -> None:
         """Draw and write. UserError: counts or size out of range, or an unusable `out`."""
-        if self.cases < 1 or self.test_cases < 0 or self.size < 32 or self.seed < 0:
+        is_ct = self.kind == "ct"
+        size = (96 if is_ct else 256) if self.size is None else self.size
+        slices = 16 if self.slices is None else self.slices
+        if self.cases < 1 or self.test_cases < 0 or size < 32 or slices < 4 or self.seed < 0:
             raise UserError(
-                f"found {self.cases} and {self.test_cases} cases, size {self.size}, seed {self.seed}, "
-                "expected at least 1, 0, 32 (pixels), 0; correct the option"
+                f"found {self.cases} and {self.test_cases} cases, size {size}, {slices} slices, seed "
+                f"{self.seed}, expected at least 1, 0, 32 (pixels), 4, 0; correct the option"
             )
-        with RawDatasetWriter(self.out, RGB, {"background": 0, "polyp": 1}, license="none needed") as writer:
+        if self.slices is not None and not is_ct:
+            raise UserError("found --slices with endoscopy images, expected --kind ct; correct one of them")
+        channels, labels = (("CT",), CT_LABELS) if is_ct else (RGB, {"background": 0, "polyp": 1})
+        ending = ".nii.gz" if is_ct else ".png"
+        with RawDatasetWriter(
+            self.out, channels, labels, file_ending=ending, license="none needed"
+        ) as writer:
 
             def draw(index: int) -> None:
-                image, mask = phantom_case(self.seed, index, self.size)
-                if index < self.cases:
-                    writer.add_training_case(f"phantom_{index:04d}", image, mask)
-                else:
-                    writer.add_test_case(f"phantom_{index:04d}", image, mask)
+                case_id, is_training = f"phantom_{index:04d}", index < self.cases
+                if is_ct:
+                    case = phantom_ct_case(self.seed, index, size, slices)
+                    _write_ct_case(writer, case_id, is_training, *case)
+                    return
+                image, mask = phantom_case(self.seed, index, size)
+                (writer.add_training_case if is_training else writer.add_test_case)(case_id, image, mask)
 
             in_parallel(draw, range(self.cases + self.test_cases), "drawing")
+
+
+def _write_ct_case(
+    writer: RawDatasetWriter,
+    case_id: str,
+    is_training: bool,
+    image: np.ndarray,
+    label: np.ndarray,
+    affine: np.ndarray,
+) -> None:
+    part = "Tr" if is_training else "Ts"
+    for path, values in (
+        (writer.image_path(part, case_id), image),
+        (writer.label_path(part, case_id), label),
+    ):
+        write_volume(path, values.shape, values.dtype, affine, np.moveaxis(values, 2, 0))
+    writer.add_written_case(case_id, is_training, has_foreground=True)
 
 
 def phantom_case(seed: int, index: int, size: int = 256) -> tuple[np.ndarray, np.ndarray]:

@@ -13,7 +13,8 @@ from typing import Literal
 
 from dataset_conversion.folder import Pair, case_id, convert_pairs, match_files
 from dataset_conversion.images import read_binary_mask, read_rgb
-from dataset_conversion.raw_writer import RGB, RawDatasetWriter, grouped_splits
+from dataset_conversion.raw_writer import RGB, RawDatasetWriter
+from dataset_conversion.splits import grouped_splits
 from dataset_conversion.user_error import UserError
 
 logger = logging.getLogger(__name__)
@@ -93,8 +94,11 @@ class ConvertPolyps:
             raise UserError(
                 "found no training image, expected --kvasir or --clinicdb to train on; give one of them"
             )
-        groups = split_groups(pairs, read_sequences(self.clinicdb))
+        first_frames = read_sequences(self.clinicdb)
+        groups = split_groups(pairs, first_frames)
+        sequences = {pair.case_id: sequence_of(pair.case_id, first_frames) for pair in pairs}
         with RawDatasetWriter(self.out, RGB, {"background": 0, "polyp": 1}) as writer:
+            writer.set_groups({case_id: name for case_id, name in sequences.items() if name is not None})
             writer.set_splits(grouped_splits(groups))
             # Released masks are JPEG (Kvasir-SEG) or blurred by resizing (PraNet): split at half brightness.
             read_mask = functools.partial(read_binary_mask, threshold=127)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,12 +16,10 @@ from dataset_conversion.dataset_json import (
     check_label_values,
     check_labels,
     label_values,
+    load_json,
 )
+from dataset_conversion.splits import DEFAULT_FOLDS, Split, default_splits, nnunet_folder, splits_files
 from dataset_conversion.user_error import UserError
-
-DEFAULT_FOLDS = 5  # of the splits that nnU-Net makes where there are none
-
-Split = dict[str, list[str]]  # {"train": [case ids], "val": [case ids]}, one fold of splits_final.json
 
 # Files of these kinds hold all colour channels at once: case_0000.png with three channel_names.
 COLOUR_ENDINGS = (".png", ".bmp", ".tif")
@@ -121,6 +117,27 @@ class RawDataset:
                 f"{path}: found {unknown[0]} ({len(unknown)} such), expected ids of imagesTs; correct it"
             )
         return sets
+
+    @cached_property
+    def groups(self) -> dict[str, str]:
+        """Training or test case id -> its patient or sequence, from groups.json; else the case's own id.
+
+        UserError: groups.json is malformed or names a case that is not there.
+        """
+        groups = {case.id: case.id for case in (*self.training_cases, *self.test_cases)}
+        path = self.folder / "groups.json"
+        if not path.is_file():
+            return groups
+        named = load_json(path)
+        if not isinstance(named, dict) or not all(isinstance(g, str) and g for g in named.values()):
+            raise UserError(
+                f'{path}: found other content, expected {{"case id": "patient or sequence", ...}}; correct it'
+            )
+        if unknown := sorted(set(named) - set(groups)):
+            raise UserError(
+                f"{path}: found {unknown[0]} ({len(unknown)} such), expected ids of cases; correct it"
+            )
+        return groups | named
 
     def read_image(self, case: Case) -> np.ndarray:
         """Image as nnU-Net reads it: float32 (C, Z, Y, X), Z = 1 in 2D. UserError: NaN, channels."""
@@ -275,34 +292,3 @@ def read_dataset(folder: Path) -> RawDataset:
             "restore the missing files or correct numTraining"
         )
     return dataset
-
-
-def default_splits(case_ids: Sequence[str]) -> list[Split]:
-    """The five folds that nnU-Net makes of its own."""
-    from nnunetv2.utilities.crossval_split import generate_crossval_split
-
-    # The call in nnUNetTrainer.do_split.
-    return generate_crossval_split(sorted(case_ids), seed=12345, n_splits=DEFAULT_FOLDS)
-
-
-def splits_files(folder: Path) -> list[Path]:
-    """Where splits_final.json may lie: nnU-Net's place ($nnUNet_preprocessed) first, then the raw folder."""
-    preprocessed = nnunet_folder("nnUNet_preprocessed")
-    places = [preprocessed / folder.resolve().name] if preprocessed else []
-    return [place / "splits_final.json" for place in (*places, folder)]
-
-
-def nnunet_folder(variable: str) -> Path | None:
-    """Value of nnUNet_raw, nnUNet_preprocessed or nnUNet_results; None when it is not set."""
-    value = os.environ.get(variable)
-    return Path(value) if value else None
-
-
-def load_json(path: Path) -> dict | list:
-    """A JSON file of a data set. UserError: not there, malformed."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: not found, expected an nnU-Net raw data set; check the folder") from None
-    except (ValueError, OSError) as error:
-        raise UserError(f"{path}: malformed ({error}), expected JSON; correct the file") from None

@@ -6,23 +6,21 @@ import contextlib
 import json
 import logging
 import os
-import random
 import re
 import shutil
 import threading
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from rich.progress import track
 
 from dataset_conversion.dataset_json import check_label_values, check_labels, label_values
-from dataset_conversion.raw import Split, nnunet_folder, splits_files
 from dataset_conversion.report_folder import new_folder
+from dataset_conversion.splits import Split, nnunet_folder, splits_files
 from dataset_conversion.user_error import UserError, disk_full
 
 logger = logging.getLogger(__name__)
@@ -31,7 +29,7 @@ RGB = ("R", "G", "B")
 
 
 class RawDatasetWriter:
-    """Write one raw data set of 2D cases; use as a context manager, add cases from any thread.
+    """Write one raw data set; use as a context manager, add cases from any thread.
 
     Everything goes into `.<name>.partial` beside `out` and takes its final name when the block ends well;
     after an error or kill -9 nothing lies under that name. UserError: see the methods, and `check_out`.
@@ -44,26 +42,31 @@ class RawDatasetWriter:
         labels: Mapping[str, int | list[int]],
         regions_class_order: list[int] | None = None,
         file_ending: str = ".png",
+        unfinished: Callable[[Path], AbstractContextManager[Path]] = new_folder,
         **about: str,
     ):
-        """`about`: further text fields of dataset.json (description, reference, license, ...)."""
+        """`unfinished`: makes `.<name>.partial`, here one that can be taken up again (`resumable_folder`).
+
+        `about`: further text fields of dataset.json (description, reference, license, ...).
+        """
         self.out = Path(out).resolve()
         self.channel_names, self.labels = list(channel_names), dict(labels)
         self.regions_class_order, self.file_ending, self.about = regions_class_order, file_ending, about
         check_out(self.out)
         check_labels(self.labels, regions_class_order, self.out)
-        self._block = new_folder(self.out)
+        self._block = unfinished(self.out)
         self._lock = threading.Lock()
         self._training: set[str] = set()
         self._ids: set[str] = set()  # lower case: file names may not differ by case alone
         self._test_sets: dict[str, list[str]] = defaultdict(list)
         self._splits: list[Split] = []
+        self._groups: dict[str, str] = {}
         self._has_foreground = False
 
     def __enter__(self) -> RawDatasetWriter:
-        self._partial = self._block.__enter__()
+        self.folder = self._block.__enter__()
         for name in ("imagesTr", "labelsTr"):
-            (self._partial / name).mkdir()
+            (self.folder / name).mkdir(exist_ok=True)
         return self
 
     def __exit__(self, kind, error, traceback) -> None:
@@ -80,8 +83,8 @@ class RawDatasetWriter:
     def add_training_case(self, case_id: str, image: np.ndarray, label: np.ndarray) -> None:
         """Write image (H, W) or (H, W, C) and label (H, W). UserError: id, size, values, NaN/Inf."""
         self._claim(case_id)
-        self._write_image("imagesTr", case_id, image)
-        self._write_label("labelsTr", case_id, label, image)
+        self._write_image("Tr", case_id, image)
+        self._write_label("Tr", case_id, label, image)
         with self._lock:
             self._training.add(case_id)
             self._has_foreground |= bool(np.isin(label, (0, self.labels.get("ignore", 0)), invert=True).any())
@@ -91,17 +94,36 @@ class RawDatasetWriter:
     ) -> None:
         """Write a case into imagesTs and, with a label, labelsTs; `test_set` groups it in test_sets.json."""
         self._claim(case_id)
-        self._write_image("imagesTs", case_id, image)
+        self._write_image("Ts", case_id, image)
         if label is not None:
-            self._write_label("labelsTs", case_id, label, image)
+            self._write_label("Ts", case_id, label, image)
         if test_set is not None:
             with self._lock:
                 self._test_sets[test_set].append(case_id)
+
+    def add_written_case(self, case_id: str, is_training: bool, has_foreground: bool) -> None:
+        """Count in a case whose checked files are already at `image_path` and `label_path`."""
+        self._claim(case_id)
+        with self._lock:
+            self._training |= {case_id} if is_training else set()
+            self._has_foreground |= is_training and has_foreground
+
+    def image_path(self, part: str, case_id: str, channel: int = 0) -> Path:
+        """Where the file of a channel belongs; part is Tr or Ts. The folder is made."""
+        return self._path(f"images{part}", f"{case_id}_{channel:04d}")
+
+    def label_path(self, part: str, case_id: str) -> Path:
+        """Where the label file belongs; part is Tr or Ts. The folder is made."""
+        return self._path(f"labels{part}", case_id)
 
     def set_splits(self, splits: list[Split]) -> None:
         """Give the folds of splits_final.json. UserError when nnU-Net's own folder holds a different file."""
         refuse_other_splits(self.out, splits)
         self._splits = splits
+
+    def set_groups(self, groups: Mapping[str, str]) -> None:
+        """Give groups.json: case id -> patient or sequence; a case that is not named is its own group."""
+        self._groups = dict(groups)
 
     def _claim(self, case_id: str) -> None:
         if not re.fullmatch(r"[\w.+-]+", case_id):
@@ -131,7 +153,7 @@ class RawDatasetWriter:
         colour = channels == 3 and image.dtype == np.uint8  # Pillow has no 16-bit or float RGB
         files = [image] if image.ndim == 2 or colour else list(np.moveaxis(image, 2, 0))
         for channel, pixels in enumerate(files):
-            self._save(self._partial / part / f"{case_id}_{channel:04d}{self.file_ending}", pixels)
+            self._save(self.image_path(part, case_id, channel), pixels)
 
     def _write_label(self, part: str, case_id: str, label: np.ndarray, image: np.ndarray) -> None:
         if label.shape != image.shape[:2]:
@@ -140,10 +162,13 @@ class RawDatasetWriter:
                 f"{image.shape[0]} image, expected the same size; export the mask at the size of its image"
             )
         check_label_values(label, label_values(self.labels), f"case {case_id}")
-        self._save(self._partial / part / f"{case_id}{self.file_ending}", label.astype(np.uint8))
+        self._save(self.label_path(part, case_id), label.astype(np.uint8))
+
+    def _path(self, folder: str, stem: str) -> Path:
+        (self.folder / folder).mkdir(exist_ok=True)
+        return self.folder / folder / (stem + self.file_ending)
 
     def _save(self, path: Path, pixels: np.ndarray) -> None:
-        path.parent.mkdir(exist_ok=True)
         Image.fromarray(np.ascontiguousarray(pixels)).save(path)
 
     def _finish(self) -> None:
@@ -160,10 +185,11 @@ class RawDatasetWriter:
         assert {
             case_id for fold in self._splits for ids in fold.values() for case_id in ids
         } <= self._training
+        assert {case_id.lower() for case_id in self._groups} <= self._ids
         from nnunetv2.dataset_conversion.generate_dataset_json import generate_dataset_json
 
         generate_dataset_json(
-            str(self._partial),
+            str(self.folder),
             channel_names={str(i): name for i, name in enumerate(self.channel_names)},
             labels=self.labels,
             num_training_cases=len(self._training),
@@ -174,9 +200,11 @@ class RawDatasetWriter:
         )
         if self._test_sets:
             sets = {name: sorted(ids) for name, ids in sorted(self._test_sets.items())}
-            write_json(self._partial / "test_sets.json", sets)
+            write_json(self.folder / "test_sets.json", sets)
+        if self._groups:
+            write_json(self.folder / "groups.json", self._groups)
         if self._splits:
-            write_json(self._partial / "splits_final.json", self._splits)
+            write_json(self.folder / "splits_final.json", self._splits)
 
 
 def check_out(out: Path) -> None:
@@ -222,48 +250,6 @@ def refuse_other_splits(folder: Path, splits: list[Split]) -> None:
                 f"{path}: found other splits than the {len(splits)} folds to write, expected the same; "
                 "delete that file (and the models trained with it) or choose another --out"
             )
-
-
-def grouped_splits(groups: Mapping[str, str], folds: int = 5, seed: int = 12345) -> list[Split]:
-    """Folds of near equal size with no group (sequence, patient) on both sides; `groups`: case id -> group.
-
-    Largest group first into the smallest fold, ties in an order drawn from `seed`. UserError: too few groups.
-    """
-    members = defaultdict(list)
-    for case_id, group in sorted(groups.items()):
-        members[group].append(case_id)
-    if len(members) < folds:
-        raise UserError(
-            f"found {len(members)} groups, expected at least {folds} for {folds} folds; name more groups"
-        )
-    names = sorted(members)
-    random.Random(seed).shuffle(names)
-    parts: list[list[str]] = [[] for _ in range(folds)]
-    for name in sorted(names, key=lambda name: -len(members[name])):
-        min(parts, key=len).extend(members[name])
-    return [
-        {
-            "train": sorted(case_id for other in parts if other is not part for case_id in other),
-            "val": sorted(part),
-        }
-        for part in parts
-    ]
-
-
-def in_parallel(function: Callable, items: Iterable, description: str) -> None:
-    """Call `function` on every item in os.cpu_count() threads with a progress bar; the first error stops all.
-
-    Threads suffice: Pillow lets go of the interpreter lock while it decodes, resizes and encodes.
-    """
-    items = list(items)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        futures = [pool.submit(function, item) for item in items]
-        try:
-            for future in track(futures, description):
-                future.result()
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
 
 
 def write_json(path: Path, content: dict | list) -> None:

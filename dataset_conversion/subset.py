@@ -21,6 +21,7 @@ from dataset_conversion.images import (
     read_rgb,
     resize_to,
 )
+from dataset_conversion.parallel import in_parallel
 from dataset_conversion.raw import (
     COLOUR_ENDINGS,
     DEFAULT_FOLDS,
@@ -34,7 +35,6 @@ from dataset_conversion.raw import (
 )
 from dataset_conversion.raw_writer import (
     check_out,
-    in_parallel,
     link_or_copy,
     refuse_other_splits,
     write_json,
@@ -113,6 +113,10 @@ class ConvertSubset:
         # The table of files goes: here, names say which case a file belongs to.
         content = {key: value for key, value in source.json.items() if key != "dataset"}
         write_json(folder / "dataset.json", content | {"numTraining": len(kept)})
+        if (source.folder / "groups.json").is_file():
+            kept_or_test = kept | {case.id for case in source.test_cases}
+            groups = {case_id: group for case_id, group in source.groups.items() if case_id in kept_or_test}
+            write_json(folder / "groups.json", groups)
         if source.test_sets:
             write_json(folder / "test_sets.json", source.test_sets)
         if splits:

@@ -10,6 +10,7 @@ import tyro
 from rich.logging import RichHandler
 
 from dataset_conversion.folder import ConvertFolder
+from dataset_conversion.kits19 import ConvertKits19
 from dataset_conversion.phantom import ConvertPhantom
 from dataset_conversion.polyps import ConvertPolyps
 from dataset_conversion.subset import ConvertSubset
@@ -26,6 +27,7 @@ from nnunet_order.predict import Predict
 
 Conversion = (
     Annotated[ConvertPolyps, tyro.conf.subcommand("polyps")]
+    | Annotated[ConvertKits19, tyro.conf.subcommand("kits19")]
     | Annotated[ConvertFolder, tyro.conf.subcommand("folder")]
     | Annotated[ConvertPhantom, tyro.conf.subcommand("phantom")]
     | Annotated[ConvertSubset, tyro.conf.subcommand("subset")]

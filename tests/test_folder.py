@@ -101,7 +101,7 @@ def test_zero_one_masks_and_grey_edges(tmp_path, caplog):
     labels = [dataset.read_label(case.label)[0] for case in dataset.training_cases]
     np.testing.assert_array_equal(labels[0], square())
     np.testing.assert_array_equal(labels[1], blurred > 127)
-    assert "neither black nor white: 1 file(s), 60 pixels, e.g. b.png" in caplog.text
+    assert "neither black nor white: 1 file(s), 60 pixels, e.g. masks/b.png" in caplog.text
 
 
 def test_index_masks_with_labels(tmp_path):
@@ -239,10 +239,20 @@ def test_groups_give_splits(tmp_path):
     table = tmp_path / "groups.csv"
     table.write_text("case,group\n" + "".join(f"p{i},patient{i // 2}\n" for i in range(12)))
     dataset = convert(tmp_path, groups=table)
+    assert dataset.groups == {f"p{i}": f"patient{i // 2}" for i in range(12)}
     splits = json.loads((dataset.folder / "splits_final.json").read_text())
     assert len(splits) == 5
     for split in splits:
         assert not {int(c[1:]) // 2 for c in split["train"]} & {int(c[1:]) // 2 for c in split["val"]}
+
+
+def test_groups_of_test_images_are_kept(tmp_path):
+    make_folders(tmp_path, tuple("abcde"))
+    make_folders(tmp_path / "test", ("y", "z"))
+    table = tmp_path / "groups.csv"
+    table.write_text("case,group\n" + "".join(f"{name},patient {name}\n" for name in "abcdey"))
+    dataset = convert(tmp_path, groups=table, test_images=tmp_path / "test" / "images")
+    assert dataset.groups == {name: f"patient {name}" for name in "abcdey"} | {"z": "z"}
 
 
 def test_bad_groups_are_refused(tmp_path):

@@ -192,6 +192,8 @@ def test_own_sequence_table_is_used(tmp_path):
         "sequence,first,last\n" + "".join(f"{i},{4 * i - 3},{4 * i}\n" for i in range(1, 6))
     )
     ConvertPolyps(out=tmp_path / "Dataset500_P", clinicdb=clinicdb).run()
+    groups = json.loads((tmp_path / "Dataset500_P" / "groups.json").read_text())
+    assert groups == {f"clinicdb_{i:03d}": f"clinicdb sequence {(i + 3) // 4}" for i in range(1, 21)}
     for split in json.loads((tmp_path / "Dataset500_P" / "splits_final.json").read_text()):
         frames = sorted(int(case.split("_")[1]) for case in split["val"])
         assert frames == list(range(frames[0], frames[0] + 4))

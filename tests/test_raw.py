@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from dataset_conversion.raw import find_dataset, read_dataset
-from dataset_conversion.raw_writer import RGB, RawDatasetWriter, grouped_splits, write_splits
+from dataset_conversion.raw_writer import RGB, RawDatasetWriter, write_splits
+from dataset_conversion.splits import grouped_splits
 from dataset_conversion.user_error import UserError
 
 LABELS = {"background": 0, "polyp": 1}
@@ -295,6 +296,31 @@ def test_float_and_16_bit_channels_go_into_one_file_each(tmp_path):
     np.testing.assert_array_equal(
         dataset.read_image(dataset.training_cases[0])[:, 0], deep.transpose(2, 0, 1)
     )
+
+
+def test_groups_are_read_back_and_checked(tmp_path):
+    folder = write_dataset(tmp_path / "Dataset500_Polyps", cases=3)
+    assert read_dataset(folder).groups == {
+        name: name for name in ("case_000", "case_001", "case_002", "test_000", "test_001")
+    }
+    with RawDatasetWriter(tmp_path / "Dataset501_Grouped", RGB, LABELS) as writer:
+        writer.set_groups({"case_000": "patient 7", "test_001": "patient 8"})
+        writer.add_training_case("case_000", *picture())
+        writer.add_training_case("case_001", *picture(1))
+        writer.add_test_case("test_001", picture(2)[0])
+    groups = read_dataset(tmp_path / "Dataset501_Grouped").groups
+    assert groups == {"case_000": "patient 7", "case_001": "case_001", "test_001": "patient 8"}
+
+    for content, message in (
+        ('["a"]', "groups.json: found other content"),
+        ('{"case_000": 3}', "groups.json: found other content"),
+        ('{"case_000": ""}', "groups.json: found other content"),
+        ('{"case_009": "p", "case_000": "p"}', r"groups.json: found case_009 \(1 such\), expected ids"),
+        ("{", "groups.json: malformed"),
+    ):
+        (folder / "groups.json").write_text(content)
+        with pytest.raises(UserError, match=message):
+            read_dataset(folder).groups  # noqa: B018
 
 
 def test_grouped_splits_keep_groups_together_and_balance():

@@ -13,7 +13,8 @@ from PIL import Image
 
 from dataset_conversion.images import resize_to
 from dataset_conversion.raw import read_dataset
-from dataset_conversion.raw_writer import RGB, RawDatasetWriter, grouped_splits
+from dataset_conversion.raw_writer import RGB, RawDatasetWriter
+from dataset_conversion.splits import grouped_splits
 from dataset_conversion.subset import ConvertSubset, drawn_cases, restricted_splits
 from dataset_conversion.user_error import UserError
 
@@ -43,7 +44,9 @@ def write_source(root: Path, cases: int = 20, folds: bool = True, channels=RGB) 
             writer.add_test_case(f"test_{i}", *picture(100 + i, len(channels)), test_set=f"set {i}")
         writer.add_test_case("test_2", picture(102, len(channels))[0])
         if folds:
-            writer.set_splits(grouped_splits({f"case_{i:03d}": f"{i // 2}" for i in range(cases)}))
+            groups = {f"case_{i:03d}": f"{i // 2}" for i in range(cases)}
+            writer.set_groups(groups)
+            writer.set_splits(grouped_splits(groups))
     return folder
 
 
@@ -72,6 +75,9 @@ def test_share_of_every_fold_with_all_test_cases(tmp_path, monkeypatch):
             assert after[side] == [case_id for case_id in before[side] if case_id in kept]
         group = {case_id: int(case_id[-3:]) // 2 for case_id in kept}
         assert not {group[c] for c in after["train"]} & {group[c] for c in after["val"]}
+    assert made.groups == {i: g for i, g in source.groups.items() if i in made.groups}
+    assert set(made.groups) == kept | {"test_0", "test_1", "test_2"}
+    assert len({made.groups[case_id] for case_id in kept}) < 10  # and not each its own
     with pytest.raises(UserError, match="found existing content"):
         ConvertSubset(dataset=str(source.folder), out=out, fraction=0.5).run()
 
