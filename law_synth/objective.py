@@ -15,7 +15,7 @@ from law_synth.weighting import (
     Weighting,
     dice_alignment_loss,
     difficulty_loss,
-    has_both,
+    has_several,
     spatial_weights,
 )
 
@@ -27,7 +27,7 @@ class Batch(NamedTuple):
     noise: Tensor  # epsilon, (B, C, h, w)
     timestep: Tensor  # (B,)
     text: Tensor  # (B, N, D)
-    mask: Tensor  # at latent size, (B, 1, h, w) in [0, 1]
+    mask: Tensor  # at latent size, a channel per class, (B, K, h, w) in [0, 1]
     condition: Tensor  # what the ControlNet sees, (B, 3, H, W) in [0, 1]
     image: Tensor | None = None  # clean image for the teacher, (B, 3, H, W) in [0, 1]
 
@@ -106,7 +106,7 @@ class TrainingObjective(nn.Module):
             terms["distillation"] = weighted_error(student, teacher.detach(), weights.distillation)  # 11
         if self.weighting == "law" and self.dice:
             # The Dice of an empty mask is 1 whatever delta is: such images are left out of the mean.
-            terms["dice"] = mean_over(dice_alignment_loss(weights.delta, batch.mask), has_both(batch.mask))
+            terms["dice"] = mean_over(dice_alignment_loss(weights.delta, batch.mask), has_several(batch.mask))
         if self.weighting == "difficulty":
             terms["difficulty"] = difficulty_loss(weights.delta, (student - target).square())
         return Losses(terms, weights)

@@ -14,17 +14,21 @@ from typing import TYPE_CHECKING
 
 from dataset_conversion.raw import nnunet_folder
 from dataset_conversion.user_error import UserError
+from law_synth.base.seen import evenly
 from law_synth.hashing import feed
+from law_synth.slices import Slice, SliceView, view_from
 
 if TYPE_CHECKING:
     import torch
     from diffusers import ControlNetModel, UNet2DConditionModel
 
+    from dataset_conversion.raw import RawDataset
     from law_synth.base.model import BaseModel
     from law_synth.cases import Fold
 
-FORMAT = 1
+FORMAT = 2  # 1: no view, one class
 CONFIG = "law_config.json"
+PICTURED = 4  # slices in the pictures of a training
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,15 @@ class TrainedRun:
     def train_cases(self) -> list[str]:
         """Ids of every case whose image or mask the run has seen, those of its fixed-noise loss included."""
         return sorted(self.config["train_cases"] + self.config["monitor_cases"])
+
+    @property
+    def slices(self) -> list[Slice]:
+        """What the run has seen of `train_cases`: the chosen slices of volumes, else the cases themselves."""
+        return slices_of(self.config, self.train_cases)
+
+    def view(self, dataset: RawDataset) -> SliceView:
+        """How the run saw its data set. UserError: `dataset` has other classes."""
+        return view_from(dataset, self.config["view"])
 
     @property
     def size(self) -> int:
@@ -132,6 +145,25 @@ def newest_run() -> TrainedRun:
     if not configs:
         raise UserError(f"{root}: found no run of law-synth train, expected one; train first")
     return read_run(configs[-1].parent)
+
+
+def slices_of(config: dict, case_ids: list[str]) -> list[Slice]:
+    """Slices of these cases that the run of a law_config.json takes, in the order of the cases."""
+    chosen = config["slices"]
+    if chosen is None:
+        return [Slice(case_id) for case_id in case_ids]
+    return [Slice(case_id, index) for case_id in case_ids for index in chosen[case_id]]
+
+
+def monitored_slices(config: dict) -> list[Slice]:
+    """What a run shows itself on: the slices set aside, or a few of the trained ones where there are none.
+
+    The first `PICTURED` are those of the sample grids and delta maps, of volumes spread over the cases.
+    """
+    set_aside = slices_of(config, config["monitor_cases"])
+    slices = set_aside or slices_of(config, config["train_cases"])
+    pictured = slices[:PICTURED] if config["slices"] is None else evenly(slices, PICTURED)
+    return pictured + [one for one in set_aside if one not in pictured]
 
 
 def weights_hash(folder: Path) -> str:

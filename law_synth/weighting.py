@@ -1,12 +1,15 @@
 """Spatial loss weights for mask-conditioned diffusion: equations 3 to 7 and 9 of arXiv:2603.04795.
 
-Masks m are (B, 1, h, w) in [0, 1] at latent size, weights and delta maps have the same shape; everything is
-computed in fp32 whatever autocast says, because eps_s and sums over a latent vanish in half precision. An
-empty or a full mask says nothing about where to look (equation 7 is 0/0 there): its weights are 1.
+Masks m are (B, K, h, w) in [0, 1] at latent size, one channel per lesion class, which sum to at most 1: what
+is left is background. Weights are (B, 1, h, w). The paper has one class; the formulas for several
+(docs/law.md) are the paper's for K = 1. Everything is computed in fp32 whatever autocast says, because eps_s
+and sums over a latent vanish in half precision. An image that shows only background, or only one class, says
+nothing about where to look (equation 7 is 0/0 there): its weights are 1.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -36,24 +39,55 @@ class SpatialWeights(NamedTuple):
 
     student: Tensor | None = None  # in equation 8
     distillation: Tensor | None = None  # in equation 11
-    delta: Tensor | None = None  # equation 4, with the gradient that its regulariser needs
+    # Equation 4, with the gradient that its regulariser needs: a map per class, one in all for `difficulty`.
+    delta: Tensor | None = None
 
 
 def lesion_ratio(mask: Tensor) -> Tensor:
-    """r = |m| / HW per image: (B, 1, h, w) -> (B, 1, 1, 1)."""
-    return mask.float().mean((1, 2, 3), keepdim=True)
+    """r = |m| / HW per image and class: (B, K, h, w) -> (B, K, 1, 1)."""
+    return mask.float().mean((2, 3), keepdim=True)
 
 
-def has_both(mask: Tensor) -> Tensor:
-    """Whether an image has lesion and background, (B, 1, 1, 1) bool; weights are 1 where it has not."""
+def shown_in_part(mask: Tensor) -> Tensor:
+    """Which classes an image shows without being filled by one: (B, K, h, w) -> (B, K, 1, 1) bool."""
     ratio = lesion_ratio(mask)
     return (ratio > 0) & (ratio < 1)
 
 
+def has_several(mask: Tensor) -> Tensor:
+    """Whether an image shows two or more of background and classes, (B, 1, 1, 1) bool; else weights are 1."""
+    return shown_in_part(mask).any(1, keepdim=True)
+
+
+def regularised(mask: Tensor) -> Tensor:
+    """The classes whose delta equation 9 holds to an image's mask, (B, K, 1, 1) bool: those it shows in part.
+
+    All of them where there are none; such images weigh 1 everywhere and are left out of the Dice mean.
+    """
+    return shown_in_part(mask) | ~has_several(mask)
+
+
 def ratio_prior(mask: Tensor) -> Tensor:
-    """w_ratio = m (1 - r) + (1 - m) r, equation 3 (ArSDM); its mean is 2 r (1 - r) for a binary mask."""
+    """w_ratio = m (1 - r) + (1 - m) r, equation 3 (ArSDM), for several classes: (B, K, h, w) -> (B, 1, h, w).
+
+    w = sum_c m_c (1 - r_c) + (1 - sum_c m_c) sum_c r_c. Every class, background included, weighs the share of
+    the image that it leaves to the others; the mean over binary masks is 1 - the sum of all squared shares.
+    """
     mask, r = mask.float(), lesion_ratio(mask)
-    return torch.where(has_both(mask), mask * (1 - r) + (1 - mask) * r, 1.0)
+    classes = (mask * (1 - r)).sum(1, keepdim=True)
+    background = (1 - mask.sum(1, keepdim=True)) * r.sum(1, keepdim=True)
+    return torch.where(has_several(mask), classes + background, 1.0)
+
+
+def joined_delta(delta: Tensor, mask: Tensor) -> Tensor:
+    """The largest delta of the classes that an image shows: (B, K or 1, h, w) -> (B, 1, h, w).
+
+    Equation 5 needs one map. With delta trained towards m the largest is the union of the classes, as in the
+    paper for one; where all are 0.5 (step 0) it is 0.5 still, which a sum or a noisy-or is not, and a mean
+    would divide the paper's emphasis by K. Classes that an image does not show are left out: nothing
+    regularises their delta there.
+    """
+    return torch.where(regularised(mask), delta, 0.0).amax(1, keepdim=True)
 
 
 def multiplier(delta: Tensor, gamma: float) -> Tensor:
@@ -69,10 +103,15 @@ def bounded(weights: Tensor, bounds: Bounds) -> Tensor:
 
 
 def dice_alignment_loss(delta: Tensor, mask: Tensor) -> Tensor:
-    """1 - (2 sum(delta m) + eps_s) / (sum(delta) + sum(m) + eps_s) per image, equation 9: (B,)."""
-    delta, mask = delta.float().flatten(1), mask.float().flatten(1)
-    overlap, total = (delta * mask).sum(1), delta.sum(1) + mask.sum(1)
-    return 1 - (2 * overlap + EPS_S) / (total + EPS_S)
+    """1 - (2 sum(delta m) + eps_s) / (sum(delta) + sum(m) + eps_s), equation 9: (B, K, h, w) twice -> (B,).
+
+    The mean over the `regularised` classes of an image: not over those that it does not show.
+    """
+    counted = regularised(mask).float().flatten(1)  # (B, K)
+    delta, mask = delta.float().flatten(2), mask.float().flatten(2)
+    overlap, total = (delta * mask).sum(2), delta.sum(2) + mask.sum(2)
+    loss = 1 - (2 * overlap + EPS_S) / (total + EPS_S)
+    return (loss * counted).sum(1) / counted.sum(1)
 
 
 def relative_difficulty(error: Tensor) -> Tensor:
@@ -94,8 +133,8 @@ def difficulty_loss(delta: Tensor, error: Tensor) -> Tensor:
 class LearnableAdaptiveWeighter(nn.Module):
     """phi and what follows from it: delta = sigmoid(phi(f_t, m) / tau), equation 4, and the weights.
 
-    phi is three 3x3 convolutions with 32 hidden channels and SiLU (11,009 parameters for 4 latent channels);
-    the last one starts at zero, so that delta is 0.5 and mu is 1 at step 0, as in Fig. 8.
+    phi is three 3x3 convolutions with 32 hidden channels and SiLU (11,009 parameters for 4 latent channels
+    and one class); the last one starts at zero, so that delta is 0.5 and mu is 1 at step 0, as in Fig. 8.
 
     Args:
         channels: of the prediction f_t.
@@ -103,6 +142,7 @@ class LearnableAdaptiveWeighter(nn.Module):
             share of `relative_difficulty`, and the weight is the error it stands for, delta / (1 - delta).
         joint: let the weighted loss train phi as well, as the paper has it. It teaches phi to look away from
             hard pixels (docs/law.md), so it is off.
+        classes: K; phi sees a mask channel of each and gives `law` a delta map of each.
     """
 
     def __init__(
@@ -114,21 +154,25 @@ class LearnableAdaptiveWeighter(nn.Module):
         gamma: float = 0.2,
         bounds: Bounds = PAPER_BOUNDS,
         joint: bool = False,
+        classes: int = 1,
     ):
         super().__init__()
         self.weighting, self.tau, self.gamma, self.bounds, self.joint = weighting, tau, gamma, bounds, joint
         self.phi = nn.Sequential(
-            nn.Conv2d(channels + 1, hidden, 3, padding=1),
+            nn.Conv2d(channels + classes, hidden, 3, padding=1),
             nn.SiLU(),
             nn.Conv2d(hidden, hidden, 3, padding=1),
             nn.SiLU(),
-            nn.Conv2d(hidden, 1, 3, padding=1),
+            nn.Conv2d(hidden, classes if weighting == "law" else 1, 3, padding=1),
         )
         nn.init.zeros_(self.phi[-1].weight)
         nn.init.zeros_(self.phi[-1].bias)
 
     def forward(self, features: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Student prediction (B, C, h, w) and mask (B, 1, h, w) -> w_final and delta, both (B, 1, h, w)."""
+        """Student prediction (B, C, h, w) and mask (B, K, h, w) -> w_final (B, 1, h, w) and delta.
+
+        delta is (B, K, h, w) for `law`, (B, 1, h, w) for `difficulty`.
+        """
         with torch.autocast(features.device.type, enabled=False):
             # Detached: otherwise the Dice gradient reaches the student at a third of its own loss's.
             inputs = torch.cat([features.detach().float(), mask.float()], dim=1)
@@ -136,12 +180,12 @@ class LearnableAdaptiveWeighter(nn.Module):
             return self.weights(delta if self.joint else delta.detach(), mask), delta
 
     def weights(self, delta: Tensor, mask: Tensor) -> Tensor:
-        """w_final of a delta map: equations 5 to 7."""
+        """w_final of delta maps: equations 5 to 7."""
         if self.weighting == "law":
-            adapted = ratio_prior(mask) * multiplier(delta, self.gamma)
+            adapted = ratio_prior(mask) * multiplier(joined_delta(delta, mask), self.gamma)
         else:
             adapted = delta / (1 - delta).clamp(min=EPS_S)
-        return torch.where(has_both(mask), bounded(adapted, self.bounds), 1.0)
+        return torch.where(has_several(mask), bounded(adapted, self.bounds), 1.0)
 
 
 def spatial_weights(
@@ -165,29 +209,37 @@ def spatial_weights(
     if weighting == "adaptive-distillation":
         return SpatialWeights(None, prior)
     if weighting == "ratio-clamped":
-        prior = torch.where(has_both(mask), bounded(prior, bounds), 1.0)
+        prior = torch.where(has_several(mask), bounded(prior, bounds), 1.0)
     return SpatialWeights(prior, prior)
 
 
 @torch.no_grad()
-def weight_statistics(weights: SpatialWeights, mask: Tensor, bounds: Bounds) -> dict[str, float]:
+def weight_statistics(
+    weights: SpatialWeights, mask: Tensor, bounds: Bounds, names: Sequence[str] = ("lesion",)
+) -> dict[str, float]:
     """What to log: mean weight, clamped fraction, lesion share of the weight, delta in / out / at the border.
 
-    Images without both lesion and background are left out; NaN when that leaves none. The border is every
-    cell within one cell of the mask's edge.
+    Lesion is any class; with several, each has its own share by its name, over the images that show it.
+    Images without two of background and classes are left out; NaN when that leaves none. The border is every
+    cell within one cell of the lesion's edge.
     """
+    keep = has_several(mask).flatten()
     chosen = next(
-        (w for w in (weights.student, weights.distillation) if w is not None), torch.ones_like(mask)
+        (w for w in (weights.student, weights.distillation) if w is not None), torch.ones_like(mask[:, :1])
     )
-    keep = has_both(mask).flatten()
     w, mask = chosen[keep], mask.float()[keep]
+    shares = (w * mask).sum((2, 3)) / w.sum((2, 3))  # (B, K)
     found = {
         "weight/mean": w.mean(),
         "weight/clamped": ((w == bounds.w_min) | (w == bounds.w_max)).float().mean(),
-        "weight/lesion_share": ((w * mask).sum((1, 2, 3)) / w.sum((1, 2, 3))).mean(),
+        "weight/lesion_share": shares.sum(1).mean(),
     }
+    if len(names) > 1:
+        for name, share, shown in zip(names, shares.T, shown_in_part(mask).flatten(1).T, strict=True):
+            found[f"weight/lesion_share_{name}"] = share[shown].mean()
     if weights.delta is not None:
-        delta, grown, shrunk = weights.delta[keep], F.max_pool2d(mask, 3, 1, 1), -F.max_pool2d(-mask, 3, 1, 1)
-        for name, region in {"inside": mask, "outside": 1 - mask, "border": grown - shrunk}.items():
+        delta, lesion = joined_delta(weights.delta[keep], mask), mask.sum(1, keepdim=True)
+        grown, shrunk = F.max_pool2d(lesion, 3, 1, 1), -F.max_pool2d(-lesion, 3, 1, 1)
+        for name, region in {"inside": lesion, "outside": 1 - lesion, "border": grown - shrunk}.items():
             found[f"delta/{name}"] = (delta * region).sum() / region.sum()
     return {name: value.item() for name, value in found.items()}

@@ -198,7 +198,8 @@ def trained_run(tmp_path_factory) -> Path:
     from dataset_conversion.raw import read_dataset
     from law_synth.base.model import load_base
     from law_synth.base.tiny import write_tiny_base
-    from law_synth.run_folder import weights_hash
+    from law_synth.run_folder import FORMAT, weights_hash
+    from law_synth.slices import view_of
 
     root = tmp_path_factory.mktemp("law")
     data = root / "nnUNet_raw" / "Dataset950_Phantom"
@@ -217,7 +218,7 @@ def trained_run(tmp_path_factory) -> Path:
     base.unet.save_pretrained(run / "unet")
     train_cases = read_dataset(data).read_splits()[0]["train"]
     config = {
-        "format": 1,
+        "format": FORMAT,
         "versions": {"law-order": None},
         "git_commit": None,
         "step": 10,
@@ -227,6 +228,8 @@ def trained_run(tmp_path_factory) -> Path:
         "fold": 0,
         "train_cases": train_cases[1:],
         "monitor_cases": train_cases[:1],
+        "view": view_of(read_dataset(data), train_cases).record,
+        "slices": None,
         "base": {"source": base.source, "hash": base.hash},
         "size": 64,
         "prompt": "a polyp",

@@ -210,6 +210,8 @@ def test_command_line(phantoms, tmp_path):
         ({"vae_width": 4}, "--vae-width 4"),
         ({"unet_steps": 0}, "--unet-steps 0"),
         ({"learning_rate": 0.0}, "--learning-rate 0.0"),
+        ({"slices_per_case": 3}, "--slices-per-case 3 with .png pictures"),
+        ({"window": (80.0, 20.0)}, "--window 80 20, expected two numbers, LOW below HIGH"),
         ({"fold": 9}, "--fold 9, expected 0 to 4 or all"),
         ({"device": "tpu9"}, "--device tpu9, expected auto, cpu, cuda or cuda:1"),
         ({"source": "Dataset999_Nothing"}, "Dataset999_Nothing"),

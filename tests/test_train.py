@@ -384,6 +384,10 @@ def test_odd_data(options, world):
         ({"max_steps": 0}, "found --max-steps 0, expected 1 to"),
         ({"monitor_cases": -1}, "found --monitor-cases -1"),
         ({"size": -8}, "found --size -8"),
+        ({"slices_per_case": 0}, "found --slices-per-case 0, expected 1"),
+        ({"slices_per_case": 3}, r"found --slices-per-case 3 with \.png pictures"),
+        ({"window": (80.0, 20.0)}, "found --window 80 20, expected two numbers, LOW below HIGH"),
+        ({"window": (0.0, float("inf"))}, "found --window 0 inf"),
         ({"seed": -1}, "found --seed -1"),
         ({"empty_prompts": 2.0}, "found --empty-prompts 2.0, expected 0 to 1"),
         ({"weighting": "uniform", "w_max": 3.0}, "found --w-max with --weighting uniform"),
@@ -446,15 +450,24 @@ def test_draws():
 
 
 def test_area_keeps_small_lesions_that_nearest_loses():
-    masks = torch.zeros(1, 64, 64, dtype=torch.uint8)
-    masks[0, 9:12, 9:12] = 1
-    assert latent_mask(masks, 8, "area").mean() == masks.float().mean()
+    masks = torch.zeros(1, 1, 64, 64)
+    masks[0, 0, 9:12, 9:12] = 1
+    assert latent_mask(masks, 8, "area").mean() == masks.mean()
     assert latent_mask(masks, 8, "nearest").sum() == 0
 
 
 def test_monitored_cases_are_a_tenth_at_most():
     cases = [f"case{i}" for i in range(40)]
-    trained, monitored = set_aside(cases, 16, seed=0)
-    assert len(monitored) == 4 and sorted(trained + monitored) == sorted(cases)
-    assert set_aside(cases, 2, seed=0)[1] == set_aside(cases, 2, seed=0)[1] != set_aside(cases, 2, seed=1)[1]
-    assert set_aside(cases[:5], 16, seed=0) == (cases[:5], [])
+    alone = {case: case for case in cases}
+    monitored = set_aside(cases, 16, 0, alone)
+    assert len(monitored) == 4 and set(monitored) < set(cases)
+    assert set_aside(cases, 2, 0, alone) == set_aside(cases, 2, 0, alone) != set_aside(cases, 2, 1, alone)
+    assert set_aside(cases[:5], 16, 0, alone) == []
+
+
+def test_monitored_patients_are_not_trained_on():
+    cases = [f"case{i}" for i in range(60)]
+    patients = {case: f"patient{i // 3}" for i, case in enumerate(cases)}
+    monitored = set_aside(cases, 5, 0, patients)
+    assert len(monitored) == 3 and len({patients[case] for case in monitored}) == 1
+    assert set_aside(cases, 2, 0, patients) == []

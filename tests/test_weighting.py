@@ -13,7 +13,8 @@ from law_synth.weighting import (
     bounded,
     dice_alignment_loss,
     difficulty_loss,
-    has_both,
+    has_several,
+    joined_delta,
     lesion_ratio,
     multiplier,
     ratio_prior,
@@ -94,7 +95,7 @@ def test_empty_and_full_masks_weigh_one_everywhere(weighting, ratio):
     weighter = LearnableAdaptiveWeighter(weighting=weighting) if weighting in ("law", "difficulty") else None
     found = spatial_weights(weighting, torch.randn(1, 4, 40, 40), mask, weighter=weighter)
     assert torch.equal(found.distillation, torch.ones_like(mask))
-    assert not has_both(mask).any()
+    assert not has_several(mask).any()
 
 
 def test_each_image_is_weighted_on_its_own():
@@ -208,3 +209,117 @@ def test_statistics():
     plain = weight_statistics(spatial_weights("uniform", mask, mask), mask, Bounds())
     assert plain["weight/lesion_share"] == pytest.approx(1 / 16)
     assert plain["weight/clamped"] == 0
+
+
+def classes_of(*ratios: float, size: int = 40) -> torch.Tensor:
+    """A (1, K, size, size) mask whose classes cover these shares of it, one after the other."""
+    mask, start = torch.zeros(len(ratios), size * size), 0
+    for channel, ratio in zip(mask, ratios, strict=True):
+        end = start + round(ratio * size * size)
+        channel[start:end] = 1
+        start = end
+    return mask.view(1, -1, size, size)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 4))
+def test_one_class_is_the_paper_s_equation_bit_for_bit(seed, batch):
+    """Soft masks too: what `area` makes of small lesions."""
+    mask = torch.rand(batch, 1, 12, 12, generator=torch.Generator().manual_seed(seed))
+    r = mask.mean((1, 2, 3), keepdim=True)
+    assert torch.equal(ratio_prior(mask), mask * (1 - r) + (1 - mask) * r)
+    delta = torch.rand_like(mask)
+    assert torch.equal(joined_delta(delta, mask), delta)
+    overlap, total = (delta * mask).sum((1, 2, 3)), delta.sum((1, 2, 3)) + mask.sum((1, 2, 3))
+    paper = 1 - (2 * overlap + 1e-6) / (total + 1e-6)
+    assert torch.allclose(dice_alignment_loss(delta, mask), paper, atol=1e-7, rtol=0)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.integers(0, 400), min_size=1, max_size=4))
+def test_prior_s_mean_is_one_minus_the_squared_shares(areas):
+    shares = [area / 1600 for area in areas]
+    mask = classes_of(*shares)
+    squares = sum(share**2 for share in (*shares, 1 - sum(shares)))
+    if squares < 1:
+        assert ratio_prior(mask).mean().item() == pytest.approx(1 - squares, abs=1e-5)
+    for channel, share in zip(mask[0], shares, strict=True):
+        if share > 0:
+            assert ratio_prior(mask)[0, 0][channel == 1].unique().item() == pytest.approx(1 - share, abs=1e-6)
+
+
+def test_order_of_the_classes_and_absent_ones_change_no_weight():
+    mask = classes_of(0.1, 0.02, 0.3)
+    prior = ratio_prior(mask)
+    assert torch.allclose(ratio_prior(mask.flip(1)), prior, atol=1e-6)
+    assert torch.allclose(ratio_prior(torch.cat([mask, torch.zeros(1, 1, 40, 40)], 1)), prior, atol=1e-6)
+
+
+@pytest.mark.parametrize("weighting", ["ratio", "ratio-clamped", "law", "difficulty"])
+def test_images_of_one_class_weigh_one_and_of_two_do_not(weighting):
+    """Without a class, filled by one class, filled by two classes without background."""
+    mask = torch.cat([classes_of(0, 0), classes_of(0, 1), classes_of(0.3, 0.7)])
+    assert has_several(mask).flatten().tolist() == [False, False, True]
+    learned = weighting in ("law", "difficulty")
+    weighter = LearnableAdaptiveWeighter(weighting=weighting, classes=2) if learned else None
+    if weighter:
+        torch.nn.init.normal_(weighter.phi[-1].weight)
+    weights = spatial_weights(weighting, torch.randn(3, 4, 40, 40), mask, weighter=weighter).student
+    assert weights.shape == (3, 1, 40, 40)
+    assert (weights[:2] == 1).all()
+    assert not (weights[2] == 1).all()
+
+
+def test_two_classes_have_a_delta_map_each_and_a_mean_dice():
+    torch.manual_seed(0)
+    mask = torch.cat([classes_of(0.2, 0.05), classes_of(0.2, 0.0)])
+    law = LearnableAdaptiveWeighter(classes=2)
+    weights, delta = law(torch.randn(2, 4, 40, 40), mask)
+    assert weights.shape == (2, 1, 40, 40) and torch.equal(delta, torch.full_like(mask, 0.5))
+    assert torch.allclose(weights, spatial_weights("ratio-clamped", mask, mask).student)
+    difficulty = LearnableAdaptiveWeighter(weighting="difficulty", classes=2)
+    assert difficulty(torch.randn(2, 4, 40, 40), mask)[1].shape == (2, 1, 40, 40)
+    each = [dice_alignment_loss(delta[:, [c]], mask[:, [c]]) for c in (0, 1)]
+    both = dice_alignment_loss(delta, mask)
+    assert both[0].item() == pytest.approx((each[0][0] + each[1][0]).item() / 2)
+    assert both[1].item() == pytest.approx(each[0][1].item())  # the second image shows no second class
+
+
+def test_dice_s_gradient_moves_the_shown_classes_only():
+    delta = torch.full((1, 2, 40, 40), 0.5, requires_grad=True)
+    dice_alignment_loss(delta, classes_of(0.2, 0)).sum().backward()
+    assert delta.grad[:, 0].abs().sum() > 0 and delta.grad[:, 1].abs().sum() == 0
+
+
+def test_joined_delta_is_the_union_and_leaves_out_absent_classes():
+    """With delta = m every class is weighed up by gamma; an untrained map of an absent class is not heard."""
+    mask = classes_of(0.2, 0.05)
+    assert torch.equal(joined_delta(mask, mask), mask.sum(1, keepdim=True))
+    absent = classes_of(0.2, 0)
+    wild = torch.cat([absent[:, :1], torch.rand(1, 1, 40, 40)], 1)
+    assert torch.equal(joined_delta(wild, absent), absent[:, :1])
+    free = Bounds(normalize=False, w_min=0, w_max=float("inf"))
+    weights = LearnableAdaptiveWeighter(classes=2, gamma=0.2, bounds=free).weights(mask, mask)
+    assert torch.allclose(weights / ratio_prior(mask), 0.8 + 0.4 * mask.sum(1, keepdim=True))
+
+
+def test_joint_gradients_are_finite_whatever_an_image_shows():
+    mask = torch.cat([classes_of(0.2, 0.05), classes_of(0, 0), classes_of(0, 1)])
+    weighter = LearnableAdaptiveWeighter(classes=2, joint=True, gamma=1.0)
+    torch.nn.init.normal_(weighter.phi[-1].weight)
+    weights, _ = weighter(torch.randn(3, 4, 40, 40), mask)
+    weights.square().mean().backward()
+    assert all(torch.isfinite(p.grad).all() and p.grad.abs().sum() > 0 for p in weighter.parameters())
+
+
+def test_statistics_of_several_classes_go_by_name():
+    mask = torch.cat([classes_of(0.25, 0.05), classes_of(0.5, 0), classes_of(0, 0)])
+    found = weight_statistics(
+        spatial_weights("uniform", mask, mask)._replace(delta=mask), mask, Bounds(), ("kidney", "tumour")
+    )
+    assert found["weight/lesion_share"] == pytest.approx((0.3 + 0.5) / 2)
+    assert found["weight/lesion_share_kidney"] == pytest.approx((0.25 + 0.5) / 2)
+    assert found["weight/lesion_share_tumour"] == pytest.approx(0.05)  # of the one image that shows it
+    assert found["delta/inside"] == 1 and found["delta/outside"] == 0
+    one = weight_statistics(spatial_weights("uniform", mask, mask[:, :1]), mask[:, :1], Bounds(), ("lesion",))
+    assert set(one) == {"weight/mean", "weight/clamped", "weight/lesion_share"}

@@ -16,22 +16,23 @@ import tyro
 from dataset_conversion.raw_writer import write_json
 from dataset_conversion.user_error import UserError, disk_full
 from law_synth.base.losses import Flips
+from law_synth.base.seen import CONFIG, SLICES_PER_CASE, check_window, chosen_slices, evenly
 from law_synth.cases import Fold
 from law_synth.requirements_hint import package_versions, require
 
 if TYPE_CHECKING:
     import torch
 
-    from dataset_conversion.raw import RawDataset
+    from law_synth.slices import Slice, SliceView
 
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
-CONFIG = "base_config.json"
 WORK = ".training"  # inside --out until the base is finished: options and checkpoints
 OPTIONS = "options.json"
 PACKAGES = ("law-order", "torch", "diffusers", "transformers")  # they decide what the weights are
-HELD_BACK = 16  # training cases on which the autoencoder is judged
+HELD_BACK = 16  # training cases, and images at most, on which the autoencoder is judged
+NUMBERS = ("slices_per_case", "unet_layers", "vae_steps", "unet_steps", "batch_size", "checkpoint_every")
 # Options that --size tiny has, too; options that may change when a training goes on.
 COMMON = ("out", "size", "seed", "vae_factor", "prediction_type", "dry_run")
 NOT_THE_RESULT = ("out", "device", "checkpoint_every", "dry_run")
@@ -54,6 +55,11 @@ class InitBase:
     """Data set to train on: id (500), name (Dataset500_Polyps) or folder."""
     fold: Fold = 0
     """Train on the training cases of this fold only, so that its validation images stay unseen; or all."""
+    slices_per_case: int = SLICES_PER_CASE
+    """Of a volume: evenly spaced slices with lesions, at most so many."""
+    window: tuple[float, float] | None = None
+    """Values shown as black and white; by default 0 255 for 8-bit files, the 0.5 and 99.5 percentile of CT's
+    foreground and of other images' pixels, plus a tenth. Trainings on the base take it over."""
     image_size: int = 64
     """Side of the training images in pixels, a multiple of 4 x the VAE factor."""
     vae_factor: Literal[4, 8] = 4
@@ -128,9 +134,10 @@ class InitBase:
             if (value := getattr(self, name)) < step or value % step:
                 option = name.replace("_", "-")
                 raise UserError(f"found --{option} {value}, expected a multiple of {step}")
-        for name in ("unet_layers", "vae_steps", "unet_steps", "batch_size", "checkpoint_every"):
+        for name in NUMBERS:
             if (value := getattr(self, name)) < 1:
                 raise UserError(f"found --{name.replace('_', '-')} {value}, expected 1 or more")
+        check_window(self.window)
         if self.seed < 0 or not 0 < self.learning_rate < 1:
             raise UserError(
                 f"found --seed {self.seed}, --learning-rate {self.learning_rate}, expected 0 or more, and "
@@ -147,58 +154,68 @@ class InitBase:
     def _train(self, options: dict) -> dict:
         from law_synth.base.train_base import train_base
 
-        device, dataset, seen = self._sources()
-        images = read_images(dataset, seen, self.image_size)
-        judged = np.random.default_rng(self.seed).permutation(len(seen))[: min(HELD_BACK, len(seen) // 5)]
-        kept = np.setdiff1d(np.arange(len(seen)), judged)
-        if len(judged) == 0:
-            logger.warning("%d cases are too few to hold some back: PSNR is of training images", len(seen))
-        shown = images[judged if len(judged) else kept[:HELD_BACK]]
+        device, view, seen, slices = self._sources()
+        if view.is_volumetric:
+            logger.info("%s holds volumes: training on %d of their 2D slices", self.source, len(slices))
+        images = read_images(view, slices, self.image_size)
+        cases = list(dict.fromkeys(one.case for one in slices))
+        order = np.random.default_rng(self.seed).permutation(len(cases))
+        judged = [cases[index] for index in order[: min(HELD_BACK, len(cases) // 5)]]
+        held_back = [index for case in judged for index, one in enumerate(slices) if one.case == case]
+        kept = np.setdiff1d(np.arange(len(slices)), held_back)
+        if not held_back:
+            logger.warning("%d cases are too few to hold some back: PSNR is of training images", len(cases))
+        shown = evenly(held_back or kept[:HELD_BACK], HELD_BACK)
         claim(self.out, options)  # only now: whatever is wrong with the data leaves nothing behind
-        results = train_base(self, self.out / WORK, device, images[kept], shown)
+        results = train_base(self, self.out / WORK, device, images[kept], images[shown])
+        folder = view.dataset.folder.resolve()
         return {
-            "dataset": dataset.folder.resolve().name,
-            "dataset_folder": str(dataset.folder.resolve()),
+            "dataset": folder.name,
+            "dataset_folder": str(folder),
             "fold": self.fold,
             "image_size": self.image_size,
             "guidance_scale": 1.0,  # it ignores prompts: there is nothing to guide
             "train_cases": seen,
-            "held_back_cases": [seen[index] for index in sorted(judged)],
+            "held_back_cases": sorted(judged),
+            "view": view.record,
             **results,
         }
 
-    def _sources(self) -> tuple[torch.device, RawDataset, list[str]]:
-        """Device, data set and cases to train on."""
+    def _sources(self) -> tuple[torch.device, SliceView, list[str], list[Slice]]:
+        """Device, view of the data set, cases and slices to train on."""
         from dataset_conversion.raw import find_dataset
-        from law_synth.cases import fold_cases, lesion_label
+        from law_synth.cases import fold_cases
         from law_synth.devices import pick_device
+        from law_synth.slices import view_of
 
         device, dataset = pick_device(self.device), find_dataset(self.source)
-        lesion_label(dataset)
-        return device, dataset, fold_cases(dataset, self.fold)[0]
+        seen, _ = fold_cases(dataset, self.fold)
+        view = view_of(dataset, seen, self.window)
+        return device, view, seen, chosen_slices(view, seen, self.slices_per_case)
 
     def _announce(self) -> None:
         if self.size:
             logger.info("would write a %s base of random weights into %s", self.size, self.out)
             return
-        device, dataset, seen = self._sources()
+        device, view, seen, slices = self._sources()
         logger.info(
-            "would read %d training cases of fold %s of %s at %d px, train an autoencoder for %d and a UNet "
-            "for %d steps of %d images on %s, and write %s",
-            *(len(seen), self.fold, dataset.folder.resolve().name, self.image_size),
+            "would read %d training cases%s of fold %s of %s at %d px, train an autoencoder for %d and a "
+            "UNet for %d steps of %d images on %s, and write %s",
+            *(len(seen), f" ({len(slices)} 2D slices of them)" if view.is_volumetric else "", self.fold),
+            *(view.dataset.folder.resolve().name, self.image_size),
             *(self.vae_steps, self.unet_steps, self.batch_size, device, self.out),
         )
 
 
-def read_images(dataset: RawDataset, case_ids: list[str], size: int) -> np.ndarray:
-    """Images of the cases as uint8 (N, size, size, 3). UserError: as `read_rgb_case`."""
+def read_images(view: SliceView, slices: list[Slice], size: int) -> np.ndarray:
+    """Images as the autoencoder sees them, uint8 (N, size, size, 3). UserError: as `SliceView.read`."""
     from rich.progress import track
 
-    from law_synth.cases import read_rgb_case, resize_image
+    from law_synth.cases import resize_image
 
-    images = np.empty((len(case_ids), size, size, 3), np.uint8)
-    for index, case_id in enumerate(track(case_ids, "read images", transient=True)):
-        images[index] = resize_image(read_rgb_case(dataset, dataset.case(case_id))[0], size)
+    images = np.empty((len(slices), size, size, 3), np.uint8)
+    for index, one in enumerate(track(slices, "read images", transient=True)):
+        images[index] = resize_image(view.read(one)[0], size)
     return images
 
 

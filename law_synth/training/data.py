@@ -1,5 +1,8 @@
 """The cases of one fold in memory, and what is drawn for each sample of a training.
 
+Grey goes into the RGB autoencoder three times, as the view gives it, and comes out as the mean of the three
+channels (`law_synth.window`).
+
 Everything random is a function of the seed and of the sample's position in the training, so that a resumed
 run, or one on another number of processes, sees the same samples with the same noise.
 """
@@ -8,6 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -19,11 +24,12 @@ from rich.progress import track
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dataset_conversion.raw import RawDataset
 from dataset_conversion.user_error import disk_full
 from law_synth.base.model import BaseModel
-from law_synth.cases import condition, read_rgb_case, resize_image, resize_mask
+from law_synth.cases import resize_image, resize_mask
+from law_synth.classes import condition, one_hot
 from law_synth.objective import Batch
+from law_synth.slices import Slice, SliceView
 
 ENCODED_AT_ONCE = 8  # images per pass of the VAE
 
@@ -31,7 +37,7 @@ ENCODED_AT_ONCE = 8  # images per pass of the VAE
 class Draw(NamedTuple):
     """What is random about one sample."""
 
-    case: int  # index into the cases
+    case: int  # index into the cases (slices of volumes)
     timestep: int
     noise: Tensor  # (C, h, w)
     posterior_noise: Tensor  # (C, h, w), which picks the latent from the VAE's posterior
@@ -64,12 +70,12 @@ class Sampler:
 
 @dataclass
 class TrainingData:
-    """Cases at training size; `load_training_data` makes it."""
+    """Cases, or slices of volumes, at training size; `load_training_data` makes it."""
 
-    case_ids: list[str]
+    slices: list[Slice]
     images: Tensor  # uint8 (N, 3, S, S)
-    masks: Tensor  # uint8 of 0 and 1 (N, S, S)
-    latent_masks: Tensor  # float (N, 1, h, w)
+    masks: Tensor  # uint8 class numbers (N, S, S)
+    latent_masks: Tensor  # float (N, K, h, w)
     mean: Tensor  # of the VAE's posterior, (N, C, h, w)
     std: Tensor
     text: Tensor  # empty prompt and prompt, (2, T, D)
@@ -84,23 +90,28 @@ class TrainingData:
             timestep=torch.tensor([draw.timestep for draw in draws]),
             text=self.text[torch.tensor([int(draw.prompt) for draw in draws])],
             mask=self.latent_masks[index],
-            condition=condition(self.masks[index].numpy()),
+            condition=condition(self.masks[index].numpy(), self.latent_masks.shape[1]).contiguous(),
             image=self.images[index].float() / 255 if with_image else None,
         )
         return Batch(*(None if part is None else part.to(device, non_blocking=True) for part in batch))
 
 
-def set_aside(case_ids: list[str], count: int, seed: int) -> tuple[list[str], list[str]]:
-    """Ids to train on, and `count` of them (a tenth at most) that only the fixed-noise loss sees."""
+def set_aside(case_ids: list[str], count: int, seed: int, groups: Mapping[str, str]) -> list[str]:
+    """`count` ids (a tenth of the cases at most) that only the fixed-noise loss sees, by whole `groups`."""
     count = min(count, len(case_ids) // 10)
-    order = np.random.default_rng(seed).permutation(len(case_ids))
-    chosen = {case_ids[i] for i in order[:count]}
-    return [c for c in case_ids if c not in chosen], [c for c in case_ids if c in chosen]
+    patients = defaultdict(set)
+    for case_id in case_ids:
+        patients[groups[case_id]].add(case_id)
+    chosen: set[str] = set()
+    for index in np.random.default_rng(seed).permutation(len(case_ids)):
+        patient = patients[groups[case_ids[index]]]
+        if len(chosen | patient) <= count:
+            chosen |= patient
+    return [case_id for case_id in case_ids if case_id in chosen]
 
 
 def latent_mask(masks: Tensor, factor: int, downsampling: Literal["area", "nearest"]) -> Tensor:
-    """Masks (N, S, S) of 0 and 1 -> (N, 1, h, w). `area` keeps r exact, `nearest` loses small lesions."""
-    masks = masks[:, None].float()
+    """Masks (N, K, S, S) of 0 and 1 -> (N, K, h, w). `area` keeps r exact, `nearest` loses small lesions."""
     size = (masks.shape[2] // factor, masks.shape[3] // factor)
     if downsampling == "area":
         return F.adaptive_avg_pool2d(masks, size)
@@ -108,27 +119,27 @@ def latent_mask(masks: Tensor, factor: int, downsampling: Literal["area", "neare
 
 
 def load_training_data(
-    dataset: RawDataset,
-    case_ids: list[str],
+    view: SliceView,
+    slices: list[Slice],
     base: BaseModel,
     size: int,
     prompt: str,
     downsampling: Literal["area", "nearest"],
     cache: Path,
 ) -> TrainingData:
-    """Read, resize and encode the cases. `cache`: folder that keeps the latents for a resume."""
+    """Read, resize and encode the slices. `cache`: folder that keeps the latents for a resume."""
     images, masks = [], []
-    for case_id in track(case_ids, "reading cases"):
-        image, mask = read_rgb_case(dataset, dataset.case(case_id))
+    for one in track(slices, "reading cases"):
+        image, mask = view.read(one)
         images.append(torch.from_numpy(resize_image(image, size).copy()).permute(2, 0, 1))
         masks.append(torch.from_numpy(resize_mask(mask, size).copy()))
     images, masks = torch.stack(images), torch.stack(masks)
     latents = _encode_cached(base, images, cache)
     return TrainingData(
-        case_ids=case_ids,
+        slices=slices,
         images=images,
         masks=masks,
-        latent_masks=latent_mask(masks, base.latent_factor, downsampling),
+        latent_masks=latent_mask(one_hot(masks, view.classes.count), base.latent_factor, downsampling),
         mean=latents["mean"],
         std=latents["std"],
         text=base.encode_prompts(["", prompt]).cpu(),

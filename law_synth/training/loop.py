@@ -19,6 +19,8 @@ from law_synth.base.model import BaseModel, load_base
 from law_synth.denoiser import StudentTeacher, decoder_parameters
 from law_synth.objective import Losses, TrainingObjective, total_loss
 from law_synth.progress import progress
+from law_synth.run_folder import monitored_slices, slices_of
+from law_synth.slices import Slice
 from law_synth.training.data import Sampler, TrainingData, load_training_data
 from law_synth.training.monitor import Monitor
 from law_synth.training.plan import Plan, chosen_dataset, describe, settle
@@ -72,17 +74,18 @@ class Training:
             "difficulty": options.lambda_dice,
         }
         set_seed(options.seed)
-        self.objective = _objective(options, base).to(accelerator.device)
+        self.classes = plan.view.classes
+        self.objective = _objective(options, base, self.classes.count).to(accelerator.device)
         base.vae.to(accelerator.device)
         with accelerator.main_process_first():  # it encodes, the others read what it kept
-            self.data = self._load(base, "train_cases")
-            monitored = self._load(base, "monitor_cases")
+            self.data = self._load(base, slices_of(plan.config, plan.config["train_cases"]))
+            monitored = self._load(base, monitored_slices(plan.config))
         if accelerator.is_main_process:
             claim(plan.folder, plan.content)  # only now: data that cannot be read leave no run behind
         base.text_encoder = None  # both prompts are encoded
         self.sampler = Sampler(
             options.seed,
-            len(self.data.case_ids),
+            len(self.data.slices),
             tuple(self.data.mean.shape[1:]),
             base.scheduler.config.num_train_timesteps,
             options.empty_prompts,
@@ -145,9 +148,11 @@ class Training:
                 losses: Losses = self.model(batch)
                 loss = total_loss(losses.terms, self.coefficients)
                 terms = self._finite(step, losses, loss)
-                statistics = (
-                    weight_statistics(losses.weights, batch.mask, self.objective.bounds) if logs else {}
-                )
+                statistics = {}
+                if logs:
+                    statistics = weight_statistics(
+                        losses.weights, batch.mask, self.objective.bounds, self.classes.names
+                    )
                 logged.append({f"loss/{name}": value for name, value in terms.items()} | statistics)
                 self.accelerator.backward(loss)
                 if self.accelerator.sync_gradients:
@@ -214,15 +219,13 @@ class Training:
         if self.options.mixed_precision != "fp16" and not torch.isfinite(norm):
             raise UserError(f"step {step}: found a gradient of norm {norm}, expected a finite one; {REMEDY}")
 
-    def _load(self, base: BaseModel, name: str) -> TrainingData:
-        """The cases that the configuration lists under `name`; a few of the trained ones if it lists none."""
-        config = self.plan.config
+    def _load(self, base: BaseModel, slices: list[Slice]) -> TrainingData:
         return load_training_data(
-            self.plan.dataset,
-            config[name] or config["train_cases"][:4],
+            self.plan.view,
+            slices,
             base,
-            config["size"],
-            config["prompt"],
+            self.plan.config["size"],
+            self.plan.config["prompt"],
             self.options.mask_downsampling,
             self.plan.folder / ".training",
         )
@@ -248,7 +251,7 @@ def _accelerator(options: Train) -> Accelerator:
     )
 
 
-def _objective(options: Train, base: BaseModel) -> TrainingObjective:
+def _objective(options: Train, base: BaseModel, classes: int) -> TrainingObjective:
     """Networks as `options` ask for them: trained weights fp32, frozen ones in the autocast type."""
     networks = StudentTeacher(
         base.unet,
@@ -277,6 +280,7 @@ def _objective(options: Train, base: BaseModel) -> TrainingObjective:
             gamma=options.gamma,
             bounds=bounds,
             joint=options.joint,
+            classes=classes,
         )
     return TrainingObjective(
         networks,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +13,17 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from law_synth.base.model import BaseModel
+from law_synth.classes import colours
 from law_synth.generation.sampling import new_pipeline
 from law_synth.objective import Batch, TrainingObjective, add_noise, velocity
+from law_synth.run_folder import PICTURED
 from law_synth.training.data import Sampler, TrainingData
 from law_synth.training.state import LOG
+from law_synth.weighting import joined_delta
 
 logger = logging.getLogger(__name__)
 
-SHOWN = 4  # cases in a grid
+LOOKED_AT_ONCE = 4  # images per pass of the fixed-noise loss
 SHARES_OF_T = (1 / 8, 3 / 8, 5 / 8, 7 / 8)  # timesteps of the fixed-noise loss
 SAMPLING_STEPS = 20
 
@@ -41,14 +45,15 @@ class Monitor:
         self.folder, self.base, self.fixed, self.config = folder, base, fixed, config
         self.accelerator = accelerator
         self.has_unseen = bool(config["monitor_cases"])
+        self.names = list(config["view"]["classes"])
         self.pictures = folder / "samples"
         self.pictures.mkdir(parents=True, exist_ok=True)
         self.writer = SummaryWriter(folder / "tensorboard", purge_step=start + 1)
         shape, timesteps = tuple(fixed.mean.shape[1:]), base.scheduler.config.num_train_timesteps
-        sampler = Sampler(config["options"]["seed"], len(fixed.case_ids), shape, timesteps, empty_prompts=0.0)
+        sampler = Sampler(config["options"]["seed"], len(fixed.slices), shape, timesteps, empty_prompts=0.0)
         self.timesteps = timesteps
         # Draws of a pass of their own: every case once, the same noise at every look.
-        draws = [sampler.draw(position) for position in range(len(fixed.case_ids))]
+        draws = [sampler.draw(position) for position in range(len(fixed.slices))]
         self.draws = sorted(draws, key=lambda draw: draw.case)
 
     def log(self, step: int, values: dict[str, float]) -> None:
@@ -66,46 +71,51 @@ class Monitor:
                 self.log(step, self.fixed_noise_loss(objective))
             deltas = self.delta_maps(objective)
             samples = self.sample(objective)
+        if len(self.config["view"]["window"]["low"]) == 1:  # as generate writes grey
+            samples = np.broadcast_to(samples.mean(-1, keepdims=True), samples.shape)
         if deltas is not None:
             np.save(self.pictures / f"delta_{step:06d}.npy", deltas)
-        masks = self.fixed.masks[:SHOWN].numpy()
-        figure = _grid(masks, self.fixed.images[:SHOWN].permute(0, 2, 3, 1).numpy(), samples, deltas)
+        masks = colours(len(self.names))[self.fixed.masks[:PICTURED].numpy()]
+        images = self.fixed.images[:PICTURED].permute(0, 2, 3, 1).numpy()
+        figure = _grid(self.names, masks, images, samples, deltas)
         figure.savefig(self.pictures / f"step_{step:06d}.png", dpi=100)
         self.writer.add_figure("samples", figure, step)
         if deltas is not None:
             steps = sorted(self.pictures.glob("delta_*.npy"))
             named = {int(path.stem.split("_")[1]): np.load(path) for path in steps}
-            _delta_figure(masks, named).savefig(self.pictures / "delta_maps.png", dpi=100)
+            _delta_figure(self.names, masks, named).savefig(self.pictures / "delta_maps.png", dpi=100)
 
     def fixed_noise_loss(self, objective: TrainingObjective) -> dict[str, float]:
-        """Unweighted error of the student on cases it never trains on: all pixels, lesions, background."""
-        sums = {"all": [], "lesion": [], "background": []}
+        """Unweighted error of the student on cases it never trains on: all pixels, lesions, background.
+
+        Of several classes, each by its name as well.
+        """
+        sums = defaultdict(list)
         for share in SHARES_OF_T:
-            for start in range(0, len(self.draws), SHOWN):
-                batch = self._batch(self.draws[start : start + SHOWN], share)
+            for start in range(0, len(self.draws), LOOKED_AT_ONCE):
+                batch = self._batch(self.draws[start : start + LOOKED_AT_ONCE], share)
                 error = self._error(objective, batch).mean(1, keepdim=True)
-                for name, region in {
-                    "all": torch.ones_like(batch.mask),
-                    "lesion": batch.mask,
-                    "background": 1 - batch.mask,
-                }.items():
+                for name, region in _regions(batch.mask, self.names).items():
                     sums[name].append(torch.stack([(error * region).sum(), region.sum()]))
         totals = {name: torch.stack(values).sum(0).tolist() for name, values in sums.items()}
         return {f"fixed_noise/{name}": total / area for name, (total, area) in totals.items() if area}
 
     def delta_maps(self, objective: TrainingObjective) -> np.ndarray | None:
-        """Delta of the shown cases at the middle timestep, float (SHOWN, h, w); None without a weighter."""
+        """Delta of the shown cases at the middle timestep, float (PICTURED, h, w); None without a weighter.
+
+        The largest of the classes' maps, which is what equation 5 takes.
+        """
         if objective.weighter is None:
             return None
-        batch = self._batch(self.draws[:SHOWN], 0.5)
+        batch = self._batch(self.draws[:PICTURED], 0.5)
         _, delta = objective.weighter(self._predict(objective, batch), batch.mask)
-        return delta[:, 0].float().cpu().numpy()
+        return joined_delta(delta, batch.mask)[:, 0].float().cpu().numpy()
 
     def sample(self, objective: TrainingObjective) -> np.ndarray:
-        """Images (SHOWN, S, S, 3) in [0, 1] for the shown masks, the same noise at every look."""
+        """Images (PICTURED, S, S, 3) in [0, 1] for the shown masks, the same noise at every look."""
         networks = objective.networks
         pipeline = new_pipeline(self.base, networks.controlnet, networks.unet, "unipc")
-        batch = self._batch(self.draws[:SHOWN], 0.5)
+        batch = self._batch(self.draws[:PICTURED], 0.5)
         empty, prompt = self.fixed.text.to(batch.text)
         return pipeline(
             prompt_embeds=prompt.expand(len(batch.text), -1, -1),
@@ -136,32 +146,52 @@ class Monitor:
         return (self._predict(objective, batch).float() - target).square()
 
 
-def _grid(masks: np.ndarray, images: np.ndarray, samples: np.ndarray, deltas: np.ndarray | None):
+def _regions(mask: Tensor, names: list[str]) -> dict[str, Tensor]:
+    """Masks (B, K, h, w) -> region name -> (B, 1, h, w)."""
+    lesion = mask.sum(1, keepdim=True)
+    regions = {"all": torch.ones_like(lesion), "lesion": lesion, "background": 1 - lesion}
+    if len(names) > 1:
+        regions |= {f"lesion_{name}": mask[:, [number]] for number, name in enumerate(names)}
+    return regions
+
+
+def _grid(
+    names: list[str], masks: np.ndarray, images: np.ndarray, samples: np.ndarray, deltas: np.ndarray | None
+):
     """Rows of mask, sample, real image and, where there is one, delta map."""
     columns = {"mask": masks, "sample": samples, "real": images}
     if deltas is not None:
         columns["delta"] = deltas
-    return _figure([[(column[row], name) for name, column in columns.items()] for row in range(len(masks))])
+    rows = [[(column[row], name) for name, column in columns.items()] for row in range(len(masks))]
+    return _figure(rows, names)
 
 
-def _delta_figure(masks: np.ndarray, deltas: dict[int, np.ndarray]):
+def _delta_figure(names: list[str], masks: np.ndarray, deltas: dict[int, np.ndarray]):
     """Rows of a mask and its delta maps over the training, as Fig. 8."""
     rows = [
         [(mask, "mask"), *((maps[row], f"step {step}") for step, maps in deltas.items())]
         for row, mask in enumerate(masks)
     ]
-    return _figure(rows)
+    return _figure(rows, names)
 
 
-def _figure(rows: list[list[tuple[np.ndarray, str]]]):
+def _figure(rows: list[list[tuple[np.ndarray, str]]], names: list[str]):
+    """Pictures (Y, X, 3) and maps (Y, X) in [0, 1] with titles; a legend where there are several classes."""
     from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
 
     figure = Figure(figsize=(1.6 * len(rows[0]), 1.7 * len(rows)), layout="constrained")
     axes = figure.subplots(len(rows), len(rows[0]), squeeze=False)
     for row, cells in zip(axes, rows, strict=True):
         for axis, (picture, title) in zip(row, cells, strict=True):
-            scale = {"cmap": "gray"} if title == "mask" else {"cmap": "viridis", "vmin": 0, "vmax": 1}
-            axis.imshow(picture, **scale)
+            axis.imshow(picture, cmap="viridis", vmin=0, vmax=1)  # the map is for those without colours
             axis.set_title(title, fontsize=8)
             axis.axis("off")
+    if len(names) > 1:
+        palette = colours(len(names))[1:]
+        handles = [
+            Patch(facecolor=colour, edgecolor="black", label=name)
+            for name, colour in zip(names, palette, strict=True)
+        ]
+        figure.legend(handles=handles, loc="outside lower center", ncols=len(names), fontsize=8)
     return figure

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import subprocess
 from pathlib import Path
@@ -11,9 +10,12 @@ from typing import TYPE_CHECKING, NamedTuple
 from dataset_conversion.raw import RawDataset, find_dataset
 from dataset_conversion.user_error import UserError
 from law_synth.base.model import BaseModel
-from law_synth.cases import fold_cases, lesion_label
+from law_synth.base.seen import base_config, chosen_slices, view_with_base
+from law_synth.cases import fold_cases
+from law_synth.classes import joined, lesion_classes
 from law_synth.requirements_hint import package_versions
-from law_synth.run_folder import FORMAT, default_run_folder
+from law_synth.run_folder import FORMAT, default_run_folder, slices_of
+from law_synth.slices import Slice, SliceView
 from law_synth.training.data import set_aside
 
 if TYPE_CHECKING:
@@ -27,7 +29,7 @@ DEFAULT_SIZE, DEFAULT_GUIDANCE = 384, 9.0  # ADC's code
 class Plan(NamedTuple):
     """What a training will do."""
 
-    dataset: RawDataset
+    view: SliceView
     folder: Path
     config: dict  # law_config.json but for step, finished and the hash of the weights
 
@@ -40,7 +42,7 @@ class Plan(NamedTuple):
     @property
     def content(self) -> dict:
         """What must be the same when a run goes on: neither paths nor how the batch is shared out."""
-        names = ("fold", "train_cases", "monitor_cases", "size", "prompt", "guidance_scale")
+        names = ("fold", "train_cases", "monitor_cases", "view", "slices", "size", "prompt", "guidance_scale")
         free = ("batch_size", "gradient_accumulation", "mixed_precision", "gradient_checkpointing")
         return (
             {name: value for name, value in self.config["options"].items() if name not in free}
@@ -56,7 +58,7 @@ class Plan(NamedTuple):
 def chosen_dataset(options: Train) -> RawDataset:
     """The data set, checked before gigabytes of base model are read. UserError: labels, images, fold."""
     dataset = find_dataset(options.dataset)
-    lesion_label(dataset)
+    lesion_classes(dataset)
     fold_cases(dataset, options.fold)
     return dataset
 
@@ -64,7 +66,7 @@ def chosen_dataset(options: Train) -> RawDataset:
 def settle(options: Train, dataset: RawDataset, base: BaseModel, processes: int) -> Plan:
     """Settle cases, run folder and configuration. UserError: whatever does not fit together."""
     trained, _ = fold_cases(dataset, options.fold)
-    of_base = _base_config(base.source)
+    of_base = base_config(base.source)
     unseen = sorted(set(of_base.get("train_cases", [])) - set(trained))
     if of_base.get("dataset") == dataset.folder.resolve().name and unseen:
         raise UserError(
@@ -77,9 +79,11 @@ def settle(options: Train, dataset: RawDataset, base: BaseModel, processes: int)
             f"found --size {size}, expected a multiple of {base.latent_factor}, the pixels per latent cell "
             f"of {base.source}"
         )
-    case_ids, monitored = set_aside(trained, options.monitor_cases, options.seed)
+    view = view_with_base(dataset, trained, options.window, base.source)
+    slices = chosen_slices(view, trained, options.slices_per_case)
+    shown = list(dict.fromkeys(one.case for one in slices))  # the others are volumes without lesions
+    monitored = set_aside(shown, options.monitor_cases, options.seed, dataset.groups)
     guidance = options.guidance_scale
-    (label,) = dataset.regions
     config = {
         "format": FORMAT,
         "versions": package_versions("law-order", "torch", "diffusers", "accelerate", "transformers"),
@@ -88,21 +92,40 @@ def settle(options: Train, dataset: RawDataset, base: BaseModel, processes: int)
         "processes": processes,
         "dataset": {"name": dataset.folder.resolve().name, "folder": str(dataset.folder.resolve())},
         "fold": options.fold,
-        "train_cases": case_ids,
+        "train_cases": [case_id for case_id in trained if case_id not in monitored],
         "monitor_cases": monitored,
+        "view": view.record,
+        "slices": _indices(slices, trained) if view.is_volumetric else None,
         "base": {"source": base.source, "hash": base.hash},
         "size": size,
-        "prompt": options.prompt or f"a medical image of a {label}",
+        "prompt": options.prompt
+        or f"a medical image of {joined([f'a {name}' for name in view.classes.names])}",
         "guidance_scale": of_base.get("guidance_scale", DEFAULT_GUIDANCE) if guidance is None else guidance,
         "trains_decoder": not options.freeze_decoder,
     }
     folder = options.out or default_run_folder(config["dataset"]["name"], options.weighting, options.fold)
-    return Plan(dataset, folder, config)
+    return Plan(view, folder, config)
+
+
+def _indices(slices: list[Slice], case_ids: list[str]) -> dict[str, list[int]]:
+    """Indices of each volume's slices."""
+    indices = {case_id: [] for case_id in case_ids}
+    for one in slices:
+        indices[one.case].append(one.index)
+    return indices
 
 
 def describe(plan: Plan) -> None:
     """Say in one line what is going to happen."""
     config, options = plan.config, plan.config["options"]
+    if plan.view.is_volumetric:
+        logger.info(
+            "%s holds volumes: training on %d of their 2D slices along axis %d (Z, Y, X), values %s to %s",
+            config["dataset"]["name"],
+            len(slices_of(config, config["train_cases"])),
+            plan.view.axis,
+            *(", ".join(f"{v:g}" for v in end) for end in (plan.view.window.low, plan.view.window.high)),
+        )
     logger.info(
         "%s fold %s: %d cases at %d px, base %s, weighting %s%s, effective batch %d -> %s",
         config["dataset"]["name"],
@@ -115,12 +138,6 @@ def describe(plan: Plan) -> None:
         plan.effective_batch,
         plan.folder,
     )
-
-
-def _base_config(source: str) -> dict:
-    """base_config.json of a base that init-base made; empty for any other."""
-    path = Path(source) / "base_config.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def _git_commit() -> str | None:

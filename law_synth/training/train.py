@@ -11,13 +11,15 @@ from typing import Annotated, Literal
 import tyro
 
 from dataset_conversion.user_error import UserError
+from law_synth.base.seen import SLICES_PER_CASE, check_window
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_BASE = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 RANGES = {
     **dict.fromkeys(
-        ("max_steps", "batch_size", "gradient_accumulation", "save_every", "log_every"), (1, 1e9)
+        ("max_steps", "batch_size", "gradient_accumulation", "save_every", "log_every", "slices_per_case"),
+        (1, 1e9),
     ),
     **dict.fromkeys(("learning_rate", "weighter_learning_rate", "tau"), (1e-12, 1e3)),
     **dict.fromkeys(("lambda_dice", "beta_t", "beta_d", "w_min", "w_max"), (0, float("inf"))),
@@ -39,7 +41,7 @@ class Train:
     """
 
     dataset: str
-    """Id, name or folder of an nnU-Net raw data set with one lesion label."""
+    """Id, name or folder of an nnU-Net raw data set: pictures, or volumes, whose 2D slices are trained on."""
     fold: Annotated[int | Literal["all"], tyro.conf.arg(name="fold")] = 0
     """Train on this fold's training cases (its validation cases are never seen), or on all."""
     base: str = DEFAULT_BASE
@@ -69,8 +71,13 @@ class Train:
     """Above 0: an exponential moving average of the trained weights is what is saved, e.g. 0.999."""
     size: int | None = None
     """Side of the square training images in pixels; by default the base's own (init-base), else 384."""
+    slices_per_case: int = SLICES_PER_CASE
+    """Of a volume: evenly spaced slices with lesions, at most so many."""
+    window: tuple[float, float] | None = None
+    """Values shown as black and white; by default the base's (init-base on the same data), else 0 255 for
+    8-bit files, the 0.5 and 99.5 percentile of CT's foreground and of other images' pixels, plus a tenth."""
     prompt: str | None = None
-    """Text of every image; "a medical image of a <label>" by default."""
+    """Text of every image; "a medical image of a <label> and a <label>" by default."""
     empty_prompts: float = 0.05
     """Share of samples with an empty prompt, for classifier-free guidance."""
     guidance_scale: float | None = None
@@ -135,6 +142,7 @@ class Train:
             )
         if self.weighting == "law" and not self.dice and not self.joint:
             raise UserError("found --no-dice without --joint, expected a loss that trains delta; add --joint")
+        check_window(self.window)
         self._refuse_without_effect()
 
     def _refuse_without_effect(self) -> None:

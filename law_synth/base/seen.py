@@ -1,0 +1,78 @@
+"""How trainings see a data set: `init-base` and `train` choose window and slices in the same way."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dataset_conversion.user_error import UserError
+from law_synth.slices import Slice, SliceView, view_from, view_of
+
+if TYPE_CHECKING:
+    from dataset_conversion.raw import RawDataset
+
+CONFIG = "base_config.json"
+SLICES_PER_CASE = 16
+
+
+def base_config(source: str) -> dict:
+    """base_config.json of a base that init-base made; empty for any other."""
+    path = Path(source) / CONFIG
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def check_window(window: tuple[float, float] | None) -> None:
+    """UserError: not a finite range."""
+    if window is not None and not -math.inf < window[0] < window[1] < math.inf:
+        raise UserError(
+            f"found --window {window[0]:g} {window[1]:g}, expected two numbers, LOW below HIGH; change it"
+        )
+
+
+def view_with_base(
+    dataset: RawDataset, case_ids: list[str], window: tuple[float, float] | None, source: str
+) -> SliceView:
+    """The view of a training on the base `source`: the base's, where that was made from the same data set.
+
+    UserError: then another window is asked for; as `view_of`.
+    """
+    of_base = base_config(source)
+    if of_base.get("dataset") != dataset.folder.resolve().name or "view" not in of_base:
+        return view_of(dataset, case_ids, window)
+    view = view_from(dataset, of_base["view"])
+    own = set(zip(view.window.low, view.window.high, strict=True))
+    if window is not None and own != {window}:
+        low, high = min(own)
+        raise UserError(
+            f"found --window {window[0]:g} {window[1]:g}, expected that of the base {source}, {low:g} to "
+            f"{high:g}; drop it or make another base"
+        )
+    return view
+
+
+def chosen_slices(view: SliceView, case_ids: list[str], per_case: int) -> list[Slice]:
+    """Slices to train on: at most `per_case` with lesions of each volume, evenly spaced; else the cases.
+
+    UserError: `per_case` is not the default for pictures, which have no slices; no volume has a lesion.
+    """
+    if not view.is_volumetric and per_case != SLICES_PER_CASE:
+        raise UserError(
+            f"found --slices-per-case {per_case} with {view.dataset.file_ending} pictures, expected it with "
+            "volumes only; drop it"
+        )
+    slices = view.slices(case_ids, per_case)
+    if not slices:
+        raise UserError(
+            f"{view.dataset.folder}: found no slice with a lesion in {len(case_ids)} training cases, "
+            "expected one; check the labels"
+        )
+    return slices
+
+
+def evenly(values: Sequence, count: int) -> list:
+    """`count` of the values from the middles of as many equal parts; all of them where there are fewer."""
+    count = min(count, len(values))
+    return [values[(2 * number + 1) * len(values) // (2 * count)] for number in range(count)]
