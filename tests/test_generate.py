@@ -27,10 +27,11 @@ from law_synth.cases import resize_mask
 from law_synth.generation.generate import Generate
 from law_synth.generation.leaks import refuse_leaks
 from law_synth.generation.manifest import open_generation
-from law_synth.generation.masks import case_masks, folder_masks, mask_hash
+from law_synth.generation.masks import case_masks, mask_hash
 from law_synth.generation.quality import QualityFilter, training_thumbnails
 from law_synth.generation.sampling import ImageSampler, Sampling
 from law_synth.run_folder import newest_run, read_run
+from law_synth.slices import view_of
 
 PIPELINE = "diffusers.pipelines.controlnet.pipeline_controlnet"
 SAMPLES, CHUNK = 14, 4  # four chunks, the last of two samples
@@ -100,12 +101,13 @@ def test_result_is_what_nnunet_expects(generated, trained_run):
 
 def test_manifest_and_labels(generated, trained_run):
     """The label is the source mask at model size, pixel for pixel; sources follow each other round."""
-    run, dataset = read_run(trained_run), dataset_of(trained_run)
-    sources = case_masks(dataset, run.train_cases)
+    run = read_run(trained_run)
+    sources = case_masks(run.view(dataset_of(trained_run)), run.slices)
     for index, row in enumerate(rows(generated)):
         source = sources[index % len(sources)]
         assert (row["case"], row["index"], row["chunk"]) == (f"law_{index:06d}", index, index // CHUNK)
         assert row["kept"] and row["reason"] is None and row["source_case"] == source.name
+        assert row["source_slice"] is None
         mask = resize_mask(source.read(), 64)
         np.testing.assert_array_equal(pixels(generated / "labelsTr" / f"{row['case']}.png"), mask)
         assert row["mask_sha256"] == mask_hash(mask) and row["model_hash"] == run.hash
@@ -376,9 +378,11 @@ def grey_run(trained_run, tmp_path) -> Path:
             mask = np.zeros((50, 70), np.uint8)
             mask[10 + i : 25, 20:45] = 1
             writer.add_training_case(f"law_{i:06d}", image, mask)
-    train = read_dataset(folder).read_splits()[0]["train"]
-    entry = {"name": folder.name, "folder": str(folder)}
-    return variant(trained_run, tmp_path / "run", dataset=entry, train_cases=train, monitor_cases=[])
+    dataset = read_dataset(folder)
+    train = dataset.read_splits()[0]["train"]
+    config = {"dataset": {"name": folder.name, "folder": str(folder)}, "train_cases": train}
+    config |= {"monitor_cases": [], "view": view_of(dataset, train).record}
+    return variant(trained_run, tmp_path / "run", **config)
 
 
 def test_grey_data_at_original_size(grey_run, tmp_path):
@@ -432,7 +436,8 @@ def test_non_finite_images_stop_the_run(trained_run, tmp_path):
 def test_near_copies_are_found(trained_run):
     """Of images that the model has seen, mirrored or a little changed too; not of other images."""
     run, dataset = read_run(trained_run), dataset_of(trained_run)
-    judge = QualityFilter(training_thumbnails(dataset, run.train_cases), Generate.max_similarity)
+    view = run.view(dataset)
+    judge = QualityFilter(view, training_thumbnails(view, run.slices), Generate.max_similarity)
     images = {case.id: pixels(case.images[0]) for case in dataset.training_cases}
     mask = np.zeros((64, 64), np.uint8)
     for case_id, image in images.items():
@@ -538,7 +543,7 @@ def test_judge_that_saw_validation_cases_is_refused(trained_run, tmp_path, caplo
     several = json.loads((judge / "dataset.json").read_text())
     several["labels"] |= {"tool": 2}
     (judge / "dataset.json").write_text(json.dumps(several))
-    with pytest.raises(UserError, match="expected background and one lesion label"):
+    with pytest.raises(UserError, match=r"found a model of the labels .*'tool': 2"):
         generate(tmp_path / "Dataset951", segmenter=judge)
     (judge / "dataset.json").write_text(json.dumps(grey))
     with pytest.raises(UserError, match=r"found a model of 1 channel\(s\), expected 3"):
@@ -553,10 +558,11 @@ def test_changed_splits_are_refused(trained_run, tmp_path):
     with pytest.raises(UserError, match=r"found 9 training cases of fold 0, expected the 9 .*as it is now"):
         generate(tmp_path / "Dataset951")
     (folder / "splits_final.json").write_text(json.dumps(splits))
-    refuse_leaks(newest_run(), dataset_of(trained_run), [])
+    refuse_leaks(newest_run(), dataset_of(trained_run))
 
 
-def test_masks_of_validation_and_test_cases_are_refused(trained_run, tmp_path):
+def test_masks_of_validation_and_test_cases_are_refused(trained_run, tmp_path, caplog):
+    caplog.set_level("INFO")
     run, dataset = read_run(trained_run), dataset_of(trained_run)
     held_back = [case for case in dataset.training_cases if case.id not in run.train_cases]
     seen = next(case for case in dataset.training_cases if case.id in run.train_cases)
@@ -570,13 +576,17 @@ def test_masks_of_validation_and_test_cases_are_refused(trained_run, tmp_path):
             shutil.rmtree(folder)
     folder.mkdir()
     Image.fromarray(pixels(held_back[0].label)[:, ::-1].copy()).save(folder / f"{held_back[1].id}.png")
-    with pytest.raises(UserError, match="of a case outside the training cases"):
-        refuse_leaks(run, dataset, folder_masks(folder, dataset))
-    shutil.rmtree(folder)
-    folder.mkdir()
+    with pytest.raises(UserError, match=r"of a case outside the training cases .* \(1 such\)"):
+        generate(tmp_path / "Dataset951", masks=folder)
+    with pytest.raises(UserError, match="found 1 masks, all of validation or test cases"):
+        generate(tmp_path / "Dataset951", masks=folder, drop_held_out_masks=True)
     shutil.copy(seen.label, folder)
+    Generate(out=tmp_path / "Dataset951", masks=folder, drop_held_out_masks=True, dry_run=True).run()
+    assert "left out 1 of 2 masks" in caplog.text and "are named after no case" not in caplog.text
+    (folder / f"{held_back[1].id}.png").unlink()
     Image.fromarray(np.zeros((64, 64), np.uint8)).save(folder / "empty.png")
     out = generate(tmp_path / "Dataset951", masks=folder, samples=2)
+    assert "1 of 2 masks are named after no case or group of Dataset950_Phantom" in caplog.text
     assert [row["source_case"] for row in rows(out)] == [None, seen.id]
     assert [row["source_mask"] for row in rows(out)] == ["empty.png", f"{seen.id}.png"]
     Image.fromarray(np.ones((64, 64), np.uint8)).save(folder / "empty.png")
@@ -593,6 +603,7 @@ def test_batch_members_do_not_matter(trained_run):
         *run.load_student(base, torch.float32),
         Sampling("unipc", 2, 2.0, "a polyp", "fp32", False),
         torch.device("cpu"),
+        1,
     )
     masks = (np.random.default_rng(0).random((4, 64, 64)) > 0.5).astype(np.uint8)
     batch = sampler(masks, [1, 2, 3, 4])

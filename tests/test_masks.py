@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -11,15 +13,12 @@ from dataset_conversion.raw import read_dataset
 from dataset_conversion.raw_writer import RGB, RawDatasetWriter
 from dataset_conversion.user_error import UserError
 from law_synth.cases import resize_mask
-from law_synth.generation.masks import (
-    augment,
-    case_masks,
-    draw_coordinates,
-    folder_masks,
-    mask_hash,
-    read_mask,
-    warp,
-)
+from law_synth.classes import Classes
+from law_synth.generation.leaks import mask_group
+from law_synth.generation.mask_files import MaskFolder, mask_stem, read_mask
+from law_synth.generation.masks import MaskSource, augment, case_masks, mask_hash
+from law_synth.generation.warps import draw_coordinates, warp
+from law_synth.slices import Slice, SliceView, view_of
 
 KINDS = ("flip", "affine", "elastic")
 
@@ -117,6 +116,40 @@ def test_no_augmentation_and_masks_without_lesion():
         assert augment(np.ones((20, 30), np.uint8), kind, 1, 64).all()
 
 
+def organ() -> np.ndarray:
+    """Two kidneys (1) with a tumour (2) in one, and a vessel (3) beside it."""
+    mask = disc(100, 120, 50, 30, 18) | disc(100, 120, 50, 85, 20)
+    mask[disc(100, 120, 56, 80, 8) > 0] = 2
+    mask[30:70, 58:62] = 3
+    return mask
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_classes_are_warped_as_one(kind):
+    """Areas within 10 % each, all there, and what lay inside the organ does so still."""
+    changed = 0
+    for seed in range(12):
+        new = augment(organ(), kind, seed, 48)
+        areas, before = (np.bincount(m.ravel(), minlength=4) for m in (new, organ()))
+        assert len(areas) == 4 and (np.abs(areas - before) <= 0.1 * before)[1:].all()
+        assert set(np.unique(resize_mask(new, 48))) == {0, 1, 2, 3}
+        tumour = new == 2
+        around = np.zeros_like(tumour)
+        for axis, step in ((0, 1), (0, -1), (1, 1), (1, -1)):
+            around |= np.roll(tumour, step, axis)
+        assert set(np.unique(new[around & ~tumour])) == {1}
+        np.testing.assert_array_equal(new, augment(organ(), kind, seed, 48))
+        changed += not np.array_equal(new, organ())
+    assert changed >= 6
+
+
+def test_warping_classes_is_warping_each_alone_where_they_do_not_meet():
+    coordinates = draw_coordinates(organ(), "elastic", np.random.default_rng(3))
+    new = warp(organ(), coordinates)
+    np.testing.assert_array_equal(new > 0, warp((organ() > 0).astype(np.uint8), coordinates) > 0)
+    np.testing.assert_array_equal(new == 3, warp((organ() == 3).astype(np.uint8), coordinates) > 0)
+
+
 def test_drawing_and_applying_are_apart():
     coordinates = np.indices((60, 90)).astype(float)
     np.testing.assert_array_equal(warp(disc(), coordinates), disc())
@@ -133,42 +166,81 @@ def dataset(tmp_path):
     return read_dataset(tmp_path / "Dataset500_A")
 
 
-def test_sources_read_cases_and_files(dataset, tmp_path):
-    sources = case_masks(dataset, ["case_2", "case_0"])
+@pytest.fixture
+def view(dataset) -> SliceView:
+    return view_of(dataset, [case.id for case in dataset.training_cases])
+
+
+def folder_masks(folder, view) -> list[MaskSource]:
+    return MaskFolder(view, [Slice("case_0")], 32, 8).sources(folder)
+
+
+def test_sources_read_cases_and_files(view, tmp_path):
+    sources = case_masks(view, [Slice("case_2"), Slice("case_0")])
     assert [(source.name, source.case) for source in sources] == [("case_2", "case_2"), ("case_0", "case_0")]
     np.testing.assert_array_equal(sources[0].read(), disc(y=22))
-    with pytest.raises(UserError, match=r"found no training case case_9, .*restore the data set"):
-        case_masks(dataset, ["case_9"])
 
     folder = tmp_path / "masks"
     folder.mkdir()
     Image.fromarray(disc() * 255).save(folder / "b.png")
     Image.fromarray(disc(y=30)).save(folder / "case_1.png")
     (folder / "notes.txt").write_text("")
-    sources = folder_masks(folder, dataset)
+    sources = folder_masks(folder, view)
     assert [(source.name, source.case) for source in sources] == [("b.png", None), ("case_1.png", "case_1")]
     np.testing.assert_array_equal(sources[0].read(), disc())
     np.testing.assert_array_equal(sources[1].read(), disc(y=30))
+    assert sources[0].sha256 == mask_hash(disc()) and sources[0].locate() is None
+    assert sources[0].sha256_at_size == mask_hash(resize_mask(disc(), 32))
 
 
-def test_unusable_mask_files_are_named(dataset, tmp_path):
+def test_unusable_mask_files_are_named(view, tmp_path):
     folder = tmp_path / "masks"
     with pytest.raises(UserError, match="masks: not found"):
-        folder_masks(folder, dataset)
+        folder_masks(folder, view)
     folder.mkdir()
     with pytest.raises(UserError, match="found no images"):
-        folder_masks(folder, dataset)
+        folder_masks(folder, view)
     Image.fromarray(disc() * 7).save(folder / "seven.png")
     with pytest.raises(UserError, match=r"seven\.png: found mask values 7, expected 0 and 1, or 0 and 255"):
-        read_mask(folder / "seven.png", 1)
-    Image.fromarray(disc() * 2).save(folder / "two.png")
-    np.testing.assert_array_equal(read_mask(folder / "two.png", 2), disc())  # the label may have any value
+        folder_masks(folder, view)
+    with pytest.raises(UserError, match=r"seven\.png: found mask values 7, expected 0, 1, 5"):
+        read_mask(folder / "seven.png", Classes(("a", "b"), (1, 5)))
+    Image.fromarray(organ()).save(folder / "three.png")
+    numbers = read_mask(folder / "three.png", Classes(("a", "b", "c", "d"), (1, 2, 3, 4)))
+    np.testing.assert_array_equal(numbers, organ())
+    Image.fromarray(np.array([0, 3, 9], np.uint8)[np.minimum(organ(), 2)]).save(folder / "two.png")
+    np.testing.assert_array_equal(
+        read_mask(folder / "two.png", Classes(("a", "b"), (3, 9))), np.minimum(organ(), 2)
+    )
     Image.fromarray(disc() * 255).save(folder / "blurred.jpg")
     with pytest.raises(UserError, match="JPEG mask"):
-        read_mask(folder / "blurred.jpg", 1)
+        read_mask(folder / "blurred.jpg", view.classes)
     (folder / "broken.png").write_bytes((folder / "two.png").read_bytes()[:60])
     with pytest.raises(UserError, match=r"broken\.png: cannot be read"):
-        read_mask(folder / "broken.png", 1)
+        read_mask(folder / "broken.png", view.classes)
+
+
+def test_a_mask_belongs_to_the_longest_name_that_it_begins_with(tmp_path):
+    with RawDatasetWriter(tmp_path / "Dataset500_A", RGB, {"background": 0, "polyp": 1}) as writer:
+        for name in ("case_1", "case_12", "case_1_b", "scan.7"):
+            writer.add_training_case(name, np.zeros((8, 8, 3), np.uint8), np.eye(8, dtype=np.uint8))
+    groups = {"case_1": "anna", "case_12": "berta", "scan.7": "case"}
+    (tmp_path / "Dataset500_A" / "groups.json").write_text(json.dumps(groups))
+    dataset = read_dataset(tmp_path / "Dataset500_A")
+    for name, group in {
+        "case_1.png": "anna",
+        "case_1": "anna",
+        "case_1_s0004.png": "anna",
+        "case_12-3.nii.gz": "berta",
+        "case_123.png": "case",  # the group of that name
+        "case_1_b_s1.png": "case_1_b",
+        "scan.7.x.png": "case",
+        "berta-4.png": "berta",
+        "bert.png": None,
+        "xcase_1.png": None,
+    }.items():
+        assert mask_group(name, dataset) == group, name
+    assert [mask_stem(name) for name in ("a.nii.gz", "b.c.png", "d")] == ["a", "b.c", "d"]
 
 
 def test_hash_depends_on_pixels_and_size():

@@ -17,13 +17,14 @@ pytest.importorskip("diffusers", reason="needs the extra synth")
 from dataset_conversion.raw import read_dataset
 from dataset_conversion.user_error import UserError
 from law_synth.audit.audit import Audit
-from law_synth.cases import read_rgb_case
 from law_synth.evaluation.segmenter import Segmenter
 from law_synth.generation.generate import Generate
 from law_synth.generation.hard_cases import HardCases, read_hard_cases
 from law_synth.generation.leaks import cases_behind_judge
 from law_synth.generation.mining import Mine
+from law_synth.generation.quality import QualityFilter, training_thumbnails
 from law_synth.run_folder import read_run
+from law_synth.slices import view_of
 from nnunet_order.metrics import binary_metrics
 
 NAME = "Dataset950_Phantom"
@@ -41,9 +42,11 @@ def environment(trained_run, monkeypatch, tmp_path):
 
 @pytest.fixture
 def judge(tmp_path):
-    """A maker of nnU-Net model folders of random weights: judge(folds, dataset)."""
+    """A maker of nnU-Net model folders of random weights: judge(folds, dataset's name, its dataset.json)."""
+    polyps = {"channel_names": {"0": "R", "1": "G", "2": "B"}, "file_ending": ".png", "numTraining": 12}
+    polyps |= {"labels": {"background": 0, "polyp": 1}}
 
-    def make(folds: tuple[int, ...], dataset: str = NAME) -> Path:
+    def make(folds: tuple[int, ...], dataset: str = NAME, description: dict = polyps) -> Path:
         from dynamic_network_architectures.architectures.unet import PlainConvUNet
 
         arguments = {"n_stages": 2, "features_per_stage": [4, 8], "kernel_sizes": [[3, 3]] * 2}
@@ -60,25 +63,27 @@ def judge(tmp_path):
         network |= {"_kw_requires_import": ["conv_op", "nonlin"]}
         settings = {"data_identifier": "x", "preprocessor_name": "DefaultPreprocessor", "batch_size": 2}
         settings |= {"patch_size": [64, 64], "spacing": [1.0, 1.0], "architecture": network}
-        settings |= {"normalization_schemes": ["ZScoreNormalization"] * 3, "use_mask_for_norm": [False] * 3}
+        channels = len(description["channel_names"])
+        settings |= {"normalization_schemes": ["ZScoreNormalization"] * channels}
+        settings |= {"use_mask_for_norm": [False] * channels}
         for kind in ("data", "seg", "probabilities"):
             settings[f"resampling_fn_{kind}"] = "resample_data_or_seg_to_shape"
             resampling = {"is_seg": False, "order": 1, "order_z": 0, "force_separate_z": None}
             settings[f"resampling_fn_{kind}_kwargs"] = resampling
         plans = {"dataset_name": dataset, "plans_name": "nnUNetPlans", "configurations": {"2d": settings}}
         plans |= {"transpose_forward": [0, 1, 2], "transpose_backward": [0, 1, 2]}
-        plans |= {"image_reader_writer": "NaturalImage2DIO", "label_manager": "LabelManager"}
-        plans["foreground_intensity_properties_per_channel"] = {str(channel): {} for channel in range(3)}
-        dataset_json = {"channel_names": {"0": "R", "1": "G", "2": "B"}, "file_ending": ".png"}
-        dataset_json |= {"labels": {"background": 0, "polyp": 1}, "numTraining": 12}
+        reader = "NaturalImage2DIO" if description["file_ending"] == ".png" else "SimpleITKIO"
+        plans |= {"image_reader_writer": reader, "label_manager": "LabelManager"}
+        plans["foreground_intensity_properties_per_channel"] = {str(c): {} for c in range(channels)}
         folder = tmp_path / f"judge_{dataset}" / "nnUNetTrainer__nnUNetPlans__2d"
         folder.mkdir(parents=True)
         (folder / "plans.json").write_text(json.dumps(plans))
-        (folder / "dataset.json").write_text(json.dumps(dataset_json))
+        (folder / "dataset.json").write_text(json.dumps(description))
         options = {"conv_op": torch.nn.Conv2d, "nonlin": torch.nn.ReLU}
         for fold in folds:
             torch.manual_seed(fold)
-            weights = PlainConvUNet(3, num_classes=2, **{**arguments, **options}).state_dict()
+            classes = len(description["labels"])
+            weights = PlainConvUNet(channels, num_classes=classes, **{**arguments, **options}).state_dict()
             checkpoint = {"network_weights": weights, "trainer_name": "nnUNetTrainer"}
             checkpoint |= {"init_args": {"configuration": "2d"}, "inference_allowed_mirroring_axes": None}
             (folder / f"fold_{fold}").mkdir()
@@ -112,17 +117,53 @@ def test_mine_measures_the_training_cases_only(trained_run, judge, tmp_path):
     out = tmp_path / "hard_cases.json"
     Mine(dataset="950", segmenter=folder, out=out, device="cpu").run()
     content, split = json.loads(out.read_text()), dataset.read_splits()[0]
+    view = view_of(dataset, split["train"])
     model = Segmenter(folder, folds=[0])  # fold 1 has learned from this fold's validation cases
     assert (content["dataset"], content["fold"], content["segmenter_sha256"]) == (NAME, 0, model.hash)
     assert sorted(content["dice"]) == sorted(split["train"])
-    for case, dice in content["dice"].items():
-        image, mask = read_rgb_case(dataset, dataset.case(case))
-        expected = binary_metrics(mask > 0, model.lesion_mask(image) > 0)["Dice"]
+    for slice_, dice in zip(view.slices(sorted(split["train"])), content["dice"].values(), strict=True):
+        image, mask = view.read(slice_)
+        expected = binary_metrics(mask > 0, model.find(view, image, None) > 0)["Dice"]
         assert dice == pytest.approx(1 if math.isnan(expected) else expected, abs=1e-6)
     before = out.read_bytes()
     Mine(dataset="950", segmenter=folder, out=out, device="cpu").run()
     assert out.read_bytes() == before
     assert read_hard_cases(out, NAME, 0, split["train"]).dice == content["dice"]
+
+
+def test_volumes_are_mined_by_the_mean_of_slices_and_classes(ct_dataset, judge, tmp_path):
+    dataset = read_dataset(ct_dataset)
+    folder = judge((0,), ct_dataset.name, dataset.json)
+    out, train = tmp_path / "hard_cases.json", dataset.read_splits()[0]["train"]
+    Mine(dataset=str(ct_dataset), segmenter=folder, out=out, device="cpu").run()
+    measured, view, model = json.loads(out.read_text())["dice"], view_of(dataset, train), Segmenter(folder)
+    assert sorted(measured) == sorted(train) and len(set(measured.values())) > 1
+    for case in train:
+        means = []
+        for slice_ in view.slices([case]):
+            mask, found = view.read_mask(slice_), model.find_slice(view, slice_)
+            means.append(np.mean([binary_metrics(mask == c, found == c)["Dice"] for c in (1, 2)]))
+        assert len(means) == 4 and measured[case] == pytest.approx(np.mean(means), abs=1e-6)
+
+
+def test_images_of_several_classes_have_a_score_each(ct_dataset, judge):
+    """What a segmenter finds in a real slice against the slice's mask, and against the background."""
+    dataset = read_dataset(ct_dataset)
+    view = view_of(dataset, dataset.read_splits()[0]["train"])
+    model, (slice_, *rest) = Segmenter(judge((0,), ct_dataset.name, dataset.json)), view.slices(["ct_2"])
+    references = training_thumbnails(view, rest)
+    (image, mask), geometry = view.read(slice_), view.geometry(slice_)
+    found = model.find(view, image, geometry)
+    reason, scores = QualityFilter(view, references, 1.0, model, 0.0)(image, mask, geometry)
+    dice = {name: binary_metrics(mask == c, found == c)["Dice"] for c, name in ((1, "kidney"), (2, "tumour"))}
+    assert reason is None and scores["nearest_case"] == "ct_2" and scores["similarity"] > 0.9
+    assert {name: scores[f"agreement_{name}"] for name in dice} == pytest.approx(dice, abs=1e-6)
+    assert scores["agreement"] == pytest.approx(np.mean(list(dice.values())), abs=1e-6)
+    limit = scores["agreement"] + 1e-3
+    assert QualityFilter(view, references, 1.0, model, limit)(image, mask, geometry)[0] == "agreement"
+    assert QualityFilter(view, references, 0.9, model)(image, mask, geometry)[0] == "near copy"
+    flat = np.full((40, 36, 3), 90, np.float32)
+    assert QualityFilter(view, references, 1.0)(flat, mask, geometry)[0] == "constant"
 
 
 def test_mine_refuses_what_would_leak(judge, tmp_path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import os
 from collections.abc import Iterator
@@ -16,12 +15,11 @@ from PIL import Image
 
 from dataset_conversion.user_error import UserError, disk_full
 from law_synth.base.model import load_base, quiet
-from law_synth.cases import to_channels
 from law_synth.devices import pick_device
-from law_synth.evaluation.image_sets import image_size
+from law_synth.evaluation.image_sets import stored_size
 from law_synth.generation.finish import finish_dataset
 from law_synth.generation.manifest import count_chunks, open_generation, read_chunk, write_chunk
-from law_synth.generation.plan import GenerationPlan, make_plan
+from law_synth.generation.plan import GenerationPlan, Prepared, make_plan
 from law_synth.generation.quality import QualityFilter, training_thumbnails
 from law_synth.generation.sampling import ImageSampler
 from law_synth.progress import progress
@@ -29,10 +27,10 @@ from law_synth.run_folder import weights_hash
 
 if TYPE_CHECKING:
     from law_synth.generation.generate import Generate
+    from law_synth.slices import Geometry
 
 logger = logging.getLogger(__name__)
 
-FORMATS = {".png": "PNG", ".bmp": "BMP", ".tif": "TIFF"}
 WAITING = 4  # chunks that may wait for the disk
 SIZE_CHANGE = 0.1  # of a side, between real and synthetic images, that goes without a word
 
@@ -93,14 +91,19 @@ def _announce(plan: GenerationPlan) -> None:
         sampling.dtype,
         plan.device,
     )
-    if plan.verb.with_real and not plan.verb.original_size:
+    if plan.view.is_volumetric:
+        cases = len({source.case or source.name for source in plan.sources})
+        logger.info(
+            "%d one-slice cases from slices of %d volumes; train them with -c 2d", len(plan.samples), cases
+        )
+    if plan.verb.with_real and not plan.original_size:
         _compare_sizes(plan)
 
 
 def _compare_sizes(plan: GenerationPlan) -> None:
     """Say so when the synthetic images are of another size than the real ones beside them."""
-    height, width = np.median([image_size(case) for case in plan.dataset.training_cases], axis=0)
-    size = plan.run.size
+    sizes = [stored_size(plan.view, slice_) for slice_ in plan.run.slices]
+    size, (height, width) = plan.run.size, np.median(sizes, axis=0)
     if max(abs(height - size) / height, abs(width - size) / width) > SIZE_CHANGE:
         logger.warning(
             "synthetic images of %d x %d will lie beside real ones of %d x %d (median): nnU-Net sees lesions "
@@ -116,7 +119,8 @@ def _generate_chunks(plan: GenerationPlan, chunks: list[int], show_progress: boo
     """Sample and judge chunk after chunk; masks are prepared and files written by threads beside it."""
     sampler = _load_sampler(plan)
     judge = QualityFilter(
-        training_thumbnails(plan.dataset, plan.run.train_cases),
+        plan.view,
+        training_thumbnails(plan.view, plan.run.slices),
         plan.verb.max_similarity,
         plan.segmenter,
         plan.verb.min_agreement,
@@ -125,13 +129,13 @@ def _generate_chunks(plan: GenerationPlan, chunks: list[int], show_progress: boo
     bar = progress("{task.fields[rate]:.2f} images/s", disable=not show_progress)
     with ThreadPoolExecutor(3) as pool, bar:
         task = bar.add_task("generating", total=total, rate=0)
-        prepared, writing = pool.submit(plan.masks, chunks[0]), []
+        prepared, writing = pool.submit(plan.prepare, chunks[0]), []
         for chunk, following in zip(chunks, [*chunks[1:], None], strict=True):
-            masks, conditions = prepared.result()
+            ready = prepared.result()
             if following is not None:
-                prepared = pool.submit(plan.masks, following)
-            images = _sample(plan, sampler, chunk, conditions)
-            writing.append(_write(pool, plan, judge, chunk, images, masks, conditions))
+                prepared = pool.submit(plan.prepare, following)
+            images = _sample(plan, sampler, chunk, ready.conditions)
+            writing.append(_write(pool, plan, judge, chunk, images, ready))
             while len(writing) > WAITING:
                 writing.pop(0).result()
             bar.update(task, advance=len(images), rate=bar.tasks[0].speed or 0)
@@ -150,11 +154,11 @@ def _load_sampler(plan: GenerationPlan) -> ImageSampler:
     base = load_base(run.base_source, plan.device)
     with quiet():
         controlnet, unet = run.load_student(base, torch.float32)
-        return ImageSampler(base, controlnet, unet, plan.sampling, plan.device)
+        return ImageSampler(base, controlnet, unet, plan.sampling, plan.device, plan.view.classes.count)
 
 
 def _sample(plan: GenerationPlan, sampler: ImageSampler, chunk: int, conditions: np.ndarray) -> np.ndarray:
-    """Images of a chunk, uint8 (N, S, S, 3); a short chunk is filled with its last sample."""
+    """Images of a chunk, float32 (N, S, S, 3); a short chunk is filled with its last sample."""
     seeds = [sample.seed for sample in plan.chunks[chunk]]
     count, size = len(seeds), plan.verb.chunk_size
     fill = [*range(count), *[count - 1] * (size - count)]
@@ -173,35 +177,43 @@ def _write(
     judge: QualityFilter,
     chunk: int,
     images: np.ndarray,
-    masks: list[np.ndarray],
-    conditions: np.ndarray,
+    prepared: Prepared,
 ) -> Future:
     """Judge a chunk's images here, encode and write what is kept in the pool."""
     kept, rows = [], []
-    for sample, image, mask, condition in zip(plan.chunks[chunk], images, masks, conditions, strict=True):
-        if plan.verb.original_size:
-            side = Image.fromarray(image).resize(mask.shape[::-1], Image.Resampling.LANCZOS)
-            image, label = np.asarray(side), mask
-        else:
-            label = condition
-        reason, scores = judge(image, label)
-        rows.append(plan.row(sample, chunk, condition, reason, scores))
+    for sample, image, *ready in zip(plan.chunks[chunk], images, *prepared, strict=True):
+        stored = _as_stored(plan, image, *ready)
+        reason, scores = judge(*stored)
+        rows.append(plan.row(sample, chunk, ready[-1], reason, scores))
         if reason is None:
-            kept.append((sample.case, to_channels(image, plan.dataset), label * np.uint8(plan.lesion)))
+            kept.append((sample.case, *stored))
     return pool.submit(_encode_and_write, plan, chunk, kept, rows)
 
 
-def _encode_and_write(
-    plan: GenerationPlan, chunk: int, kept: list[tuple[str, np.ndarray, np.ndarray]], rows: list[dict]
-):
-    ending = plan.dataset.file_ending
-    images = {f"imagesTr/{case}_0000{ending}": encode(image, ending) for case, image, _ in kept}
-    labels = {f"labelsTr/{case}{ending}": encode(label, ending) for case, _, label in kept}
+def _as_stored(
+    plan: GenerationPlan,
+    image: np.ndarray,
+    mask: np.ndarray,
+    geometry: Geometry | None,
+    condition: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray, Geometry | None]:
+    """Image (Y, X, 3), mask (Y, X) and place of a sample, at the size in which they are written."""
+    if plan.view.window.dtype == "uint8":  # no finer than what the model sees
+        image = np.rint(image).astype(np.uint8)
+    if plan.original_size:
+        return resize_channels(image, mask.shape), mask, geometry
+    return image, condition, geometry and geometry.resized(condition.shape)
+
+
+def resize_channels(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """uint8 or float32 image (Y, X, 3) of values in [0, 255] at another size (Y, X), by Lanczos."""
+    channels = [Image.fromarray(channel) for channel in np.moveaxis(image, -1, 0)]
+    resized = [np.asarray(c.resize(shape[::-1], Image.Resampling.LANCZOS)) for c in channels]
+    return np.stack(resized, axis=-1).clip(0, 255)
+
+
+def _encode_and_write(plan: GenerationPlan, chunk: int, kept: list[tuple], rows: list[dict]) -> None:
+    files = {name: content for case in kept for name, content in plan.view.encode(*case).items()}
+    labels = {name: content for name, content in files.items() if name.startswith("labelsTr/")}
+    images = {name: content for name, content in files.items() if name not in labels}
     write_chunk(plan.verb.out, chunk, images, labels, rows)
-
-
-def encode(pixels: np.ndarray, ending: str) -> bytes:
-    """uint8 (Y, X) or (Y, X, 3) as the bytes of an image file."""
-    buffer = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, FORMATS[ending])
-    return buffer.getvalue()

@@ -76,13 +76,13 @@ def _write_dataset_json(plan: GenerationPlan, cases: int) -> None:
     from nnunetv2.dataset_conversion.generate_dataset_json import generate_dataset_json
 
     out, source = plan.verb.out, plan.dataset.json
-    names = ("overwrite_image_reader_writer", "reference")
+    names = ("overwrite_image_reader_writer", "reference", "regions_class_order")
     optional = {name: source[name] for name in names if name in source}
     with tempfile.TemporaryDirectory(dir=out / FOLDER) as folder:
         generate_dataset_json(
             folder,
             channel_names=source["channel_names"],
-            labels=source["labels"],
+            labels=dict(source["labels"]),  # nnU-Net changes it
             num_training_cases=cases,
             file_ending=plan.dataset.file_ending,
             dataset_name=out.resolve().name,

@@ -31,16 +31,27 @@ class Generate:
     samples: int | None = None
     """Number of images; by default one per mask. More go round the masks with new noise."""
     masks: Path | None = None
-    """Folder of mask files (0 and the lesion's label, or 0 and 255); by default the training cases' masks."""
+    """Folder of label maps without images: pictures or volumes of the data set's label values (one class:
+    also 0 and 255); by default the training cases' masks. None may be of a validation or test case, or of its
+    patient: case_00042_s0123.png and case_00042/segmentation.nii.gz are taken for masks of case_00042."""
+    slices_per_mask: int = 8
+    """Slices to take of each volume in --masks, evenly spaced among those with foreground."""
+    mask_groups: Path | None = None
+    """CSV with columns case,group that says whose patient's the files in --masks are: case is a file's name,
+    with or without its ending; group is one of the data set's groups or cases, or another patient."""
+    drop_held_out_masks: bool = False
+    """Leave out masks of validation and test cases instead of refusing them."""
     hard_cases: Path | None = None
     """File of law-synth mine: masks are drawn more often the worse their case was segmented, in proportion to
     (1 - Dice) + 0.1."""
-    mask_augment: Literal["none", "flip", "affine", "elastic"] = "none"
-    """Vary each mask; the lesion's area stays within 10 %."""
+    mask_augment: Literal["none", "flip", "affine", "elastic", "nested", "nested-elastic"] = "none"
+    """Vary each mask; a class's area stays within 10 %. nested: move, turn and reshape lesions within their
+    organ (tumour in kidney), which stays; nested-elastic bends the whole, too."""
     with_real: bool = False
     """Add the real cases, and splits_final.json: the fold trains on real and synthetic, validates on real."""
-    original_size: bool = False
-    """Write image and label at the size of the mask's source instead of the model's (square)."""
+    original_size: bool | None = None
+    """Write image and label at the size of the mask's source instead of the model's (square); by default for
+    volumes and not for pictures. --no-original-size scales a volume's spacing: its extent in mm stays."""
 
     preset: Literal["fast", "paper"] = "fast"
     """fast: 20 steps of UniPC. paper: 50 steps of DDIM, eta 0."""
@@ -78,7 +89,7 @@ class Generate:
 
     def check(self) -> tuple[int, int]:
         """Part and number of parts of --shard. UserError: options that make no sense."""
-        for name in ("samples", "steps", "chunk_size"):
+        for name in ("samples", "steps", "chunk_size", "slices_per_mask"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"found --{name.replace('_', '-')} {value}, expected at least 1")
@@ -88,6 +99,11 @@ class Generate:
             raise UserError(
                 f"found --min-agreement {self.min_agreement} and --max-similarity {self.max_similarity}, "
                 "expected 0 to 1 (Dice) and -1 to 1 (correlation)"
+            )
+        if self.masks is None and (self.mask_groups is not None or self.drop_held_out_masks):
+            raise UserError(
+                "found --mask-groups or --drop-held-out-masks without --masks, expected the folder of masks; "
+                "name it"
             )
         if self.hard_cases is not None and self.masks is not None:
             raise UserError(

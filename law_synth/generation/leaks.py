@@ -4,56 +4,145 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from dataset_conversion.raw import RawDataset, find_dataset
+import numpy as np
+
+from dataset_conversion.raw import Case, RawDataset, find_dataset
 from dataset_conversion.user_error import UserError
 from law_synth.cases import Fold, fold_cases, resize_mask
-from law_synth.generation.masks import MaskSource, case_mask, mask_hash
+from law_synth.generation.mask_files import MANY, mask_stem
+from law_synth.generation.masks import MaskSource, mask_hash
 
 if TYPE_CHECKING:
     from law_synth.evaluation.segmenter import Segmenter
     from law_synth.run_folder import TrainedRun
+    from law_synth.slices import SliceView
 
 logger = logging.getLogger(__name__)
 
 
-def refuse_leaks(
-    run: TrainedRun,
-    dataset: RawDataset,
-    sources: Sequence[MaskSource],
-    segmenter: Segmenter | None = None,
-) -> None:
-    """UserError unless model, masks and judge saw nothing but training cases of the run's fold.
+def refuse_leaks(run: TrainedRun, dataset: RawDataset, segmenter: Segmenter | None = None) -> None:
+    """UserError unless model and judge saw nothing but training cases of the run's fold, and it keeps groups.
 
-    A mask from elsewhere must not have the name, nor at model size the pixels, of a validation or test case.
-    Empty and full masks say nothing and are never copies. A judge's cases are known only for the same data
-    set; otherwise a warning asks the user.
+    A judge's cases are known only for the same data set; otherwise a warning asks the user.
     """
     _refuse_changed_splits(run, dataset)
-    seen = set(run.train_cases)
-    unseen = {case.id: case for case in (*dataset.training_cases, *dataset.test_cases) if case.id not in seen}
-    for source in sources:
-        name = source.case or source.name.rsplit(".", 1)[0]
-        if name in unseen:
-            raise UserError(
-                f"found the mask {source.name} of a case outside the training cases of fold {run.fold} of "
-                f"{dataset.folder.name}, expected none: it would leak; remove it"
-            )
-    if any(source.case != source.name for source in sources):
-        labelled = [case for case in unseen.values() if case.label is not None]
-        hashes = {mask_hash(resize_mask(case_mask(dataset, case), run.size)): case.id for case in labelled}
-        for source in sources:
-            mask = resize_mask(source.read(), run.size)
-            copied = hashes.get(mask_hash(mask))
-            if copied is not None and 0 < mask.mean() < 1:
-                raise UserError(
-                    f"found the mask {source.name} equal to that of {copied}, a validation or test case of "
-                    f"{dataset.folder.name}, expected none: it would leak; remove it"
-                )
+    refuse_shared_groups(dataset, run.fold)
     if segmenter is not None:
         refuse_informed_judge(dataset, run.fold, segmenter)
+
+
+def refuse_shared_groups(dataset: RawDataset, fold: Fold) -> None:
+    """UserError when a group (patient, sequence) trains and validates in the same fold."""
+    training, validation = fold_cases(dataset, fold)
+    trained = {dataset.groups[case] for case in training}
+    if shared := [case for case in validation if dataset.groups[case] in trained]:
+        raise UserError(
+            f"{dataset.folder}: found in fold {fold} the validation case {shared[0]} ({len(shared)} such) "
+            f"and training cases of its group {dataset.groups[shared[0]]}, expected each group on one side; "
+            "make splits_final.json by group"
+        )
+
+
+class HeldOutMasks:
+    """Finds out which masks from elsewhere belong to a validation or test case of a run's fold.
+
+    Args:
+        mask_groups: the group of masks by file name or stem, where their names do not tell.
+    """
+
+    def __init__(self, run: TrainedRun, view: SliceView, mask_groups: Mapping[str, str]):
+        self.run, self.dataset, self.mask_groups = run, view.dataset, mask_groups
+        self._training = set(run.train_cases)
+        self._unseen = unseen_cases(self.dataset, self._training)
+        self._groups = held_out_groups(self.dataset, self._training)
+        self._hashes = self._held_out_hashes(view)
+
+    def taken_out(self, sources: Sequence[MaskSource], drop: bool) -> list[MaskSource]:
+        """The masks that may train the fold; whose group is not known may, with a warning.
+
+        UserError: a held-out one and not `drop`, or nothing is left.
+        """
+        reasons = [self._reason(source) for source in sources]
+        held_out = [i for i, reason in enumerate(reasons) if reason is not None]
+        if held_out and not drop:
+            raise UserError(
+                f"found the mask {sources[held_out[0]].name} {reasons[held_out[0]]} ({len(held_out)} such), "
+                "expected none: it would leak; remove them or give --drop-held-out-masks"
+            )
+        kept = [source for source, reason in zip(sources, reasons, strict=True) if reason is None]
+        if not kept:
+            raise UserError(f"found {len(sources)} masks, all of validation or test cases; give others")
+        if held_out:
+            logger.info("left out %d of %d masks, of validation or test cases", len(held_out), len(sources))
+        if unknown := sum(self._group(source) is None for source in kept):
+            logger.warning(
+                "%d of %d masks are named after no case or group of %s: make sure that none is of a patient "
+                "of its validation or test cases; --mask-groups says whose they are",
+                *(unknown, len(kept), self.dataset.folder.name),
+            )
+        return kept
+
+    def _held_out_hashes(self, view: SliceView) -> dict[str, str]:
+        """sha256 at model size -> case, of held-out masks; one of a single class is nobody's."""
+        from rich.progress import track
+
+        labelled = [case.id for case in self._unseen.values() if case.label is not None]
+        quick = not view.is_volumetric and len(labelled) < MANY
+        hashes = {}
+        for case_id in track(labelled, "reading held-out masks", transient=True, disable=quick):
+            for slice_ in view.slices([case_id]):
+                mask = resize_mask(view.read_mask(slice_), self.run.size)
+                if np.ptp(mask):
+                    hashes[mask_hash(mask)] = case_id
+        return hashes
+
+    def _reason(self, source: MaskSource) -> str | None:
+        """What makes a mask a held-out one."""
+        case, group = self._hashes.get(source.sha256_at_size), self._group(source)
+        name = self.dataset.folder.name
+        if mask_stem(source.name) in self._unseen:
+            return f"of a case outside the training cases of fold {self.run.fold} of {name}"
+        if case is not None:
+            return f"equal to that of {case}, a validation or test case of {name}"
+        if group in self._groups and source.case not in self._training:
+            return f"of {group}, whose case {self._groups[group]} is a validation or test case of {name}"
+        return None
+
+    def _group(self, source: MaskSource) -> str | None:
+        given = self.mask_groups.get(source.name) or self.mask_groups.get(mask_stem(source.name))
+        by_name = mask_group(source.name, self.dataset)
+        if by_name in self._groups or given is None:
+            return by_name
+        return self.dataset.groups.get(given, given)
+
+
+def unseen_cases(dataset: RawDataset, training: Collection[str]) -> dict[str, Case]:
+    """Id -> case of all training and test cases but those of `training`."""
+    cases = (*dataset.training_cases, *dataset.test_cases)
+    return {case.id: case for case in cases if case.id not in training}
+
+
+def held_out_groups(dataset: RawDataset, training: Collection[str]) -> dict[str, str]:
+    """Group -> one of its cases, of all groups with a case outside `training`."""
+    return {dataset.groups[case_id]: case_id for case_id in sorted(unseen_cases(dataset, training))}
+
+
+def mask_group(name: str, dataset: RawDataset) -> str | None:
+    """Group of the case, or the group, after which a mask file is named; None where it is named otherwise.
+
+    Its name is that name, or begins with it and goes on with `_`, `-`, `.` or `/`; the longest one counts.
+    """
+    groups = set(dataset.groups.values())
+    ends = [i for i, letter in enumerate(name) if letter in "_-./"]
+    for end in (len(name), *reversed(ends)):
+        if name[:end] in dataset.groups:
+            return dataset.groups[name[:end]]
+        if name[:end] in groups:
+            return name[:end]
+    return None
 
 
 def _refuse_changed_splits(run: TrainedRun, dataset: RawDataset) -> None:

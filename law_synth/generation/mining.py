@@ -14,18 +14,21 @@ from dataset_conversion.user_error import UserError
 from law_synth.cases import Fold
 
 if TYPE_CHECKING:
-    from dataset_conversion.raw import RawDataset
     from law_synth.evaluation.segmenter import Segmenter
+    from law_synth.slices import SliceView
 
 logger = logging.getLogger(__name__)
+
+SLICES_PER_CASE = 16  # of volumes, evenly spaced among those with foreground
 
 
 @dataclass(frozen=True)
 class Mine:
     """Measure how well a trained segmenter finds the lesions of one fold's training cases.
 
-    The Dice of each case goes into --out, for law-synth generate --hard-cases. Validation and test cases are
-    never looked at, and a segmenter that has learned from validation cases is refused.
+    The Dice of each case (of volumes: of up to 16 slices; of several classes: their mean) goes into --out,
+    for law-synth generate --hard-cases. Validation and test cases are never looked at, and a segmenter that
+    has learned from validation cases is refused.
     """
 
     dataset: str
@@ -45,17 +48,18 @@ class Mine:
         """Predict and write. UserError: data set, fold, model or --out not usable; the model would leak."""
         from dataset_conversion.raw import find_dataset
         from dataset_conversion.raw_writer import write_json
-        from law_synth.cases import fold_cases, lesion_label
+        from law_synth.cases import fold_cases
         from law_synth.devices import pick_device
         from law_synth.generation.hard_cases import FORMAT, is_hard_cases
         from law_synth.generation.leaks import refuse_informed_judge
         from law_synth.generation.quality import judge_of_fold
+        from law_synth.slices import view_of
 
         if self.out.exists() and not is_hard_cases(self.out):
             raise UserError(f"{self.out}: found something else, expected no file; choose another --out")
         device, dataset = pick_device(self.device), find_dataset(self.dataset)
-        lesion_label(dataset)
         cases, _ = fold_cases(dataset, self.fold)
+        view = view_of(dataset, cases, window=(0, 1))  # the segmenter sees the stored values
         judge = judge_of_fold(self.segmenter, dataset, self.fold, device)
         refuse_informed_judge(dataset, self.fold, judge)
         name = dataset.folder.resolve().name
@@ -68,7 +72,7 @@ class Mine:
             "fold": self.fold,
             "segmenter": judge.name,
             "segmenter_sha256": judge.hash,
-            "dice": measure_dice(judge, dataset, cases),
+            "dice": measure_dice(judge, view, cases),
         }
         write_json(self.out, content)
         values = list(content["dice"].values())
@@ -76,16 +80,16 @@ class Mine:
         logger.info("wrote %s: mean Dice %.3f, worst %.3f (%s)", self.out, mean, min(values), worst)
 
 
-def measure_dice(judge: Segmenter, dataset: RawDataset, cases: list[str]) -> dict[str, float]:
-    """Case id -> Dice of the judge's lesion and the mask; 1 where both are empty."""
+def measure_dice(judge: Segmenter, view: SliceView, cases: list[str]) -> dict[str, float]:
+    """Case id -> mean Dice over its slices and the data set's regions; 1 where both are empty."""
     from rich.progress import track
 
-    from law_synth.cases import read_rgb_case
-    from nnunet_order.metrics import binary_metrics
+    from law_synth.evaluation.agreement import MEAN, agreement
 
     dice = {}
     for case in track(cases, "segmenting training cases", transient=True):
-        image, mask = read_rgb_case(dataset, dataset.case(case))
-        value = binary_metrics(mask > 0, judge.lesion_mask(image) > 0)["Dice"]
-        dice[case] = 1.0 if math.isnan(value) else round(value, 6)
+        slices = view.slices([case], SLICES_PER_CASE)
+        means = [agreement(judge.find_slice(view, s), view.read_mask(s), view)[MEAN] for s in slices]
+        values = [1.0 if math.isnan(mean) else mean for mean in means] or [1.0]
+        dice[case] = round(float(np.mean(values)), 6)
     return dice

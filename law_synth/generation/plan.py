@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from dataset_conversion.folder import read_groups
 from dataset_conversion.raw import RawDataset, find_dataset
-from law_synth.cases import lesion_label, resize_mask
+from dataset_conversion.user_error import UserError
+from law_synth.cases import resize_mask
 from law_synth.generation.generate import PRESETS
 from law_synth.generation.hard_cases import HardCases, read_hard_cases
-from law_synth.generation.leaks import refuse_leaks
-from law_synth.generation.masks import MaskSource, augment, case_masks, folder_masks, mask_hash
+from law_synth.generation.leaks import HeldOutMasks, refuse_leaks
+from law_synth.generation.mask_files import MaskFolder
+from law_synth.generation.masks import MaskSource, augment, case_masks, mask_hash
+from law_synth.generation.nested_masks import Nesting, find_nestings
 from law_synth.generation.quality import judge_of_fold
 from law_synth.generation.sampling import Sampling, derived_seed
 from law_synth.requirements_hint import package_versions
@@ -26,6 +31,11 @@ if TYPE_CHECKING:
 
     from law_synth.evaluation.segmenter import Segmenter
     from law_synth.generation.generate import Generate
+    from law_synth.slices import Geometry, SliceView
+
+logger = logging.getLogger(__name__)
+
+NESTING_CASES = 50  # that are looked at to learn which class lies inside which
 
 
 @dataclass(frozen=True)
@@ -40,6 +50,17 @@ class Sample:
     mask_seed: int
 
 
+class Prepared(NamedTuple):
+    """Masks of a chunk's samples."""
+
+    masks: list[np.ndarray]
+    """Class numbers uint8 (Y, X), at their own sizes."""
+    geometries: list[Geometry | None]
+    """Their places in space; None in a 2D data set."""
+    conditions: np.ndarray
+    """The masks as the model sees them, uint8 (N, S, S)."""
+
+
 @dataclass(frozen=True)
 class GenerationPlan:
     """Everything that decides what a generation writes; `make_plan` makes it."""
@@ -47,7 +68,10 @@ class GenerationPlan:
     verb: Generate
     run: TrainedRun
     dataset: RawDataset
+    view: SliceView
     sources: list[MaskSource]
+    nestings: list[Nesting]
+    """Of --mask-augment nested."""
     hard_cases: HardCases | None
     segmenter: Segmenter | None
     sampling: Sampling
@@ -73,8 +97,8 @@ class GenerationPlan:
         count = self.verb.samples or len(self.sources)
         if self.hard_cases is None:
             return [index % len(self.sources) for index in range(count)]
-        names = [source.name for source in self.sources]
-        return self.hard_cases.draw(names, count, derived_seed(self.verb.seed, 0, "hard cases"))
+        cases = [source.case for source in self.sources]
+        return self.hard_cases.draw(cases, count, derived_seed(self.verb.seed, 0, "hard cases"))
 
     @cached_property
     def chunks(self) -> list[list[Sample]]:
@@ -82,11 +106,22 @@ class GenerationPlan:
         size = self.verb.chunk_size
         return [self.samples[start : start + size] for start in range(0, len(self.samples), size)]
 
-    def masks(self, chunk: int) -> tuple[list[np.ndarray], np.ndarray]:
-        """Masks of a chunk's samples at their own sizes, and as the model sees them (N, S, S); 0 and 1."""
+    @property
+    def original_size(self) -> bool:
+        """Whether images are written at the size of their mask's source: by default those of volumes."""
+        given = self.verb.original_size
+        return self.view.is_volumetric if given is None else given
+
+    def prepare(self, chunk: int) -> Prepared:
+        """Read and vary the masks of a chunk's samples."""
+        samples, size = self.chunks[chunk], self.run.size
+        masks = [self._vary(sample) for sample in samples]
+        geometries = [sample.source.locate() for sample in samples]
+        return Prepared(masks, geometries, np.stack([resize_mask(mask, size) for mask in masks]))
+
+    def _vary(self, sample: Sample) -> np.ndarray:
         kind, size = self.verb.mask_augment, self.run.size
-        masks = [augment(sample.source.read(), kind, sample.mask_seed, size) for sample in self.chunks[chunk]]
-        return masks, np.stack([resize_mask(mask, size) for mask in masks])
+        return augment(sample.source.read(), kind, sample.mask_seed, size, self.nestings)
 
     def row(self, sample: Sample, chunk: int, mask: np.ndarray, reason: str | None, scores: dict) -> dict:
         """Line of synthesis.jsonl for a sample and its mask at model size."""
@@ -98,6 +133,7 @@ class GenerationPlan:
             "reason": reason,
             "seed": sample.seed,
             "source_case": sample.source.case,
+            "source_slice": sample.source.index,
             "source_mask": sample.source.name,
             "mask_sha256": mask_hash(mask),
             "mask_augmentation": self.verb.mask_augment,
@@ -122,7 +158,9 @@ class GenerationPlan:
             "data_set": self.dataset.folder.resolve().name,
             "masks": self._masks_digest(),
             "samples": len(self.samples),
-            **{name: getattr(verb, name) for name in ("mask_augment", "with_real", "original_size")},
+            "mask_augment": verb.mask_augment,
+            "with_real": verb.with_real,
+            "original_size": self.original_size,
             **asdict(self.sampling),
             "segmenter": self.segmenter and self.segmenter.hash,
             **{
@@ -131,6 +169,8 @@ class GenerationPlan:
             },
             "device": self.device.type,
         }
+        if self.nestings:
+            options["nesting"] = self.nestings
         if self.hard_cases is not None:
             options["hard_cases"] = self.hard_cases.hash
         packages = ("law-order", "torch", "diffusers", "transformers", "nnunetv2", "numpy", "pillow")
@@ -140,11 +180,6 @@ class GenerationPlan:
         source = {"name": self.dataset.folder.resolve().name, "folder": str(self.dataset.folder.resolve())}
         content = {"options": options, "run": self.run.config, "source_dataset": source, "versions": versions}
         return content if self.hard_cases is None else content | {"hard_cases": self.hard_cases.content}
-
-    @property
-    def lesion(self) -> int:
-        """The data set's label of lesions."""
-        return lesion_label(self.dataset)
 
     @cached_property
     def prefix(self) -> str:
@@ -160,8 +195,8 @@ class GenerationPlan:
         """Names of the sources, and the pixels of those that are no cases of the data set."""
         digest = hashlib.sha256()
         for source in self.sources:
-            foreign = "" if source.case == source.name else mask_hash(source.read())
-            digest.update(f"{source.name}{foreign}\n".encode())
+            index = "" if source.index is None else f" {source.index}"
+            digest.update(f"{source.name}{index}{source.sha256}\n".encode())
         return digest.hexdigest()
 
 
@@ -170,22 +205,50 @@ def make_plan(verb: Generate, device: torch.device) -> GenerationPlan:
     run = read_run(verb.trained_run) if verb.trained_run is not None else newest_run()
     recorded = (run.dataset_folder / "dataset.json").is_file()
     dataset = find_dataset(run.dataset_folder if recorded else run.dataset_name)
-    lesion_label(dataset)
-    sources = (
-        case_masks(dataset, run.train_cases) if verb.masks is None else folder_masks(verb.masks, dataset)
-    )
+    view = run.view(dataset)
     judge = judge_of_fold(Path(verb.segmenter), dataset, run.fold, device) if verb.segmenter else None
-    refuse_leaks(run, dataset, sources, judge)
+    refuse_leaks(run, dataset, judge)
+    sources = case_masks(view, run.slices) if verb.masks is None else _folder_sources(verb, run, view)
+    nestings = _nestings(run, view) if verb.mask_augment in ("nested", "nested-elastic") else []
     name = dataset.folder.resolve().name
     hard_cases = verb.hard_cases and read_hard_cases(verb.hard_cases, name, run.fold, run.train_cases)
+    sampling = _sampling(verb, run, device)
+    return GenerationPlan(verb, run, dataset, view, sources, nestings, hard_cases, judge, sampling, device)
+
+
+def _sampling(verb: Generate, run: TrainedRun, device: torch.device) -> Sampling:
     sampler, steps = PRESETS[verb.preset]
-    guidance = verb.guidance_scale or run.guidance_scale
-    sampling = Sampling(
+    return Sampling(
         verb.sampler or sampler,
         verb.steps or steps,
-        guidance,
+        verb.guidance_scale or run.guidance_scale,
         run.prompt if verb.prompt is None else verb.prompt,
         verb.dtype or ("fp32" if device.type == "cpu" else "bf16"),
         verb.compile,
     )
-    return GenerationPlan(verb, run, dataset, sources, hard_cases, judge, sampling, device)
+
+
+def _folder_sources(verb: Generate, run: TrainedRun, view: SliceView) -> list[MaskSource]:
+    """The masks of --masks, none of them of a validation or test case."""
+    groups = read_groups(verb.mask_groups) if verb.mask_groups is not None else {}
+    sources = MaskFolder(view, run.slices, run.size, verb.slices_per_mask).sources(verb.masks)
+    return HeldOutMasks(run, view, groups).taken_out(sources, verb.drop_held_out_masks)
+
+
+def _nestings(run: TrainedRun, view: SliceView) -> list[Nesting]:
+    """Which class lies in which, by masks of training cases. UserError: none in any."""
+    from rich.progress import track
+
+    cases = run.train_cases
+    chosen = {cases[i] for i in np.linspace(0, len(cases) - 1, min(len(cases), NESTING_CASES)).astype(int)}
+    slices = [slice_ for slice_ in run.slices if slice_.case in chosen]
+    masks = map(view.read_mask, track(slices, "learning what lies in what", transient=True))
+    nestings = find_nestings(masks, view.classes.count)
+    if not nestings:
+        raise UserError(
+            f"found --mask-augment nested, expected a class that lies inside another one in the masks of "
+            f"{view.dataset.folder.name} ({', '.join(view.classes.names)}); choose flip, affine or elastic"
+        )
+    for outer, inner in nestings:
+        logger.info("%s moves within %s", view.classes.names[inner - 1], view.classes.names[outer - 1])
+    return nestings

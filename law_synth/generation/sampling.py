@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from law_synth.cases import condition
+from law_synth.classes import condition
 
 if TYPE_CHECKING:
     from diffusers import ControlNetModel, UNet2DConditionModel
@@ -58,8 +58,9 @@ class ImageSampler:
         unet: UNet2DConditionModel,
         settings: Sampling,
         device: torch.device,
+        class_count: int,
     ):
-        self.base, self.settings, self.device = base, settings, device
+        self.base, self.settings, self.device, self.class_count = base, settings, device, class_count
         self.dtype = DTYPES[settings.dtype]
         torch.backends.cudnn.deterministic = True
         text, empty = base.encode_prompts([settings.prompt, ""]).to(device, self.dtype)
@@ -74,14 +75,16 @@ class ImageSampler:
         self._pipeline = new_pipeline(base, controlnet, unet, settings.sampler)
 
     def __call__(self, masks: np.ndarray, seeds: Sequence[int]) -> np.ndarray:
-        """Masks of 0 and 1 (B, S, S) and the seed of each sample's noise -> uint8 RGB (B, S, S, 3).
+        """Class numbers (B, S, S) and the seed of each sample's noise -> RGB in [0, 255], float (B, S, S, 3).
+
+        Not rounded: 16-bit data sets have more than 256 levels.
 
         FloatingPointError: an image is not finite.
         """
         count, size = len(masks), masks.shape[-1] // self.base.latent_factor
         shape = (self.base.latent_channels, size, size)
         latents = self._pipeline(
-            image=condition(masks).contiguous(),
+            image=condition(masks, self.class_count).contiguous(),
             latents=noise(shape, seeds).to(self.device, self.dtype),
             num_inference_steps=self.settings.steps,
             guidance_scale=self.settings.guidance_scale,
@@ -91,7 +94,7 @@ class ImageSampler:
         images = self.base.decode(latents)  # clamps infinities
         if not (latents.isfinite().all() and images.isfinite().all()):
             raise FloatingPointError
-        pixels = ((images + 1) * 127.5).round().to(torch.uint8)
+        pixels = (images + 1) * 127.5
         return pixels.permute(0, 2, 3, 1).cpu().numpy()
 
 

@@ -1,0 +1,187 @@
+"""Masks from a folder of label maps without images: pictures, or volumes whose slices are taken."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dataset_conversion.images import IMAGE_ENDINGS, Notes, read_index_mask
+from dataset_conversion.user_error import UserError
+from law_synth.cases import resize_mask
+from law_synth.classes import VOLUME_ENDINGS, Classes
+from law_synth.generation.masks import MaskSource, mask_hash
+from law_synth.slices import Geometry, Slice, SliceView
+
+if TYPE_CHECKING:
+    import SimpleITK as sitk
+
+MANY = 200  # files that deserve a progress bar
+READERS = 4  # volumes in memory at the same time
+VOLUMES = (*VOLUME_ENDINGS, ".nii")
+ENDINGS = (*VOLUMES, *IMAGE_ENDINGS)
+
+
+@dataclass(frozen=True)
+class MaskFolder:
+    """Makes mask sources of the label maps in a folder, or in its subfolders if there are none in itself."""
+
+    view: SliceView
+    slices: Sequence[Slice]
+    """Training slices. In a data set of volumes they give pictures their extent in mm, in turn."""
+    size: int
+    """Side of the model's images."""
+    per_volume: int
+    """Slices to take of a volume, evenly spaced among those with foreground."""
+
+    def sources(self, folder: Path) -> list[MaskSource]:
+        """The masks of all files, sorted by name. UserError: no folder, no masks in it, unusable values."""
+        from rich.progress import track
+
+        if not folder.is_dir():
+            raise UserError(f"{folder}: not found, expected the folder of masks; correct --masks")
+        paths = _mask_paths(folder, "*") or _mask_paths(folder, "*/*")
+        if not paths:
+            raise UserError(
+                f"{folder}: found no images ({', '.join(ENDINGS)}), expected masks; correct --masks"
+            )
+        with ThreadPoolExecutor(READERS) as pool:  # Pillow and SimpleITK let go of the interpreter's lock
+            files = pool.map(functools.partial(self._file_sources, folder), paths, range(len(paths)))
+            shown = track(files, "reading masks", len(paths), transient=True, disable=len(paths) < MANY)
+            sources = [source for of_file in shown for source in of_file]
+        if not sources:
+            raise UserError(f"{folder}: found {len(paths)} masks of background only; correct --masks")
+        return sources
+
+    def _file_sources(self, folder: Path, name: Path, number: int) -> list[MaskSource]:
+        path = folder / name
+        if path.name.lower().endswith(VOLUMES):
+            return self._volume_sources(path, name.as_posix())
+        read = functools.partial(read_mask, path, self.view.classes)
+        mask = read()
+        locate = functools.partial(self._borrow, number, mask.shape)
+        return [self._source(name.as_posix(), None, mask, read, locate)]
+
+    def _volume_sources(self, path: Path, name: str) -> list[MaskSource]:
+        load = functools.partial(read_volume, path, self.view.classes, self._orientation)
+        volume, header = load()
+        axis = self.view.axis if self.view.is_volumetric else int(np.argmax(header.GetSpacing()[::-1]))
+        found = np.flatnonzero(volume.any(axis=tuple({0, 1, 2} - {axis})))
+        if len(found) > self.per_volume:
+            found = found[np.rint(np.linspace(0, len(found) - 1, self.per_volume)).astype(int)]
+        sources = []
+        for index in found.tolist():
+            place = place_of(header, axis, index) if self.view.is_volumetric else None
+            sources.append(
+                self._source(
+                    name,
+                    index,
+                    volume.take(index, axis),
+                    lambda index=index: load()[0].take(index, axis),
+                    lambda place=place: place,
+                )
+            )
+        return sources
+
+    def _source(
+        self,
+        name: str,
+        index: int | None,
+        mask: np.ndarray,
+        read: Callable[[], np.ndarray],
+        locate: Callable[[], Geometry | None],
+    ) -> MaskSource:
+        stem = mask_stem(name)
+        case = stem if stem in self._training_ids else None
+        small = resize_mask(mask, self.size)
+        sha256_at_size = mask_hash(small) if np.ptp(small) else None
+        return MaskSource(name, case, index, read, locate, mask_hash(mask), sha256_at_size)
+
+    def _borrow(self, number: int, shape: tuple[int, int]) -> Geometry | None:
+        """Place of the training slice whose turn it is, with a mask's number of pixels on its extent."""
+        geometry = self.view.geometry(self.slices[number % len(self.slices)])
+        return geometry and geometry.resized(shape)
+
+    @cached_property
+    def _training_ids(self) -> set[str]:
+        return {case.id for case in self.view.dataset.training_cases}
+
+    @cached_property
+    def _orientation(self) -> str | None:
+        """Of the data set's volumes, such as LPS; None for pictures."""
+        if not self.view.is_volumetric:
+            return None
+        import SimpleITK as sitk
+
+        direction = self.view.geometry(self.slices[0]).direction
+        return sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(direction)
+
+
+def _mask_paths(folder: Path, pattern: str) -> list[Path]:
+    """Mask files as paths below `folder`, sorted."""
+    found = (path for path in folder.glob(pattern) if path.name.lower().endswith(ENDINGS))
+    return sorted(path.relative_to(folder) for path in found)
+
+
+def read_mask(path: Path, classes: Classes) -> np.ndarray:
+    """Picture of label values (or of 0 and 255, for one class) as class numbers, uint8 (Y, X).
+
+    UserError: other values, unreadable, JPEG.
+    """
+    return _numbers(read_index_mask(path, Notes()), path, classes)
+
+
+@functools.lru_cache(maxsize=1)  # its slices are read one after the other
+def read_volume(path: Path, classes: Classes, orientation: str | None) -> tuple[np.ndarray, sitk.Image]:
+    """Volume of label values as class numbers, uint8 (Z, Y, X), and its image for spacing and the like.
+
+    Its axes are flipped and swapped into the `orientation` of the data set's volumes. UserError: as
+    `read_mask`; not 3D.
+    """
+    import SimpleITK as sitk
+
+    try:
+        image = sitk.ReadImage(str(path))
+    except RuntimeError as error:
+        raise UserError(f"{path}: cannot be read, expected an intact file; replace it") from error
+    if image.GetDimension() != 3:
+        raise UserError(f"{path}: found {image.GetDimension()} dimensions, expected a volume of 3; split it")
+    if orientation is not None:
+        image = sitk.DICOMOrient(image, orientation)
+    return _numbers(sitk.GetArrayViewFromImage(image), path, classes), image
+
+
+def place_of(image: sitk.Image, axis: int, index: int) -> Geometry:
+    """Place in space of slice `index` along `axis` of (Z, Y, X)."""
+    corner = [0, 0, 0]
+    corner[2 - axis] = index
+    size = image.GetSize()[::-1]
+    shape = tuple(size[other] for other in range(3) if other != axis)
+    origin = image.TransformIndexToPhysicalPoint(corner)
+    return Geometry(shape, image.GetSpacing(), origin, image.GetDirection(), axis)
+
+
+def mask_stem(name: str) -> str:
+    """A mask file's name without its ending: `.nii.gz` is one."""
+    ending = next((ending for ending in ENDINGS if name.lower().endswith(ending)), "")
+    return name[: len(name) - len(ending)]
+
+
+def _numbers(label: np.ndarray, path: Path, classes: Classes) -> np.ndarray:
+    if classes.count == 1 and np.isin(label, (0, 255)).all():
+        return (label > 0).astype(np.uint8)
+    odd = np.unique(label[~np.isin(label, (0, *classes.values))])
+    if len(odd):
+        expected = ", ".join(map(str, classes.values))
+        expected = f"0 and {expected}, or 0 and 255" if classes.count == 1 else f"0, {expected}"
+        raise UserError(
+            f"{path}: found mask values {', '.join(f'{value:g}' for value in odd[:5])}, expected {expected}; "
+            "correct it"
+        )
+    return classes.numbers(label.astype(np.uint8))
