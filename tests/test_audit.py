@@ -21,6 +21,7 @@ from law_synth.audit.finding import NotPossible
 from law_synth.audit.subject import Subject, read_subject
 from law_synth.generation.generate import Generate
 from law_synth.run_folder import read_run
+from law_synth.slices import view_of
 
 NAME = "Dataset950_Phantom"
 
@@ -98,12 +99,13 @@ def test_grey_bent_masks_at_original_size_are_clean(trained_run, tmp_path):
     run = Path(shutil.copytree(trained_run, tmp_path / "run"))
     changes = {"dataset": {"name": folder.name, "folder": str(folder)}, "monitor_cases": []}
     changes["train_cases"] = read_dataset(folder).read_splits()[0]["train"]
+    changes["view"] = view_of(read_dataset(folder), changes["train_cases"]).record
     change_json(run / "law_config.json", lambda config: config.update(changes))
     out = tmp_path / "Dataset951"
     options = {"samples": 4, "steps": 1, "original_size": True, "mask_augment": "elastic", "with_real": True}
     Generate(out=out, trained_run=run, **options).run()
     code, results = audit(out, tmp_path / "audit.json", trained_run=run)
-    assert code == 0 and set(results.values()) == {"passed"} and len(results) == 16
+    assert code == 0 and set(results.values()) == {"passed"} and len(results) == 17
     label = out / "labelsTr" / "law2_000001.png"
     Image.fromarray(np.asarray(Image.open(label))[::-1].copy()).save(label)
     assert "its label is not the mask" in look(files.check_labels, out)[0]
@@ -119,7 +121,7 @@ def test_what_cannot_be_checked_is_not_clean(data, source, tmp_path, monkeypatch
     code, results = audit(data, out)
     assert code == 1 and set(results.values()) == {"passed", "not possible"}
     passed = {name for name, result in results.items() if result == "passed"}
-    assert passed == {"trained run", "base model", "judge", "hard cases", "manifest", "images"}
+    assert passed == {"trained run", "base model", "judge", "hard cases", "manifest", "images", "geometry"}
     assert "10 checks not possible (--allow-unchecked accepts that)" in capsys.readouterr().out
     assert "give --real" in json.loads(out.read_text())["checks"][0]["detail"]
     assert audit(data, out, allow_unchecked=True)[0] == 0

@@ -12,10 +12,10 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from PIL import Image
 
-from dataset_conversion.raw import find_dataset
+from dataset_conversion.raw import RawDataset, find_dataset
 from dataset_conversion.user_error import UserError
-from law_synth.cases import read_rgb_case
-from law_synth.evaluation.segmenter import Segmenter
+from law_synth.evaluation.segmenter import Segmenter, load_judge
+from law_synth.slices import PICTURE_SPACING, Slice, view_of
 
 ORDER = "nnUNetTrainerORDER_quick"
 
@@ -77,12 +77,14 @@ def test_judge_says_what_nnunet_predicts(nnunet, order_model, tmp_path):
     judge = Segmenter(order_model)
     threads, benchmark = torch.get_num_threads(), torch.backends.cudnn.benchmark
     dataset = find_dataset(nnunet.raw / "Dataset901_Phantom")
+    view = view_of(dataset, [case.id for case in dataset.training_cases])
     for case in dataset.test_cases:
-        image, _ = read_rgb_case(dataset, case)
         expected = np.asarray(Image.open(tmp_path / f"{case.id}.png"))
-        found = judge.predict(np.moveaxis(image, -1, 0).astype(np.float32))
+        (found,) = judge.predict(dataset.read_image(case), PICTURE_SPACING)
         assert np.array_equal(found, expected) and np.issubdtype(found.dtype, np.integer)
-        assert np.array_equal(judge.lesion_mask(image), expected == 1)
+        mask = judge.find(view, view.read_rgb(Slice(case.id)), None)
+        assert np.array_equal(mask, expected == 1) and mask.dtype == np.uint8
+        assert np.array_equal(judge.find_slice(view, Slice(case.id)), mask)
     assert (torch.get_num_threads(), torch.backends.cudnn.benchmark) == (threads, benchmark)
 
 
@@ -92,7 +94,7 @@ def test_judge_knows_its_data(nnunet, order_model):
     split = find_dataset(nnunet.raw / "Dataset901_Phantom").read_splits()[1]
     assert judge.train_cases == sorted(split["train"])
     assert judge.hash == Segmenter(order_model).hash and len(judge.hash) == 64
-    assert (judge.channels, judge.lesion_label) == (3, 1)
+    assert (judge.channels, judge.regions) == (3, {"polyp": (1,)})
 
 
 def test_unknown_splits_are_unknown(order_model, monkeypatch):
@@ -106,11 +108,9 @@ def test_stock_model_of_grey_images_averages_folds(stock_model):
     folder = stock_model(1, folds=(0, 3))
     both, first, second = (Segmenter(folder, folds=folds) for folds in (None, [0], [3]))
     assert both.folds == ["0", "3"] and len({both.hash, first.hash, second.hash}) == 3
-    grey = np.random.default_rng(0).integers(0, 255, (70, 50)).astype(np.uint8)
-    rgb = np.stack([grey] * 3, axis=-1)
-    masks = [judge.lesion_mask(rgb) for judge in (both, first, second)]
+    grey = np.random.default_rng(0).integers(0, 255, (1, 1, 70, 50)).astype(np.float32)
+    masks = [judge.predict(grey, PICTURE_SPACING)[0] for judge in (both, first, second)]
     assert all(mask.shape == (70, 50) and set(np.unique(mask)) <= {0, 1} for mask in masks)
-    assert np.array_equal(masks[0], both.predict(grey[None].astype(np.float32)) == 1)
     agree = masks[1] == masks[2]  # where both folds say the same, so does their mean
     assert agree.any() and np.array_equal(masks[0][agree], masks[1][agree])
 
@@ -119,11 +119,20 @@ def test_wrong_judges_are_one_line(stock_model, tmp_path):
     with pytest.raises(UserError, match="in folds: none; expected at least one"):
         Segmenter(tmp_path)
     folder = stock_model(3, labels={"background": 0, "a": 1, "b": 2})
-    judge = Segmenter(folder)
-    with pytest.raises(UserError, match="expected background and one lesion label"):
-        _ = judge.lesion_label
+    judge, dataset = Segmenter(folder), find_dataset("Dataset901_Phantom")
+    with pytest.raises(UserError, match="expected those of Dataset901_Phantom"):
+        load_judge(folder, "cpu", None, dataset)
     with pytest.raises(UserError, match=r"reads 3 channel\(s\), found images of 1"):
-        judge.predict(np.zeros((1, 64, 64), np.float32))
+        judge.predict(np.zeros((1, 1, 64, 64), np.float32), PICTURE_SPACING)
+    labels = [{"background": 0, "b": 2, "a": 1}, {"background": 0, "a": 2, "b": 1}, {"a": [1, 2], "b": [2]}]
+    same, swapped, regions = (RawDataset(folder, dataset.json | {"labels": values}) for values in labels)
+    assert load_judge(folder, "cpu", None, same).regions == same.regions
+    for other in (swapped, regions):
+        with pytest.raises(UserError, match="expected those of"):
+            load_judge(folder, "cpu", None, other)
+    grey = RawDataset(folder, same.json | {"channel_names": {"0": "grey"}})
+    with pytest.raises(UserError, match=r"found a model of 3 channel\(s\), expected 1"):
+        load_judge(folder, "cpu", None, grey)
     with pytest.raises(UserError, match="in folds: 0; expected 4"):
         Segmenter(folder, folds=[4])
     (folder / "fold_0" / "checkpoint_final.pth").write_bytes(b"no checkpoint")

@@ -22,9 +22,10 @@ class Audit:
     """Check a finished synthetic data set for leaks of validation and test cases; it is only read.
 
     Everything that can be computed again is: whose masks were used, what the model, its base and the judge
-    learned from, every file, the splits, and copies of held-out images and masks. Exit code 0: clean. 1: a
-    leak, files that are not those that were generated, or a check that was not possible (without
-    --allow-unchecked): what cannot be checked is not clean. 2: no synthetic data set.
+    learned from, every file, the splits, and copies of held-out images and masks (of volumes: of each slice
+    with foreground, or of all where there is no label). Exit code 0: clean. 1: a leak, files that are not
+    those that were generated, or a check that was not possible (without --allow-unchecked): what cannot be
+    checked is not clean. 2: no synthetic data set.
     """
 
     dataset: Annotated[str, tyro.conf.arg(metavar="DATASET"), tyro.conf.Positional]
@@ -65,6 +66,8 @@ class Audit:
         self._check_out(subject.dataset.folder)
         real = "no source data set" if subject.source is None else subject.source.folder
         logger.info("%d samples of %s, made from %s", len(subject.rows), subject.dataset.folder, real)
+        if subject.view.is_volumetric:
+            logger.info("they are volumes of one slice; real volumes are looked at slice by slice")
         if self.dry_run:
             return
         checks = run_checks(subject, self)

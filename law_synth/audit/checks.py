@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from dataset_conversion.user_error import UserError
-from law_synth.audit import copies, files, origins
+from law_synth.audit import copies, files, geometry, origins
 from law_synth.audit.finding import Check, Finding, NotPossible, changed
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ CHECKS: dict[str, Callable[[Subject, Audit], Outcome]] = {
     "cases": files.check_cases,
     "labels": files.check_labels,
     "images": files.check_images,
+    "geometry": geometry.check_geometry,
     "real cases": files.check_real_cases,
     "splits": files.check_splits,
     "copied masks": copies.check_masks,

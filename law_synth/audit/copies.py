@@ -5,7 +5,7 @@ What is as much like a training case as like a held-out one is explained by the 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 from rich.progress import track
 
-from dataset_conversion.raw import Case, RawDataset
 from dataset_conversion.user_error import UserError
 from law_synth.audit.finding import Finding, NotPossible, leak
 from law_synth.cases import resize_image, resize_mask
@@ -25,7 +24,8 @@ from law_synth.evaluation.features import (
     unit_norm,
     with_mirrored,
 )
-from law_synth.generation.masks import case_mask, mask_hash
+from law_synth.generation.masks import mask_hash
+from law_synth.slices import Slice, SliceView
 
 if TYPE_CHECKING:
     from law_synth.audit.audit import Audit
@@ -35,25 +35,35 @@ ROUNDING = 1e-6  # of similarities
 
 
 def check_masks(subject: Subject, options: Audit) -> tuple[list[Finding], str]:
-    """No label equals the mask of a held-out case, mirrored or not, unless it equals a training case's, too.
+    """No label equals a held-out mask, mirrored or not, unless it equals a training case's, too.
 
-    Compared at model size. Empty and full masks say nothing.
+    Compared at model size; of volumes, all slices with foreground. Masks of one class only say nothing.
     """
-    size = subject.run["size"]
-    labelled = [case for case in subject.held_out.values() if case.label is not None]
-    held_out = {key: case.id for case in labelled for key in _mask_keys(case_mask(subject.real, case), size)}
-    known = {key for case in subject.training for key in _mask_keys(case_mask(subject.real, case), size)}
+    labelled = [case_id for case_id, case in subject.held_out.items() if case.label is not None]
+    held_out = _known_masks(subject, "held-out", labelled)
+    known = _known_masks(subject, "training", subject.split[0])
     findings = []
     for case_id in subject.kept:
         try:
-            mask = resize_mask(case_mask(subject.dataset, subject.synthetic(case_id)), size)
+            mask = resize_mask(subject.view.read_mask(subject.sample(case_id)), subject.run["size"])
         except UserError:  # check_labels says so
             continue
         copied = held_out.get(mask_hash(mask))
         if copied is not None and mask_hash(mask) not in known:
-            what = f"its label is the mask of {copied}"
-            findings.append(leak(case_id, what, f"{copied} is held out in fold {subject.run['fold']}"))
-    return findings, f"{len(subject.kept)} labels against {len(labelled)} held-out masks, mirrored too"
+            what = f"its label is the mask of {copied.id}"
+            findings.append(leak(case_id, what, f"{copied.case} is held out in fold {subject.run['fold']}"))
+    slices = f" of {len(set(held_out.values()))} slices" * subject.view.is_volumetric
+    looked_at = f"{len(subject.kept)} labels against {len(labelled)} held-out masks{slices}, mirrored too"
+    return findings, looked_at
+
+
+def _known_masks(subject: Subject, name: str, case_ids: Sequence[str]) -> dict[str, Slice]:
+    """Key of `_mask_keys` -> whose mask it is."""
+    masks, view = {}, subject.real_view
+    for case_id in track(case_ids, f"reading {name} masks", transient=True):
+        for slice_ in view.slices([case_id]):
+            masks |= dict.fromkeys(_mask_keys(view.read_mask(slice_), subject.run["size"]), slice_)
+    return masks
 
 
 @dataclass(frozen=True)
@@ -136,25 +146,27 @@ class Likeness:
 
     @cached_property
     def _synthetic(self) -> Description:
-        cases = map(self.subject.synthetic, self.subject.kept)
-        readable = [case for case in cases if _is_readable(self.subject, case)]
-        return self._describe("synthetic", self.subject.dataset, readable)
+        slices = map(self.subject.sample, self.subject.kept)
+        readable = [one for one in slices if _is_readable(self.subject.view, one)]
+        return self._describe("synthetic", self.subject.view, readable)
 
     @cached_property
     def _held_out(self) -> Description:
-        return self._describe("held-out", self.subject.real, self.subject.held_out.values())
+        view = self.subject.real_view
+        return self._describe("held-out", view, view.slices(self.subject.held_out))
 
     @cached_property
     def _training(self) -> Description:
-        return self._describe("training", self.subject.real, self.subject.training)
+        view = self.subject.real_view
+        return self._describe("training", view, view.slices(self.subject.split[0]))
 
-    def _describe(self, name: str, dataset: RawDataset, cases: Iterable[Case]) -> Description:
+    def _describe(self, name: str, view: SliceView, slices: Sequence[Slice]) -> Description:
         """Describe images: synthetic ones mirrored, real ones also at the size that the model saw."""
-        cases, step, synthetic = list(cases), self.options.batch_size, name == "synthetic"
-        ids, pixels, parts = [case.id for case in cases], [], []
-        starts = range(0, len(cases), step)
+        step, synthetic = self.options.batch_size, name == "synthetic"
+        ids, pixels, parts = [one.case if synthetic else one.id for one in slices], [], []
+        starts = range(0, len(slices), step)
         for start in track(starts, f"comparing {name} images", transient=True):
-            images = [_read_image(dataset, case) for case in cases[start : start + step]]
+            images = [view.read_rgb(one) for one in slices[start : start + step]]
             versions = [
                 list(map(np.ascontiguousarray, with_mirrored(i))) if synthetic else [i] for i in images
             ]
@@ -186,9 +198,9 @@ def _most_alike(queries: np.ndarray, references: np.ndarray) -> tuple[np.ndarray
 
 
 def _mask_keys(mask: np.ndarray, size: int) -> set[str]:
-    """sha256 of a mask at model size, mirrored before or after; none for an empty or full one."""
+    """sha256 of a mask at model size, mirrored before or after; none for one of one class only."""
     small = resize_mask(mask, size)
-    if not 0 < small.mean() < 1:
+    if np.ptp(small) == 0:
         return set()
     versions = [
         *with_mirrored(small),
@@ -197,16 +209,10 @@ def _mask_keys(mask: np.ndarray, size: int) -> set[str]:
     return {mask_hash(version) for version in versions}
 
 
-def _read_image(dataset: RawDataset, case: Case) -> np.ndarray:
-    """uint8 (Y, X, 3), grey repeated; test cases have no label to read with it."""
-    pixels = np.moveaxis(dataset.read_image(case)[:, 0], 0, -1)  # (Y, X, C)
-    return np.broadcast_to(pixels, (*pixels.shape[:2], 3)).astype(np.uint8)
-
-
-def _is_readable(subject: Subject, case: Case) -> bool:
+def _is_readable(view: SliceView, slice_: Slice) -> bool:
     """Whether a synthetic image can be read; check_images says where not."""
     try:
-        _read_image(subject.dataset, case)
+        view.read_rgb(slice_)
     except UserError:
         return False
     return True

@@ -12,11 +12,12 @@ import numpy as np
 from dataset_conversion.raw import splits_files
 from dataset_conversion.user_error import UserError
 from law_synth.audit.finding import Finding, NotPossible, changed, leak
-from law_synth.cases import read_rgb_case, resize_mask
+from law_synth.cases import resize_mask
+from law_synth.evaluation.agreement import MEAN, agreement
 from law_synth.generation.manifest import FOLDER
-from law_synth.generation.masks import augment, case_mask, mask_hash
+from law_synth.generation.masks import augment, mask_hash
+from law_synth.generation.nested_masks import Nesting
 from law_synth.hashing import hash_file
-from nnunet_order.metrics import binary_metrics
 
 if TYPE_CHECKING:
     from law_synth.audit.audit import Audit
@@ -46,8 +47,8 @@ def check_cases(subject: Subject, options: Audit) -> tuple[list[Finding], str]:
     """There are the kept samples, with --with-real the fold's real cases, and nothing else."""
     folder, ending, description = subject.dataset.folder, subject.dataset.file_ending, subject.dataset.json
     real = [subject.real.case(case_id) for case_id in sorted(subject.real_ids)]
-    images = {f"{case}_0000{ending}" for case in subject.kept}
-    images |= {f"{case.id}_{c:04d}{ending}" for case in real for c in range(len(case.images))}
+    cases = [*subject.dataset.training_cases, *real]
+    images = {f"{case.id}_{c:04d}{ending}" for case in cases for c in range(len(case.images))}
     ids = {*subject.kept, *subject.real_ids}
     findings = []
     for part, expected in (("imagesTr", images), ("labelsTr", {f"{case}{ending}" for case in ids})):
@@ -62,8 +63,8 @@ def check_cases(subject: Subject, options: Audit) -> tuple[list[Finding], str]:
         what = f"numTraining {description.get('numTraining')}, not {len(ids)}"
         findings.append(changed("dataset.json", what))
     if subject.source is not None:
-        keys = ("channel_names", "labels", "file_ending")
-        different = [key for key in keys if description[key] != subject.source.json[key]]
+        keys = ("channel_names", "labels", "regions_class_order", "file_ending")
+        different = [key for key in keys if description.get(key) != subject.source.json.get(key)]
         findings += [changed("dataset.json", f"other {key} than the source") for key in different]
     return findings, f"{len(subject.kept)} synthetic and {len(real)} real cases"
 
@@ -73,14 +74,14 @@ def check_labels(subject: Subject, options: Audit) -> tuple[list[Finding], str]:
     findings = []
     for case_id, row in subject.kept.items():
         try:
-            mask = case_mask(subject.dataset, subject.synthetic(case_id))
+            mask = subject.view.read_mask(subject.sample(case_id))
         except UserError as error:
             findings.append(changed(case_id, f"{error}"))
             continue
         if mask_hash(resize_mask(mask, subject.run["size"])) != row["mask_sha256"]:
             findings.append(changed(case_id, "its label is not the mask that it was generated from"))
         elif subject.source is not None and not _is_mask_of_source(subject, row, mask):
-            findings.append(changed(case_id, f"its label is not the mask of {row['source_case']}"))
+            findings.append(changed(case_id, f"its label is not the mask of {subject.source_slice(row).id}"))
     if subject.source is None and not findings:
         raise NotPossible(f"all have the recorded sha256, but {subject.no_source}")
     return findings, f"{len(subject.kept)} labels against sha256 and source mask"
@@ -91,9 +92,9 @@ def check_images(subject: Subject, options: Audit) -> tuple[list[Finding], str]:
     digests = {name: sha256 for chunk in _chunks(subject) for name, sha256 in chunk["files"].items()}
     findings = []
     for case_id in subject.kept:
-        case = subject.synthetic(case_id)
+        case = subject.dataset.case(case_id)
         try:
-            read_rgb_case(subject.dataset, case)
+            subject.view.read(subject.sample(case_id))
         except UserError as error:
             findings.append(changed(case_id, f"{error}"))
             continue
@@ -163,18 +164,19 @@ def _check_splits_file(subject: Subject, path: Path) -> list[Finding]:
 
 def _is_mask_of_source(subject: Subject, row: dict, mask: np.ndarray) -> bool:
     """Whether a label is made of its source's mask; of masks from elsewhere only the sha256 is known."""
-    if row["source_case"] is None or row["source_case"] != row["source_mask"]:
+    source, size = subject.source_slice(row), subject.run["size"]
+    if source is None:
         return True
-    size = subject.run["size"]
-    own = case_mask(subject.source, subject.source.case(row["source_case"]))
-    expected = augment(own, row["mask_augmentation"], row["mask_seed"], size)
+    nestings = [Nesting(*pair) for pair in subject.options.get("nesting", ())]
+    own = subject.real_view.read_mask(source)
+    expected = augment(own, row["mask_augmentation"], row["mask_seed"], size, nestings)
     if not subject.options["original_size"]:
         expected = resize_mask(expected, size)
     if expected.shape != mask.shape:
         return False
     if row["mask_augmentation"] == "none" or not (expected.any() and mask.any()):
         return np.array_equal(expected, mask)
-    return binary_metrics(expected > 0, mask > 0)["Dice"] >= SAME_AUGMENTED
+    return agreement(mask, expected, subject.view)[MEAN] >= SAME_AUGMENTED
 
 
 def _foreign(subject: Subject, part: str, name: str) -> Finding:

@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING
 from dataset_conversion.raw import nnunet_folder
 from dataset_conversion.user_error import UserError
 from law_synth.audit.finding import Finding, NotPossible, changed, leak
-from law_synth.run_folder import CONFIG, TrainedRun, read_run, weights_hash
+from law_synth.audit.subject import RUN_KEYS
+from law_synth.generation.leaks import held_out_groups, mask_group
+from law_synth.generation.mask_files import mask_stem
+from law_synth.run_folder import CONFIG, TrainedRun, read_run, slices_of, weights_hash
 
 if TYPE_CHECKING:
     from law_synth.audit.audit import Audit
@@ -18,16 +21,27 @@ if TYPE_CHECKING:
 
 
 def check_sources(subject: Subject, options: Audit) -> tuple[list[Finding], str]:
-    """Every sample's mask belongs to a training case, by the splits as they are and by the run's own list."""
+    """Every sample's mask belongs to a training case, by the splits as they are and by the run's own list.
+
+    Those from elsewhere belong to no patient or sequence of a held-out case, as far as their names tell.
+    """
+    held_out = {} if subject.source is None else held_out_groups(subject.source, set(subject.split[0]))
     findings = []
     for row in subject.rows:
         own = row["source_case"]
-        name = own or row["source_mask"].rsplit(".", 1)[0]
+        name = own or mask_stem(row["source_mask"])
+        group = None if own or subject.source is None else mask_group(row["source_mask"], subject.source)
         if subject.source is not None and name in subject.held_out:
             findings.append(leak(row["case"], f"its mask is that of {name}", _what(subject, name)))
+        elif group in held_out:
+            what = f"its mask {row['source_mask']} is of {group}, as {held_out[group]} is"
+            findings.append(leak(row["case"], what, _what(subject, held_out[group])))
         elif own is not None and (own not in subject.recorded or own not in _training(subject)):
             meaning = "it is no training case of the run's fold, so its images may be held out"
             findings.append(leak(row["case"], f"its mask is that of {own}", meaning))
+        elif not _is_slice_of_run(subject, row):
+            what = f"its mask is slice {row['source_slice']} of {own}"
+            findings.append(changed(row["case"], what, "the run has not seen that slice"))
     if subject.source is None and not findings:
         raise NotPossible(f"all are training cases as the run lists them, but {subject.no_source}")
     elsewhere = sum(row["source_case"] is None for row in subject.rows)
@@ -36,12 +50,17 @@ def check_sources(subject: Subject, options: Audit) -> tuple[list[Finding], str]
 
 
 def check_training_cases(subject: Subject, options: Audit) -> tuple[list[Finding], str]:
-    """The run's list of cases is that of its fold as the source's splits are now."""
-    now = set(subject.split[0])
+    """The run's list of cases is that of its fold as the source's splits are now, which keep groups."""
+    now, groups = set(subject.split[0]), subject.real.groups
     findings = [
         leak("synthesis.json", f"the model was trained on {case}", _what(subject, case))
         for case in sorted(subject.recorded & set(subject.held_out))
     ]
+    trained = {groups[case] for case in now}
+    for case in subject.split[1]:
+        if groups[case] in trained:
+            what = f"{case} validates, and others of its group {groups[case]} train"
+            findings.append(leak("splits", what, "the model has seen that patient or sequence"))
     if odd := sorted((subject.recorded - set(subject.held_out)) ^ now):
         what = f"the run's training cases differ from the fold's in {odd[0]} ({len(odd)} such)"
         findings.append(changed("splits", what, "source or splits have changed since the training"))
@@ -57,7 +76,7 @@ def check_run(subject: Subject, options: Audit) -> tuple[list[Finding], str]:
         findings.append(
             changed(f"{run.folder}", "other weights than generated", "what they saw is not known")
         )
-    for name in ("fold", "train_cases", "monitor_cases", "size", "base"):
+    for name in RUN_KEYS:
         if run.config.get(name) != subject.run[name]:
             findings.append(
                 changed(f"{run.folder}", f"another {name} than in synthesis.json", "one is not true")
@@ -134,6 +153,12 @@ def check_hard_cases(subject: Subject, options: Audit) -> tuple[list[Finding], s
         for case in sorted(set(hard["dice"]) & set(subject.held_out))
     ]
     return findings, f"Dice of {len(hard['dice'])} training cases"
+
+
+def _is_slice_of_run(subject: Subject, row: dict) -> bool:
+    """Whether the run has seen the slice that owns a mask; a mask from elsewhere is none of its slices."""
+    source = subject.source_slice(row)
+    return source is None or source in slices_of(subject.run, [source.case])
 
 
 def _training(subject: Subject) -> set[str]:

@@ -9,29 +9,55 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dataset_conversion.raw import Case, RawDataset, find_dataset, nnunet_folder, read_dataset
+from dataset_conversion.raw import COLOUR_ENDINGS, Case, RawDataset, find_dataset, nnunet_folder, read_dataset
 from dataset_conversion.user_error import UserError
 from law_synth.audit.finding import NotPossible
 from law_synth.cases import fold_cases
+from law_synth.generation.leaks import unseen_cases
 from law_synth.generation.manifest import DESCRIPTION
+from law_synth.slices import Slice, SliceView, view_from
 
 if TYPE_CHECKING:
     from law_synth.audit.audit import Audit
 
-RUN_KEYS = ("fold", "train_cases", "monitor_cases", "size", "base")
+RUN_KEYS = ("fold", "train_cases", "monitor_cases", "view", "slices", "size", "base")
 OPTION_KEYS = ("model", "samples", "with_real", "original_size")
 ROW_KEYS = (
-    *("case", "kept", "source_case", "source_mask", "mask_sha256"),
+    *("case", "kept", "source_case", "source_slice", "source_mask", "mask_sha256"),
     *("mask_augmentation", "mask_seed", "model_hash"),
 )
+
+
+@dataclass(frozen=True)
+class KeptCases(RawDataset):
+    """The samples that a synthetic data set should hold, whether or not their files are there.
+
+    Read without nnU-Net's checks, which would stop at the first thing that does not belong.
+    """
+
+    ids: tuple[str, ...]
+    channel_files: int
+    """Image files per sample."""
+
+    @cached_property
+    def training_cases(self) -> list[Case]:
+        return [self._kept_case(case_id) for case_id in self.ids]
+
+    @property
+    def test_cases(self) -> list[Case]:
+        return []
+
+    def _kept_case(self, case_id: str) -> Case:
+        ending, images = self.file_ending, self.folder / "imagesTr"
+        files = (images / f"{case_id}_{channel:04d}{ending}" for channel in range(self.channel_files))
+        return Case(case_id, tuple(files), self.folder / "labelsTr" / f"{case_id}{ending}")
 
 
 @dataclass(frozen=True)
 class Subject:
     """What is audited; `read_subject` makes it."""
 
-    dataset: RawDataset
-    """Read without nnU-Net's checks, which would stop at the first thing that does not belong."""
+    dataset: KeptCases
     record: dict
     """synthesis.json."""
     rows: list[dict]
@@ -80,9 +106,17 @@ class Subject:
     @cached_property
     def held_out(self) -> dict[str, Case]:
         """All cases of the source that are no training cases of the fold: id -> case."""
-        trained = set(self.split[0])
-        cases = (*self.real.training_cases, *self.real.test_cases)
-        return {case.id: case for case in cases if case.id not in trained}
+        return unseen_cases(self.real, set(self.split[0]))
+
+    @cached_property
+    def view(self) -> SliceView:
+        """The synthetic samples as the run saw its own. UserError: they have other classes."""
+        return view_from(self.dataset, self.run["view"])
+
+    @cached_property
+    def real_view(self) -> SliceView:
+        """The source as the run saw it. NotPossible: it is gone. UserError: it has other classes now."""
+        return view_from(self.real, self.run["view"])
 
     @cached_property
     def kept(self) -> dict[str, dict]:
@@ -94,11 +128,14 @@ class Subject:
         """Real cases that belong into the data set."""
         return {case for part in self.split for case in part} if self.options["with_real"] else set()
 
-    def synthetic(self, case_id: str) -> Case:
-        """A generated case by its id, whether or not its files are there."""
-        folder, ending = self.dataset.folder, self.dataset.file_ending
-        image = folder / "imagesTr" / f"{case_id}_0000{ending}"
-        return Case(case_id, (image,), folder / "labelsTr" / f"{case_id}{ending}")
+    def sample(self, case_id: str) -> Slice:
+        """The one image of a generated case."""
+        return Slice(case_id, 0 if self.view.is_volumetric else None)
+
+    def source_slice(self, row: dict) -> Slice | None:
+        """The real image that owns a sample's mask; None where the mask came from elsewhere."""
+        taken = row["source_case"] is not None and row["source_case"] == row["source_mask"]
+        return Slice(row["source_case"], row["source_slice"]) if taken else None
 
 
 def read_subject(options: Audit) -> Subject:
@@ -118,7 +155,15 @@ def read_subject(options: Audit) -> Subject:
         if options.real is not None:
             raise
         source, reason = None, f"its source is gone ({error}); give --real"
-    return Subject(RawDataset(folder, content), record, rows, source, reason)
+    ids = tuple(row["case"] for row in rows if row["kept"])
+    dataset = KeptCases(folder, content, ids, _channel_files(content, record["run"]["view"]))
+    return Subject(dataset, record, rows, source, reason)
+
+
+def _channel_files(description: dict, view: dict) -> int:
+    """Image files per sample that law-synth generate writes: one for RGB pictures, else one per channel."""
+    rgb_pictures = description["file_ending"] in COLOUR_ENDINGS and view["window"]["dtype"] == "uint8"
+    return 1 if rgb_pictures else len(description["channel_names"])
 
 
 def _find_folder(name: str) -> Path:

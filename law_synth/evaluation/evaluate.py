@@ -23,7 +23,8 @@ class Evaluate:
     """Measure a synthetic data set against the real one: realism, obedience to the masks, copying.
 
     Writes evaluation.json, per_case.csv, grid.png and, with --segmenter, agreement.png. Works without a
-    network: FID and KID then need --inception. Features of the real images are kept for the next run.
+    network: FID and KID then need --inception. Features of the real images are kept for the next run. Of
+    volumes, 2D slices are compared; of several classes, masks and contrast are measured for each, too.
     """
 
     dataset: Annotated[str, tyro.conf.arg(metavar="DATASET"), tyro.conf.Positional]
@@ -31,7 +32,8 @@ class Evaluate:
     real: str | None = None
     """Real data set; default: the one that synthesis.json names."""
     segmenter: Path | None = None
-    """nnU-Net model folder (.../<trainer>__<plans>__2d) that judges whether images follow their masks."""
+    """nnU-Net model folder (.../<trainer>__<plans>__2d) judging whether images follow their masks; it knows
+    the data set's labels."""
     inception: Path | None = None
     """Weights for FID and KID, weights-inception-2015-12-05-6726825d.pth; default: download them."""
     clip_model: str = "ViT-B-32"
@@ -67,6 +69,9 @@ class Evaluate:
         out = self.out or subject.synthetic.dataset.folder / "evaluation"
         check_report_folder(out, FILES)
         pick_device(self.device)
+        for images in (subject.synthetic, *subject.references.values()):
+            if images.view.is_volumetric:
+                logger.info("%s", "; ".join(images.seen_as))
         if self.dry_run:
             self._announce(subject, wanted, out)
             return
@@ -81,7 +86,7 @@ class Evaluate:
         from law_synth.evaluation.segmenter import load_judge
 
         if self.segmenter is not None:
-            logger.info("the judge is %s", load_judge(self.segmenter).name)
+            logger.info("the judge is %s", load_judge(self.segmenter, "cpu", None, subject.real).name)
         real = ", ".join(f"{name} ({len(subject.references[name])} images)" for name in wanted)
         logger.info(
             "would compare %d synthetic images of %s with %s of %s, look for copies among the %d that the "

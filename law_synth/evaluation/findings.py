@@ -11,6 +11,7 @@ import numpy as np
 from rich.progress import track
 
 from law_synth.devices import pick_device
+from law_synth.evaluation.agreement import MEAN, overlaps, region_masks
 from law_synth.evaluation.features import (
     Extractor,
     cached,
@@ -27,7 +28,6 @@ from law_synth.evaluation.image_sets import ImageSet, Subject
 from law_synth.evaluation.metrics import contrast, derangement
 from law_synth.evaluation.segmenter import load_judge
 from law_synth.requirements_hint import require
-from nnunet_order.metrics import binary_metrics
 
 if TYPE_CHECKING:
     from law_synth.evaluation.evaluate import Evaluate
@@ -37,8 +37,9 @@ COPY_MEASURES = {
     "efficientnet": ("EfficientNetLite0", "cosine of EfficientNet-Lite0 features"),
     "thumbnail": ("thumbnail", "correlation of 32 x 32 RGB thumbnails"),
 }
-# Columns of `layout`.
+# What `layout` knows of an image: of its mask as a whole, and where there are several regions of each.
 LAYOUT = ("lesion_ratio", "contrast", "contrast_shuffled", "dice", "iou", "dice_shuffled", "iou_shuffled")
+SHUFFLED = "_shuffled"  # of names in `LAYOUT`
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,8 @@ class Findings:
     mirrored: dict[str, dict[str, np.ndarray]]
     """Kind in `COPY_MEASURES` -> name of the image set -> (4, N, D), of the images `with_mirrored`."""
     segmenter: Segmenter | None
-    layouts: dict[str, np.ndarray]
-    """Name of the image set -> (N, columns of `LAYOUT`)."""
+    layouts: dict[str, dict[str, np.ndarray]]
+    """Name of the image set -> name in `layout_names` -> (N,)."""
     skipped: dict[str, str]
     """Measure -> why it could not be taken."""
 
@@ -66,7 +67,9 @@ def find(options: Evaluate, subject: Subject, references: Sequence[str]) -> Find
     device = pick_device(options.device)
     skipped = left_out(options, subject)
     extractors = make_extractors(options, str(device), skipped)
-    segmenter = None if options.segmenter is None else load_judge(options.segmenter, device)
+    segmenter = (
+        None if options.segmenter is None else load_judge(options.segmenter, device, None, subject.real)
+    )
     compared = {"synthetic": subject.synthetic} | {name: subject.references[name] for name in references}
     # Copies, and the real images that own the masks, are looked for in `train` whatever is compared.
     with_train = compared | {"train": subject.references["train"]}
@@ -136,51 +139,70 @@ def extract(extractor: Extractor, images: ImageSet, batch_size: int, mirror: boo
     return keep(images, extractor.key + " mirrored" * mirror, compute)
 
 
-def layout(images: ImageSet, partners: np.ndarray | None, segmenter: Segmenter | None) -> np.ndarray:
-    """(N, columns of `LAYOUT`): how each image follows its mask and that of its partner; NaN if unknown."""
+def layout_names(regions: Sequence[str]) -> tuple[str, ...]:
+    """`LAYOUT`, and of several regions the same of each: `dice_kidney`, `dice_shuffled_kidney`."""
+    return (*LAYOUT, *(f"{name}_{region}" for region in several(regions) for name in LAYOUT))
 
-    def of_image(index: int) -> list[float]:
-        image, mask = images.read(index)
-        row = dict.fromkeys(LAYOUT, float("nan"))
-        row |= {"lesion_ratio": float(mask.mean()), "contrast": contrast(image, mask)}
-        found = None if segmenter is None else segmenter.lesion_mask(image)
-        masks = {"": mask}
-        if partners is not None:
-            masks["_shuffled"] = images.mask(int(partners[index]), mask.shape)
-            row["contrast_shuffled"] = contrast(image, masks["_shuffled"])
-        for suffix, truth in masks.items() if found is not None else ():
-            scores = binary_metrics(truth > 0, found > 0)
-            row |= {f"dice{suffix}": scores["Dice"], f"iou{suffix}": scores["IoU"]}
-        return [row[name] for name in LAYOUT]
+
+def several(regions: Sequence[str]) -> tuple[str, ...]:
+    """The regions to tell apart: none where there is only one."""
+    return tuple(regions) if len(regions) > 1 else ()
+
+
+def layout(
+    images: ImageSet, partners: np.ndarray | None, segmenter: Segmenter | None
+) -> dict[str, np.ndarray]:
+    """How each image follows its mask and that of its partner: `layout_names` -> (N,); NaN if unknown."""
+    names = layout_names(tuple(images.dataset.regions))
 
     def compute() -> np.ndarray:
-        indices = track(range(len(images)), f"masks, {images.name}", transient=True)
-        return np.array([of_image(index) for index in indices])
+        rows = []
+        for index in track(range(len(images)), f"masks, {images.name}", transient=True):
+            image, mask = images.read(index)
+            found = None if segmenter is None else images.find(segmenter, index, image)
+            row = layout_row(images, image, mask, found)
+            if partners is not None:
+                other = images.mask(int(partners[index]), mask.shape)
+                row |= layout_row(images, image, other, found, SHUFFLED)
+            rows.append([row.get(name, float("nan")) for name in names])
+        return np.array(rows)
 
-    if images.name == "synthetic":
-        return compute()
     judge = segmenter.hash if segmenter else "none"
     order = "none" if partners is None else partners.tolist()
-    return keep(images, f"layout {LAYOUT} {judge} {order}", compute)
+    key = f"layout {names} {judge} {order}"
+    values = compute() if images.name == "synthetic" else keep(images, key, compute)
+    return dict(zip(names, values.T, strict=True))
+
+
+def layout_row(
+    images: ImageSet, image: np.ndarray, mask: np.ndarray, found: np.ndarray | None, suffix: str = ""
+) -> dict[str, float]:
+    """`layout` of one image and one mask, with `suffix` in its names."""
+    regions = region_masks(mask, images.view)
+    masks = {"": mask > 0} | {f"_{name}": regions[name] for name in several(tuple(regions))}
+    row = {f"contrast{suffix}{region}": contrast(image, inside) for region, inside in masks.items()}
+    row |= {f"lesion_ratio{suffix}{region}": float(inside.mean()) for region, inside in masks.items()}
+    if found is not None:
+        scores = overlaps(found, mask, images.view)
+        for region in masks:
+            of_region = scores[region[1:] or MEAN]
+            row |= {f"dice{suffix}{region}": of_region["Dice"], f"iou{suffix}{region}": of_region["IoU"]}
+    return row
 
 
 def shuffled_partners(subject: Subject, name: str, seed: int) -> np.ndarray | None:
-    """Whose mask each image is compared with to tell chance: never its own, nor one of the same source."""
-    if name == "synthetic":
-        ids = subject.synthetic.ids
-        sources = zip(ids, subject.sources, strict=True)
-        return derangement([source or case for case, source in sources], seed)
-    return derangement(subject.references[name].ids, seed)
+    """Whose mask each image is compared with to tell chance: never its own, nor one of the same patient."""
+    if name != "synthetic":
+        return derangement(subject.references[name].groups, seed)
+    groups = subject.real.groups
+    owners = [source.case if source else None for source in subject.sources]
+    pairs = zip(subject.synthetic.ids, owners, strict=True)
+    return derangement([groups.get(owner, owner or own) for own, owner in pairs], seed)
 
 
 def keep(images: ImageSet, key: str, compute: Callable[[], np.ndarray]) -> np.ndarray:
     """`compute()`, or its result of an earlier run on files of the same content."""
     return cached(hashlib.sha256(f"{images.content} {key}".encode()).hexdigest(), compute)
-
-
-def column(layout: np.ndarray, name: str) -> np.ndarray:
-    """One column of a layout, (N,)."""
-    return layout[:, LAYOUT.index(name)]
 
 
 def nearest_training(findings: Findings, kind: str, set_: str = "synthetic") -> tuple[np.ndarray, np.ndarray]:

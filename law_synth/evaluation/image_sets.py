@@ -4,53 +4,101 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
-from dataset_conversion.raw import Case, RawDataset, find_dataset
+from dataset_conversion.raw import RawDataset, find_dataset
 from dataset_conversion.user_error import UserError
-from law_synth.cases import fold_cases, lesion_label, read_rgb_case, resize_mask
+from law_synth.base.seen import SLICES_PER_CASE
+from law_synth.cases import fold_cases, resize_mask
 from law_synth.hashing import hash_file
+from law_synth.run_folder import slices_of
+from law_synth.slices import Geometry, Slice, SliceView, view_from, view_of
+
+if TYPE_CHECKING:
+    from law_synth.evaluation.segmenter import Segmenter
 
 Size = tuple[int, int]  # (H, W)
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Cases of a raw data set, read one at a time as RGB images and lesion masks."""
+    """Images of a raw data set, read one at a time as RGB images and masks of class numbers."""
 
     name: str
     """`synthetic`, `train` or `held-out`."""
-    dataset: RawDataset
-    cases: tuple[Case, ...]
+    view: SliceView
+    slices: tuple[Slice, ...]
     size: Size | None = None
     """Size that every image and mask is resized to without crop; None: as stored."""
 
     def __len__(self) -> int:
-        return len(self.cases)
+        return len(self.slices)
+
+    @property
+    def dataset(self) -> RawDataset:
+        return self.view.dataset
 
     @property
     def ids(self) -> list[str]:
-        return [case.id for case in self.cases]
+        return [one.id for one in self.slices]
+
+    @property
+    def groups(self) -> list[str]:
+        """Patient or sequence of each image; the case itself where none is known."""
+        return [self.dataset.groups[one.case] for one in self.slices]
 
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Image uint8 (H, W, 3) and mask of 0 and 1, uint8 (H, W)."""
-        image, mask = read_rgb_case(self.dataset, self.cases[index])
-        if self.size is None or image.shape[:2] == self.size:
+        """Image uint8 (H, W, 3) and mask of class numbers, uint8 (H, W)."""
+        image, mask = self.view.read(self.slices[index])
+        if not self._resizes(image.shape[:2]):
             return image, mask
         width_height = self.size[::-1]
         resized = Image.fromarray(image).resize(width_height, Image.Resampling.LANCZOS)
         return np.asarray(resized), resize_mask(mask, self.size)
 
     def mask(self, index: int, size: Size) -> np.ndarray:
-        """Mask of one case at some size, without reading its image."""
-        label = self.dataset.read_label(self.cases[index].label)[0]
-        return resize_mask((label == lesion_label(self.dataset)).astype(np.uint8), size)
+        """Mask of one image at some size, without reading the image."""
+        return resize_mask(self.view.read_mask(self.slices[index]), size)
+
+    def geometry(self, index: int) -> Geometry | None:
+        """Where the image that `read` gives lies in space; None for pictures."""
+        geometry = self.view.geometry(self.slices[index])
+        resizes = geometry is not None and self._resizes(geometry.shape)
+        return geometry.resized(self.size) if resizes else geometry
+
+    def find(self, segmenter: Segmenter, index: int, image: np.ndarray) -> np.ndarray:
+        """Class numbers (H, W) that a segmenter finds in the image of `read`, as stored where it can."""
+        if not self._resizes(stored_size(self.view, self.slices[index])):
+            return segmenter.find_slice(self.view, self.slices[index])
+        return segmenter.find(self.view, image, self.geometry(index))
+
+    @property
+    def window(self) -> str:
+        """The values that are shown, in the data set's own units: `CT from -82 to 342`; empty for 8 bit."""
+        if self.view.window.is_identity:
+            return ""
+        ranges = zip(self.dataset.channel_names, self.view.window.low, self.view.window.high, strict=True)
+        return ", ".join(f"{name} from {low:.4g} to {high:.4g}" for name, low, high in ranges)
+
+    @property
+    def seen_as(self) -> list[str]:
+        """What has to be said of how files become images: nothing of 8-bit pictures."""
+        if not self.view.is_volumetric:
+            return [self.window] * bool(self.window)
+        of_volumes = Counter(one.case for one in self.slices)
+        slices = (
+            f"2D slices with foreground, evenly spaced, at most {max(of_volumes.values())} of a volume "
+            f"({self.name}: {len(self)} of {len(of_volumes)} volumes)"
+        )
+        return [slices] + [self.window] * bool(self.window)
 
     def batches(self, batch_size: int) -> Iterator[list[np.ndarray]]:
         """All images, in order, so many at a time."""
@@ -59,13 +107,17 @@ class ImageSet:
 
     @cached_property
     def content(self) -> str:
-        """sha256 over ids, size, and contents of all image and label files."""
-        digest = hashlib.sha256(f"{self.size} {self.dataset.json['labels']}".encode())
-        for case in self.cases:
-            digest.update(case.id.encode())
+        """sha256 over ids, size, how they are seen, and contents of all image and label files."""
+        record = json.dumps(self.view.record)
+        digest = hashlib.sha256(f"{self.size} {self.dataset.json['labels']} {record} {self.ids}".encode())
+        for case_id in dict.fromkeys(one.case for one in self.slices):
+            case = self.dataset.case(case_id)
             for path in (*case.images, case.label):
                 digest.update(bytes.fromhex(hash_file(path)))
         return digest.hexdigest()
+
+    def _resizes(self, shape: Size) -> bool:
+        return self.size is not None and tuple(shape) != tuple(self.size)
 
 
 @dataclass(frozen=True)
@@ -73,10 +125,10 @@ class Subject:
     """What is evaluated: synthetic cases, and the real sets that they are compared with."""
 
     synthetic: ImageSet
-    sources: tuple[str | None, ...]
-    """Per synthetic case, the real case that owns its mask; None where that is unknown."""
+    sources: tuple[Slice | None, ...]
+    """Per synthetic case, the real image that owns its mask; None where that is unknown."""
     references: dict[str, ImageSet]
-    """`train`: the cases that the model saw; `held-out`: the fold's validation cases, where there are any."""
+    """`train`: the images that the model saw; `held-out`: those of the fold's validation cases, if any."""
     record: dict
     """synthesis.json; empty for a folder that law-synth did not write."""
 
@@ -87,7 +139,7 @@ class Subject:
     @property
     def pairs(self) -> list[tuple[int, int]]:
         """(synthetic, train) indices of images that share a mask's source."""
-        position = {case_id: index for index, case_id in enumerate(self.references["train"].ids)}
+        position = {one: index for index, one in enumerate(self.references["train"].slices)}
         return [(i, position[source]) for i, source in enumerate(self.sources) if source in position]
 
 
@@ -95,6 +147,7 @@ def read_subject(synthetic: str, real: str | None) -> Subject:
     """Find the data sets and who belongs where. UserError: no source data set, cases missing, no cases."""
     dataset = find_dataset(synthetic)
     record = _read_json(dataset.folder / "synthesis.json")
+    run = record.get("run") or {}
     source = _source(dataset, record, real)
     kept = _kept_samples(dataset.folder / "synthesis.jsonl")
     known = {case.id: case for case in dataset.training_cases}
@@ -103,34 +156,61 @@ def read_subject(synthetic: str, real: str | None) -> Subject:
             f"{dataset.folder}: found no case {missing[0]} ({len(missing)} such), expected it because "
             "synthesis.jsonl lists it; run law-synth generate again"
         )
-    cases = tuple(known.values()) if kept is None else tuple(known[case_id] for case_id in kept)
-    if not cases:
+    ids = _reference_ids(source, run)
+    view, real_view = _views(dataset, source, run, ids["train"])
+    if kept is None:
+        slices = view.slices(known, SLICES_PER_CASE)
+    else:
+        slices = [Slice(case_id, 0 if view.is_volumetric else None) for case_id in kept]
+    if not slices:
         raise UserError(f"{dataset.folder}: found no synthetic case, expected some; generate them first")
-    size = common_size(cases)
+    size = common_size(view, slices)
+    of_sets = {name: real_view.slices(of_set, SLICES_PER_CASE) for name, of_set in ids.items()}
+    if "slices" in run:
+        of_sets["train"] = slices_of(run, ids["train"])
     references = {
-        name: ImageSet(name, source, _cases(source, ids), size)
-        for name, ids in _reference_ids(source, record.get("run") or {}).items()
-        if ids
+        name: ImageSet(name, real_view, tuple(of_set), size) for name, of_set in of_sets.items() if of_set
     }
-    sources = tuple(None if kept is None else kept[case.id] for case in cases)
-    return Subject(ImageSet("synthetic", dataset, cases), sources, references, record)
+    sources = tuple(None if kept is None else kept[one.case] for one in slices)
+    return Subject(ImageSet("synthetic", view, tuple(slices)), sources, references, record)
 
 
-def common_size(cases: Sequence[Case]) -> Size | None:
-    """(H, W) if all images have it, else None. UserError: as `image_size`."""
-    sizes = set(map(image_size, cases))
+def common_size(view: SliceView, slices: Sequence[Slice]) -> Size | None:
+    """(H, W) if all images have it, else None. UserError: as `stored_size`."""
+    sizes = {stored_size(view, one) for one in slices}
     return sizes.pop() if len(sizes) == 1 else None
 
 
-def image_size(case: Case) -> Size:
-    """(H, W) of a 2D image, from its header. UserError: unreadable."""
+def stored_size(view: SliceView, slice_: Slice) -> Size:
+    """(H, W) of an image, from its header. UserError: unreadable."""
+    if view.is_volumetric:
+        return view.geometry(slice_).shape
+    path = view.dataset.case(slice_.case).images[0]
     try:
-        with Image.open(case.images[0]) as image:
+        with Image.open(path) as image:
             return image.size[::-1]
     except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error}), expected an intact image; replace it") from error
+
+
+def _views(
+    dataset: RawDataset, source: RawDataset, run: dict, train_ids: Sequence[str]
+) -> tuple[SliceView, SliceView]:
+    """Synthetic and real data set as the run saw the real one; as they are where no run is known.
+
+    UserError: they know other classes.
+    """
+    if dataset.regions != source.regions and len(dataset.regions) + len(source.regions) > 2:
         raise UserError(
-            f"{case.images[0]}: cannot be read ({error}), expected an intact image; replace it"
-        ) from error
+            f"{dataset.folder}: found labels {dataset.json['labels']}, expected those of the real data set, "
+            f"{source.json['labels']}; compare data sets of one task"
+        )
+    if "view" in run:
+        return view_from(dataset, run["view"]), view_from(source, run["view"])
+    real = view_of(source, train_ids)
+    if len(dataset.channel_names) == len(source.channel_names):
+        return SliceView(dataset, real.window, real.axis), real
+    return view_of(dataset, [case.id for case in dataset.training_cases]), real
 
 
 def _source(dataset: RawDataset, record: dict, real: str | None) -> RawDataset:
@@ -147,18 +227,23 @@ def _source(dataset: RawDataset, record: dict, real: str | None) -> RawDataset:
     return find_dataset(folder if (folder / "dataset.json").is_file() else named["name"])
 
 
-def _kept_samples(path: Path) -> dict[str, str | None] | None:
-    """Case id -> source case of the samples that were kept; None when there is no manifest."""
+def _kept_samples(path: Path) -> dict[str, Slice | None] | None:
+    """Case id -> source image of the samples that were kept; None when there is no manifest."""
     if not path.is_file():
         return None
     try:
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-        return {line["case"]: line.get("source_case") for line in lines if line["kept"]}
+        return {line["case"]: _source_slice(line) for line in lines if line["kept"]}
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path}: malformed ({error}), expected a line of JSON with case and kept for each sample; "
             "run law-synth generate again"
         ) from error
+
+
+def _source_slice(line: dict) -> Slice | None:
+    case = line.get("source_case")
+    return None if case is None else Slice(case, line.get("source_slice"))
 
 
 def _reference_ids(source: RawDataset, run: dict) -> dict[str, list[str]]:
@@ -173,10 +258,6 @@ def _reference_ids(source: RawDataset, run: dict) -> dict[str, list[str]]:
         )
     held_out = [] if run["fold"] == "all" else fold_cases(source, run["fold"])[1]
     return {"train": train, "held-out": sorted(set(held_out) - set(train))}
-
-
-def _cases(dataset: RawDataset, ids: Sequence[str]) -> tuple[Case, ...]:
-    return tuple(map(dataset.case, ids))
 
 
 def _read_json(path: Path) -> dict:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -12,9 +11,10 @@ from law_synth.evaluation.findings import (
     Findings,
     clip_cosines,
     clip_similarities,
-    column,
     nearest_training,
 )
+from law_synth.evaluation.mask_measures import agreement, contrasts
+from law_synth.evaluation.measure import Measure, bootstrap_note, mean_measure
 from law_synth.evaluation.metrics import (
     NEAR_COPY_PERCENTILE,
     derangement,
@@ -23,9 +23,7 @@ from law_synth.evaluation.metrics import (
     mean_pairwise_distance,
     near_copies,
 )
-from nnunet_order.metrics import interval, mean_over_cases, resampled_means
 
-SMALL_LESION = 0.1  # share of the image
 SPLITS = 10  # random halves of the real set
 KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000  # torch-fidelity's and the paper's defaults
 
@@ -33,26 +31,6 @@ COPY_STATISTICS = {"near copies": "share", "mean similarity": "mean", "95th perc
 GAUSSIANS = (
     "squared Fréchet distance of fitted Gaussians, biased upwards where N is small: compare at equal N only"
 )
-EMPTY_MASKS = "mask and prediction both empty: left out, one of them empty: 0"
-BOOTSTRAP = "interval: 95 %, percentile bootstrap over images taken as independent"
-
-
-@dataclass(frozen=True)
-class Measure:
-    """One number of the table."""
-
-    section: str
-    name: str
-    images: str
-    """The images that were measured: `synthetic`, or real ones for scale."""
-    against: str
-    """What they are compared with, or which statistic it is."""
-    value: float
-    n: dict[str, int]
-    """Number of images, per set that enters."""
-    protocol: str
-    low: float | None = None
-    high: float | None = None
 
 
 def measure_all(findings: Findings, seed: int) -> list[Measure]:
@@ -163,66 +141,23 @@ def clip_similarity_measures(findings: Findings, seed: int) -> list[Measure]:
     extractor = findings.extractors["clip"]
     protocol = (
         f"mean cosine of a synthetic image and the real image that owns its mask; {extractor.name}, weights "
-        f"{extractor.weights_sha256[:12]}, {extractor.preprocessing}; {BOOTSTRAP}"
+        f"{extractor.weights_sha256[:12]}, {extractor.preprocessing}; {bootstrap_note(findings)}"
     )
     n = {"pairs": len(pairs)}
     measures = [
-        _mean(
+        mean_measure(
             "Realism", "CLIP-I", "synthetic", "own real image", clip_similarities(findings), n, protocol, seed
         )
     ]
-    partners = derangement([real for _, real in pairs], seed)
+    groups = findings.subject.references["train"].groups
+    partners = derangement([groups[real] for _, real in pairs], seed)
     if partners is not None:
         others = [(pairs[i][0], pairs[partners[i]][1]) for i in range(len(pairs))]
         values = clip_cosines(findings, others)
         scale = "for scale: as CLIP-I, with the real image of another mask"
-        measures.append(_mean("Realism", "CLIP-I", "synthetic", "scale: another's", values, n, scale, seed))
-    return measures
-
-
-def agreement(findings: Findings, seed: int) -> list[Measure]:
-    """Dice and IoU of the judge with own and shuffled masks, small lesions apart, and the real ceiling."""
-    measures = []
-    for metric, name in (("dice", "mDice"), ("iou", "mIoU")):
-        for set_, layout in findings.layouts.items():
-            own, shuffled = column(layout, metric), column(layout, f"{metric}_shuffled")
-            small = column(layout, "lesion_ratio") < SMALL_LESION
-            ceiling = "" if set_ == "synthetic" else f"ceiling: {judged_before(findings, set_)}; "
-            protocol = (
-                f"{ceiling}per-image foreground {name[1:]} of mask and prediction of "
-                f"{findings.segmenter.name}; {EMPTY_MASKS}; "
-                f"small: lesions under {SMALL_LESION:.0%} of the image; {BOOTSTRAP}"
-            )
-            parts = {"own mask": own, "shuffled": shuffled, "own - shuffled": own - shuffled}
-            parts |= {"small, own": own[small], "small, own - shuffled": (own - shuffled)[small]}
-            images = "synthetic" if set_ == "synthetic" else f"ceiling: {set_}"
-            measures += _means("Masks", name, images, parts, protocol, seed)
-    return measures
-
-
-def judged_before(findings: Findings, reference: str) -> str:
-    """How many images of a real set the judge was trained on, in words."""
-    images, judge = findings.subject.references[reference], findings.segmenter
-    if judge.train_dataset != images.dataset.folder.resolve().name:
-        return "the judge was trained on another data set"
-    if judge.train_cases is None:
-        return "unknown how many of these images the judge was trained on"
-    return f"the judge was trained on {len(set(images.ids) & set(judge.train_cases))} of these {len(images)}"
-
-
-def contrasts(findings: Findings, seed: int) -> list[Measure]:
-    """Colour contrast of mask and ring, own and shuffled masks, synthetic and real."""
-    measures = []
-    for set_, layout in findings.layouts.items():
-        own, shuffled = column(layout, "contrast"), column(layout, "contrast_shuffled")
-        protocol = (
-            "Euclidean RGB distance (0 to 1.73) of the mean colours inside the mask and in a ring around it, "
-            "a tenth of the equivalent diameter wide, at least 2 px; "
-            f"{int(np.isnan(own).sum())} empty or full masks left out; {BOOTSTRAP}"
+        measures.append(
+            mean_measure("Realism", "CLIP-I", "synthetic", "scale: another's", values, n, scale, seed)
         )
-        parts = {"own mask": own, "shuffled": shuffled, "own - shuffled": own - shuffled}
-        images = "synthetic" if set_ == "synthetic" else f"scale: {set_}"
-        measures += _means("Masks", "contrast", images, parts, protocol, seed)
     return measures
 
 
@@ -263,35 +198,11 @@ def diversity(findings: Findings) -> list[Measure]:
     return measures
 
 
-def _mean(
-    section: str,
-    name: str,
-    images: str,
-    against: str,
-    values: np.ndarray,
-    n: dict[str, int],
-    protocol: str,
-    seed: int,
-) -> Measure:
-    """A mean over images with its bootstrap interval; NaN values are left out."""
-    low, high = interval(resampled_means(values[:, None], seed))
-    return Measure(section, name, images, against, mean_over_cases(values[:, None]), n, protocol, low, high)
-
-
-def _means(
-    section: str, name: str, images: str, parts: Mapping[str, np.ndarray], protocol: str, seed: int
-) -> list[Measure]:
-    """One mean for each part that holds a number, with the count of its images."""
-    measures = []
-    for against, values in parts.items():
-        if count := int(np.isfinite(values).sum()):
-            n = {images: count}
-            measures.append(_mean(section, name, images, against, values, n, protocol, seed))
-    return measures
-
-
 def _size_note(findings: Findings) -> str:
     images = findings.subject.references["train"]
-    if images.size is None:
-        return "all images as stored"
-    return f"real images at the synthetic ones' size {images.size[1]} x {images.size[0]} (Lanczos, no crop)"
+    size = (
+        "all images as stored"
+        if images.size is None
+        else f"real images at the synthetic ones' size {images.size[1]} x {images.size[0]} (Lanczos, no crop)"
+    )
+    return "; ".join([size, *images.seen_as])

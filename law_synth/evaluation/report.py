@@ -16,8 +16,8 @@ from rich.text import Text
 
 from dataset_conversion.report_folder import report_folder
 from law_synth.evaluation.figures import draw_agreement, draw_grid
-from law_synth.evaluation.findings import COPY_MEASURES, LAYOUT, Findings, clip_similarities, nearest_training
-from law_synth.evaluation.measures import Measure
+from law_synth.evaluation.findings import COPY_MEASURES, Findings, clip_similarities, nearest_training
+from law_synth.evaluation.measure import Measure
 from law_synth.requirements_hint import package_versions
 from nnunet_order.evaluation_report import write_csv
 
@@ -39,8 +39,13 @@ def write_report(findings: Findings, measures: Sequence[Measure], settings: dict
 def per_case_rows(findings: Findings) -> list[dict]:
     """One row per synthetic image."""
     subject = findings.subject
-    columns: dict[str, Sequence] = {"case": subject.synthetic.ids, "source_case": subject.sources}
-    columns |= {name: findings.layouts["synthetic"][:, i].tolist() for i, name in enumerate(LAYOUT)}
+    columns: dict[str, Sequence] = {
+        "case": [one.case for one in subject.synthetic.slices],
+        "source_case": [source and source.case for source in subject.sources],
+    }
+    if subject.synthetic.view.is_volumetric:
+        columns["source_slice"] = [source and source.index for source in subject.sources]
+    columns |= {name: values.tolist() for name, values in findings.layouts["synthetic"].items()}
     columns["clip_i"] = clip_similarities(findings).tolist()
     train = subject.references["train"].ids
     for kind, (label, _) in COPY_MEASURES.items():
@@ -58,9 +63,16 @@ def as_json(findings: Findings, measures: Sequence[Measure], settings: Mapping) 
         "format": 1,
         "settings": dict(settings),
         "sets": {
-            name: {"folder": str(one.dataset.folder.resolve()), "N": len(one), "content_sha256": one.content}
+            name: {
+                "folder": str(one.dataset.folder.resolve()),
+                "N": len(one),
+                "cases": len({slice_.case for slice_ in one.slices}),
+                "content_sha256": one.content,
+            }
             for name, one in images.items()
         },
+        "view": subject.synthetic.view.record,
+        "regions": subject.real.regions,
         "run": subject.record.get("run"),
         "extractors": {
             extractor.name: {

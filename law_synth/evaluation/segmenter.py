@@ -1,4 +1,4 @@
-"""A trained nnU-Net model as a judge: which pixels of an image does it take for lesion?"""
+"""A trained nnU-Net model as a judge: which pixels of an image does it take for which class?"""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dataset_conversion.raw import find_dataset, nnunet_folder
+from dataset_conversion.raw import RawDataset, find_dataset, nnunet_folder
 from dataset_conversion.user_error import UserError
 from law_synth.hashing import hash_file
 from nnunet_order.export import build_network, load_checkpoint, read_json
@@ -22,11 +22,13 @@ if TYPE_CHECKING:
     import torch
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
-PIXEL_SPACING = (999, 1, 1)  # what nnU-Net's reader of natural images says
+    from law_synth.slices import Geometry, Slice, SliceView
 
 
 class Segmenter:
-    """Any 2D nnU-Net model folder, whatever its trainer: `segmenter.predict(image)` is the label map.
+    """Any 2D nnU-Net model folder, whatever its trainer, trained on pictures or volumes.
+
+    `predict` gives nnU-Net's label map of a volume, `find` and `find_slice` the mask of one image.
 
     Folds are averaged as nnUNetv2_predict does; no mirroring. UserError: not a model folder, damaged files, a
     3D configuration, a trainer that is not installed.
@@ -75,19 +77,9 @@ class Segmenter:
         return len(self.dataset_json["channel_names"])
 
     @property
-    def lesion_label(self) -> int:
-        """The one foreground label. UserError: the model knows several, or regions."""
-        values = [
-            value
-            for name, value in self.dataset_json["labels"].items()
-            if name not in ("background", "ignore")
-        ]
-        if len(values) != 1 or not isinstance(values[0], int):
-            raise UserError(
-                f"{self.folder}: found labels {self.dataset_json['labels']}, expected background and one "
-                "lesion label; judge with a model of the same task"
-            )
-        return values[0]
+    def regions(self) -> dict[str, tuple[int, ...]]:
+        """Foreground name -> label values, as `RawDataset.regions` of its training data."""
+        return RawDataset(self.folder, self.dataset_json).regions
 
     @property
     def train_dataset(self) -> str:
@@ -107,35 +99,75 @@ class Segmenter:
         trained = [every_case if fold == "all" else splits[int(fold)]["train"] for fold in self.folds]
         return sorted(set().union(*trained))
 
-    def predict(self, image: np.ndarray) -> np.ndarray:
-        """Image float32 (C, Y, X) as stored -> label map int (Y, X), labels as in the model's dataset.json.
+    def predict(self, volume: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
+        """Volume float32 (C, Z, Y, X), spacing (Z, Y, X) -> label map int (Z, Y, X) of its own labels.
 
-        Deterministic on CPU. UserError: another number of channels.
+        Both as nnU-Net's reader gives them; turned, resampled and, where it knows regions, put together by
+        nnU-Net. Deterministic on CPU. UserError: another number of channels.
         """
-        if len(image) != self.channels:
+        if len(volume) != self.channels:
             raise UserError(
-                f"{self.folder}: the model reads {self.channels} channel(s), found images of {len(image)}; "
+                f"{self.folder}: the model reads {self.channels} channel(s), found images of {len(volume)}; "
                 "judge with a model that was trained on such images"
             )
-        volume = np.ascontiguousarray(image[:, None], dtype=np.float32)  # (C, Z = 1, Y, X)
-        properties = {"spacing": PIXEL_SPACING}
-        return self._predictor.predict_single_npy_array(volume, properties)[0].astype(np.int64)
+        volume = np.ascontiguousarray(volume, dtype=np.float32)
+        properties = {"spacing": [float(size) for size in spacing]}
+        return self._predictor.predict_single_npy_array(volume, properties).astype(np.int64)
 
-    def lesion_mask(self, image: np.ndarray) -> np.ndarray:
-        """uint8 (Y, X, 3) -> uint8 (Y, X) of 0 and 1; a model of grey images sees the rounded mean."""
-        channels = np.moveaxis(image, -1, 0).astype(np.float32)  # (3, Y, X)
-        if self.channels == 1:
-            channels = np.rint(channels.mean(0, keepdims=True))
-        return (self.predict(channels) == self.lesion_label).astype(np.uint8)
+    def find(self, view: SliceView, image: np.ndarray, geometry: Geometry | None) -> np.ndarray:
+        """Image (Y, X, 3) of values in [0, 255] -> mask of class numbers uint8 (Y, X).
+
+        The model sees it in the data set's own units and type. UserError: as `predict`; a model that was
+        trained on slices along another axis.
+        """
+        return self._find(view, view.window.from_rgb(image), geometry)
+
+    def find_slice(self, view: SliceView, slice_: Slice) -> np.ndarray:
+        """As `find`, of an image as it is stored, with what lies outside the view's window."""
+        return self._find(view, view.read_pixels(slice_), view.geometry(slice_))
+
+    def _find(self, view: SliceView, pixels: np.ndarray, geometry: Geometry | None) -> np.ndarray:
+        axis = self.plans["transpose_forward"][0]
+        if view.is_volumetric and axis != view.axis:
+            raise UserError(
+                f"{self.folder}: found a model of slices along axis {axis} of (Z, Y, X), expected "
+                f"{view.axis} as in {view.dataset.folder.name}; judge with a model of that data set"
+            )
+        label = view.as_slice(self.predict(view.as_volume(pixels), view.spacing(geometry)))
+        if view.classes.count == 1:
+            ((lesion,),) = self.regions.values()
+            return (label == lesion).astype(np.uint8)
+        return view.classes.numbers(label)
 
 
 def load_judge(
-    folder: Path, device: torch.device | str = "cpu", folds: Sequence[int | str] | None = None
+    folder: Path, device: torch.device | str, folds: Sequence[int | str] | None, dataset: RawDataset
 ) -> Segmenter:
-    """A segmenter that knows one lesion label. UserError: as `Segmenter`, or it knows several, or regions."""
+    """A segmenter that knows the classes of `dataset`, so that hours of work do not end in an error.
+
+    The names and values of its labels and regions are those of the data set; a single class may have any.
+    UserError: as `Segmenter`; other labels, other channels.
+    """
     segmenter = Segmenter(folder, str(device), folds)
-    segmenter.lesion_label  # noqa: B018 - refuses a judge of another task before hours of work
+    found, expected = segmenter.regions, dataset.regions
+    one_class = all([*map(len, regions.values())] == [1] for regions in (found, expected))
+    if not one_class and _as_sets(found) != _as_sets(expected):
+        raise UserError(
+            f"{folder}: found a model of the labels {segmenter.dataset_json['labels']}, expected those of "
+            f"{dataset.folder.name}, {dataset.json['labels']}; judge with a model of the same task"
+        )
+    if segmenter.channels != len(dataset.channel_names):
+        raise UserError(
+            f"{folder}: found a model of {segmenter.channels} channel(s), expected "
+            f"{len(dataset.channel_names)} as {dataset.folder.name} has; judge with a model that was trained "
+            "on such images"
+        )
     return segmenter
+
+
+def _as_sets(regions: dict[str, tuple[int, ...]]) -> dict[str, set[int]]:
+    """The order of a region's values says nothing."""
+    return {name: set(values) for name, values in regions.items()}
 
 
 def _predictor(device: torch.device) -> nnUNetPredictor:

@@ -1,0 +1,77 @@
+"""Do images follow their masks? Agreement with a judge and contrast, over all regions and of each."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from law_synth.evaluation.findings import Findings, several
+from law_synth.evaluation.measure import Measure, bootstrap_note, mean_measures
+
+SMALL_LESION = 0.1  # share of the image
+EMPTY_MASKS = "mask and prediction both empty: left out, one of them empty: 0"
+
+
+def agreement(findings: Findings, seed: int) -> list[Measure]:
+    """Dice and IoU of the judge with own and shuffled masks, and the real ceiling: mean, then each region.
+
+    Small lesions apart where there is one kind of them.
+    """
+    measures = []
+    for region in ("", *several(tuple(findings.subject.real.regions))):
+        for metric, name in (("dice", "mDice"), ("iou", "mIoU")):
+            for set_ in findings.layouts:
+                measures += _agreement(findings, set_, metric, name, region, seed)
+    return measures
+
+
+def _agreement(
+    findings: Findings, set_: str, metric: str, name: str, region: str, seed: int
+) -> list[Measure]:
+    """One metric of one region (empty: the mean over regions) of one image set."""
+    layout, suffix = findings.layouts[set_], f"_{region}" if region else ""
+    own, shuffled = layout[metric + suffix], layout[f"{metric}_shuffled{suffix}"]
+    parts = {"own mask": own, "shuffled": shuffled, "own - shuffled": own - shuffled}
+    small_note, regions = "", several(tuple(findings.subject.real.regions))
+    if not regions:
+        small = layout["lesion_ratio"] < SMALL_LESION
+        parts |= {"small, own": own[small], "small, own - shuffled": (own - shuffled)[small]}
+        small_note = f"small: lesions under {SMALL_LESION:.0%} of the image; "
+    what = f"mean over {', '.join(regions)} of" if regions and not region else f"{region or 'foreground'}"
+    ceiling = "" if set_ == "synthetic" else f"ceiling: {judged_before(findings, set_)}; "
+    protocol = (
+        f"{ceiling}per-image {what} {name[1:]} of mask and prediction of "
+        f"{findings.segmenter.name}; {EMPTY_MASKS}; {small_note}{bootstrap_note(findings)}"
+    )
+    images = "synthetic" if set_ == "synthetic" else f"ceiling: {set_}"
+    return mean_measures("Masks", f"{name} {region}".strip(), images, parts, protocol, seed)
+
+
+def judged_before(findings: Findings, reference: str) -> str:
+    """How many images of a real set the judge was trained on, in words."""
+    images, judge = findings.subject.references[reference], findings.segmenter
+    if judge.train_dataset != images.dataset.folder.resolve().name:
+        return "the judge was trained on another data set"
+    if judge.train_cases is None:
+        return "unknown how many of these images the judge was trained on"
+    known = set(judge.train_cases)
+    return (
+        f"the judge was trained on {sum(one.case in known for one in images.slices)} of these {len(images)}"
+    )
+
+
+def contrasts(findings: Findings, seed: int) -> list[Measure]:
+    """Colour contrast of mask and ring, own and shuffled masks, synthetic and real; then of each region."""
+    measures = []
+    for region in ("", *several(tuple(findings.subject.real.regions))):
+        suffix = f"_{region}" if region else ""
+        for set_, layout in findings.layouts.items():
+            own, shuffled = layout[f"contrast{suffix}"], layout[f"contrast_shuffled{suffix}"]
+            protocol = (
+                "Euclidean RGB distance (0 to 1.73) of the mean colours inside the mask and in a ring around "
+                "it, a tenth of the equivalent diameter wide, at least 2 px; "
+                f"{int(np.isnan(own).sum())} empty or full masks left out; {bootstrap_note(findings)}"
+            )
+            parts = {"own mask": own, "shuffled": shuffled, "own - shuffled": own - shuffled}
+            images = "synthetic" if set_ == "synthetic" else f"scale: {set_}"
+            measures += mean_measures("Masks", f"contrast {region}".strip(), images, parts, protocol, seed)
+    return measures
