@@ -184,12 +184,12 @@ class InitBase:
     def _sources(self) -> tuple[torch.device, SliceView, list[str], list[Slice]]:
         """Device, view of the data set, cases and slices to train on."""
         from dataset_conversion.raw import find_dataset
-        from law_synth.cases import fold_cases
+        from law_synth.cases import leak_free_fold
         from law_synth.devices import pick_device
         from law_synth.slices import view_of
 
         device, dataset = pick_device(self.device), find_dataset(self.source)
-        seen, _ = fold_cases(dataset, self.fold)
+        seen, _ = leak_free_fold(dataset, self.fold)
         view = view_of(dataset, seen, self.window)
         return device, view, seen, chosen_slices(view, seen, self.slices_per_case)
 

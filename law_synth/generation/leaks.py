@@ -11,7 +11,7 @@ import numpy as np
 
 from dataset_conversion.raw import Case, RawDataset, find_dataset
 from dataset_conversion.user_error import UserError
-from law_synth.cases import Fold, fold_cases, resize_mask
+from law_synth.cases import Fold, fold_cases, leak_free_fold, resize_mask
 from law_synth.generation.mask_files import MANY, mask_stem
 from law_synth.generation.masks import MaskSource, mask_hash
 
@@ -29,21 +29,8 @@ def refuse_leaks(run: TrainedRun, dataset: RawDataset, segmenter: Segmenter | No
     A judge's cases are known only for the same data set; otherwise a warning asks the user.
     """
     _refuse_changed_splits(run, dataset)
-    refuse_shared_groups(dataset, run.fold)
     if segmenter is not None:
         refuse_informed_judge(dataset, run.fold, segmenter)
-
-
-def refuse_shared_groups(dataset: RawDataset, fold: Fold) -> None:
-    """UserError when a group (patient, sequence) trains and validates in the same fold."""
-    training, validation = fold_cases(dataset, fold)
-    trained = {dataset.groups[case] for case in training}
-    if shared := [case for case in validation if dataset.groups[case] in trained]:
-        raise UserError(
-            f"{dataset.folder}: found in fold {fold} the validation case {shared[0]} ({len(shared)} such) "
-            f"and training cases of its group {dataset.groups[shared[0]]}, expected each group on one side; "
-            "make splits_final.json by group"
-        )
 
 
 class HeldOutMasks:
@@ -147,7 +134,7 @@ def mask_group(name: str, dataset: RawDataset) -> str | None:
 
 def _refuse_changed_splits(run: TrainedRun, dataset: RawDataset) -> None:
     """UserError unless the fold's training cases are still those that the run has seen."""
-    now, seen = set(fold_cases(dataset, run.fold)[0]), set(run.train_cases)
+    now, seen = set(leak_free_fold(dataset, run.fold)[0]), set(run.train_cases)
     if now != seen:
         example = min(seen - now) if seen - now else min(now - seen)
         raise UserError(

@@ -48,7 +48,7 @@ class Mine:
         """Predict and write. UserError: data set, fold, model or --out not usable; the model would leak."""
         from dataset_conversion.raw import find_dataset
         from dataset_conversion.raw_writer import write_json
-        from law_synth.cases import fold_cases
+        from law_synth.cases import leak_free_fold
         from law_synth.devices import pick_device
         from law_synth.generation.hard_cases import FORMAT, is_hard_cases
         from law_synth.generation.leaks import refuse_informed_judge
@@ -58,7 +58,7 @@ class Mine:
         if self.out.exists() and not is_hard_cases(self.out):
             raise UserError(f"{self.out}: found something else, expected no file; choose another --out")
         device, dataset = pick_device(self.device), find_dataset(self.dataset)
-        cases, _ = fold_cases(dataset, self.fold)
+        cases, _ = leak_free_fold(dataset, self.fold)
         view = view_of(dataset, cases, window=(0, 1))  # the segmenter sees the stored values
         judge = judge_of_fold(self.segmenter, dataset, self.fold, device)
         refuse_informed_judge(dataset, self.fold, judge)

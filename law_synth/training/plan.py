@@ -11,7 +11,7 @@ from dataset_conversion.raw import RawDataset, find_dataset
 from dataset_conversion.user_error import UserError
 from law_synth.base.model import BaseModel
 from law_synth.base.seen import base_config, chosen_slices, view_with_base
-from law_synth.cases import fold_cases
+from law_synth.cases import leak_free_fold
 from law_synth.classes import joined, lesion_classes
 from law_synth.requirements_hint import package_versions
 from law_synth.run_folder import FORMAT, default_run_folder, slices_of
@@ -59,13 +59,13 @@ def chosen_dataset(options: Train) -> RawDataset:
     """The data set, checked before gigabytes of base model are read. UserError: labels, images, fold."""
     dataset = find_dataset(options.dataset)
     lesion_classes(dataset)
-    fold_cases(dataset, options.fold)
+    leak_free_fold(dataset, options.fold)
     return dataset
 
 
 def settle(options: Train, dataset: RawDataset, base: BaseModel, processes: int) -> Plan:
     """Settle cases, run folder and configuration. UserError: whatever does not fit together."""
-    trained, _ = fold_cases(dataset, options.fold)
+    trained, _ = leak_free_fold(dataset, options.fold)
     of_base = base_config(base.source)
     unseen = sorted(set(of_base.get("train_cases", [])) - set(trained))
     if of_base.get("dataset") == dataset.folder.resolve().name and unseen:
