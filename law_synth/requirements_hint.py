@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib
-from importlib.metadata import PackageNotFoundError, version
 
 from dataset_conversion.user_error import UserError
+from nnunet_order.versions import package_versions
+
+__all__ = ["missing", "package_versions", "require"]
 
 
 def require(extra: str, *modules: str) -> None:
@@ -23,14 +25,3 @@ def missing(extra: str, module: str, error: object) -> UserError:
     return UserError(
         f"cannot import {module} ({reason}), expected it installed; run: pip install 'law-order[{extra}]'"
     )
-
-
-def package_versions(*names: str) -> dict[str, str | None]:
-    """Versions of packages by their names on PyPI; None for one that is not installed."""
-    versions: dict[str, str | None] = {}
-    for name in names:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:  # optional, or a checkout that is not installed
-            versions[name] = None
-    return versions

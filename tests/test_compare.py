@@ -1,9 +1,7 @@
-"""`nnunet-order compare`: stages, tables, and one real comparison of one tiny training."""
+"""`nnunet-order compare`: stages and tables; test_experiment.py has a comparison that has really run."""
 
 from __future__ import annotations
 
-import csv
-import json
 import shlex
 import shutil
 from dataclasses import replace
@@ -18,7 +16,8 @@ from dataset_conversion.raw_writer import write_json
 from dataset_conversion.user_error import UserError
 from nnunet_order.evaluation_report import write_csv
 from nnunet_order.experiment.compare import PRESETS, Compare, Comparison
-from nnunet_order.experiment.comparison_table import TABLE, seeds_by_cases, table_rows
+from nnunet_order.experiment.comparison_table import seeds_by_cases
+from nnunet_order.experiment.execution import Execution
 from nnunet_order.experiment.segmentation import Segmentation, dataset_digest, prepare_real
 from nnunet_order.metrics import interval_over_seeds_and_cases
 
@@ -135,19 +134,19 @@ def test_numbered_folds_are_measured_on_their_validation_cases(compare):
         {"folds": ("first",)},
         {"on": "validation"},
         {"fraction": 0.0},
-        {"jobs": 0},
+        {"execution": Execution(dry_run=True, jobs=0)},
     ],
 )
 def test_bad_options_write_nothing(compare, change):
     with pytest.raises(UserError) as error:
-        replace(compare, dry_run=True, **change).run()
+        replace(compare, **{"execution": Execution(dry_run=True), **change}).run()
     assert "\n" not in str(error.value) and not compare.out.exists()
 
 
 def test_dry_run_and_list_write_nothing(compare, capsys):
-    replace(compare, dry_run=True).run()
+    replace(compare, execution=Execution(dry_run=True)).run()
     assert f"nnUNetv2_train Dataset001_Real 2d all -tr {ORDER}" in capsys.readouterr().out
-    replace(compare, list_stages=True).run()
+    replace(compare, execution=Execution(list_stages=True)).run()
     names = [line.split("\t")[0] for line in capsys.readouterr().out.splitlines()]
     name = f"real_{ORDER}_fold_all_seed_0"
     assert names == ["real", "plan", f"segment_{name}", f"predict_{name}", f"score_{name}"]
@@ -201,36 +200,3 @@ def test_validation_cases_of_all_folds_are_pooled_per_seed(tmp_path):
     assert list(values) == ["validation"]
     expected = np.array([[0.1, 0.5, 0.1, 0.75], [0.2, 0.5, 0.2, 0.75]])
     assert values["validation"][..., 0] == pytest.approx(expected)
-
-
-@pytest.mark.slow
-def test_a_real_comparison(compare, capsys):
-    """Train, predict, score by nnU-Net's commands; a second trainer's scores are drawn to pair with it."""
-    options = "epochs=1 iterations_per_epoch=1 samples_per_step=2"
-    verb = replace(compare, trainer_options=options, scale="cpu")
-    verb.run()
-    shown = capsys.readouterr().out
-    assert "ORDER" in shown and "42,457" in shown
-    (row,) = csv.DictReader((compare.out / TABLE).open())
-    assert row["cases"] == "3" and row["runs"] == "1" and row["parameters"] == "42457"
-    assert float(row["gflops_256px"]) == pytest.approx(0.54, abs=0.01)
-    name = f"real_{ORDER}_fold_all_seed_0"
-    summary = json.loads((compare.out / "scores" / name / "summary.json").read_text())["rows"][0]
-    assert float(row["mDice"]) == pytest.approx(summary["mDice"], abs=1e-6)
-    record = json.loads((compare.out / "experiment.json").read_text())
-    assert record["config"]["device"] == "cpu" and record["segmentations"][0]["name"] == name
-    before = (compare.out / TABLE).read_bytes()
-    replace(verb, device="auto", jobs=2).run()  # all done: the table alone
-    assert (compare.out / TABLE).read_bytes() == before
-    assert json.loads((compare.out / "stages" / f"segment_{name}.json").read_text())["attempts"] == 1
-
-    plan = comparison(replace(verb, trainers=(ORDER, MK_UNET)))
-    ours, other = plan.segmentations
-    shutil.copytree(compare.out / ours.model, compare.out / other.model)
-    rows = list(csv.DictReader((compare.out / ours.scores / "per_case.csv").open()))
-    (compare.out / other.scores).mkdir()
-    better = [row | {"Dice": float(row["Dice"]) + 0.25} for row in rows]
-    write_csv(compare.out / other.scores / "per_case.csv", better)
-    second = table_rows(compare.out, plan.segmentations, {ORDER: None, MK_UNET: (75.3, 71.2)})[1]
-    assert second["paper_mDice"] == pytest.approx(0.753)
-    assert [second[f"delta_mDice{end}"] for end in ("", "_low", "_high")] == pytest.approx([0.25] * 3)

@@ -1,7 +1,11 @@
-"""`law-synth experiment` with the real commands: from end to end, killed, changed, by hand."""
+"""`law-synth experiment` with the real commands: from end to end, killed, changed, by hand.
+
+One experiment runs whole; its real arm is also what `nnunet-order compare` would run.
+"""
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import random
@@ -10,13 +14,23 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from dataset_conversion.phantom import ConvertPhantom
+from dataset_conversion.raw import read_dataset
+from dataset_conversion.user_error import UserError
+from law_synth.experiment.experiment import Experiment
+from nnunet_order.evaluation_report import write_csv
+from nnunet_order.experiment.compare import Compare, Comparison
+from nnunet_order.experiment.comparison_table import TABLE, table_rows
+from nnunet_order.experiment.execution import Execution
 
 pytestmark = pytest.mark.slow
+
+ORDER, MK_UNET = "nnUNetTrainerORDER", "nnUNetTrainerMKUNet"
 
 CONFIG = """
 dataset = "Dataset940_Phantom"
@@ -44,10 +58,28 @@ max_similarity = 1.0
 class Folder:
     """A place with data and a configuration, and the real command in it."""
 
-    def __init__(self, root: Path):
+    def __init__(self, root: Path, config: str = CONFIG):
         self.root, self.out = root, root / "small"
+        (root / "small.toml").write_text(config)
+
+    @classmethod
+    def drawn(cls, root: Path) -> Folder:
+        """With a data set in it."""
         ConvertPhantom(out=root / "Dataset940_Phantom", cases=12, test_cases=4, size=64).run()
-        (root / "small.toml").write_text(CONFIG)
+        return cls(root)
+
+    def copied(self, root: Path, change: tuple[str, str] = ("", "")) -> Folder:
+        """The same experiment elsewhere, on the same data set, with `change` in its configuration."""
+        shutil.copytree(self.out, root / "small", symlinks=True)
+        return Folder(root, CONFIG.replace("Dataset940", str(self.root / "Dataset940")).replace(*change))
+
+    def forget(self, name: str) -> None:
+        """As if a stage had never run."""
+        record = self.out / "stages" / f"{name}.json"
+        for output in json.loads(record.read_text())["outputs"]:
+            path = self.out / output
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        record.unlink()
 
     def start(self, *options: str) -> subprocess.Popen:
         program = str(Path(sys.executable).parent / "law-synth")
@@ -76,7 +108,7 @@ class Folder:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Folder:
-    folder = Folder(tmp_path_factory.mktemp("experiment"))
+    folder = Folder.drawn(tmp_path_factory.mktemp("experiment"))
     folder.run()
     return folder
 
@@ -118,13 +150,23 @@ def test_a_finished_experiment_runs_nothing(finished):
 
 
 def test_killed_at_any_moment_it_ends_in_the_same_tables(finished, tmp_path):
-    """kill -9 of the experiment three times; the tables are the uninterrupted run's byte for byte."""
-    killed = Folder(tmp_path)
+    """kill -9 of the experiment three times; the tables are the uninterrupted run's byte for byte.
+
+    What the real arm has done is kept; the stages of the other one are of all kinds, too.
+    """
+    killed = finished.copied(tmp_path)
+    undone = {name for name in killed.records() if "real" not in name and name != "plan"}
+    assert {name.split("_")[0] for name in undone} == {
+        *("base", "train", "generate", "audit", "evaluate", "preprocess"),
+        *("segment", "predict", "score", "report"),
+    }
+    for name in undone:
+        killed.forget(name)
     generator = random.Random(0)
     for _ in range(3):
         process = killed.start()
         with pytest.raises(subprocess.TimeoutExpired):
-            process.wait(timeout=generator.uniform(10, 40))
+            process.wait(timeout=generator.uniform(8, 25))
         process.send_signal(signal.SIGKILL)
         process.wait()
     killed.run()
@@ -133,25 +175,70 @@ def test_killed_at_any_moment_it_ends_in_the_same_tables(finished, tmp_path):
 
 def test_a_changed_arm_runs_again_and_the_others_do_not(finished, tmp_path):
     """The stages that would run are those of the changed arm; nothing is run here."""
-    shutil.copytree(finished.root, tmp_path / "copy", symlinks=True)
-    moved = Folder.__new__(Folder)
-    moved.root, moved.out = tmp_path / "copy", tmp_path / "copy" / "small"
-    changed = CONFIG.replace("max_steps = 4", "max_steps = 5")
-    (moved.root / "small.toml").write_text(changed.replace("Dataset940", str(finished.root / "Dataset940")))
+    moved = finished.copied(tmp_path, ("max_steps = 4", "max_steps = 5"))
     lines = [line.split("\t") for line in moved.run("--list-stages").splitlines()]
     undone = {name for name, state, _ in lines if state != "done"}
     assert "train_law_fold_all_seed_3" in undone and "report" in undone
     assert all("law" in name or name == "report" for name in undone), undone
 
 
-def test_one_stage_alone_waits_for_those_before_it(tmp_path):
-    folder = Folder(tmp_path)
-    assert "expected all stages before plan" in folder.run("--stage", "plan", code=2).replace("\n", " ")
+def test_one_stage_alone_waits_for_those_before_it(tmp_path, monkeypatch, capsys):
+    folder = Folder.drawn(tmp_path)
+    monkeypatch.chdir(tmp_path)
+
+    def verb(out: str | None = None, **execution) -> Experiment:
+        return Experiment(Path("small.toml"), out=out and Path(out), execution=Execution(**execution))
+
+    with pytest.raises(UserError, match="expected all stages before plan"):
+        verb(stage="plan").run()
     folder.run("--stage", "real")
     assert (folder.out / "nnUNet_raw" / "Dataset001_Real" / "dataset.json").is_file()
-    assert "found other content" in folder.run("--out", ".", code=2).replace("\n", " ")
-    script = folder.run("--dry-run")
+    with pytest.raises(UserError, match="found other content"):
+        verb(out=".").run()
+    verb(dry_run=True).run()
+    script = capsys.readouterr().out
     assert "nnUNetv2_train" in script and "law-synth generate" in script
+
+
+def test_the_real_arm_is_a_comparison(finished, tmp_path, capsys):
+    """`nnunet-order compare` of the same trainer is the same stages: all are done, it prints their table.
+
+    A second trainer's scores are drawn to pair with it.
+    """
+    copy = finished.copied(tmp_path)
+    before = copy.records()
+    compare = Compare(
+        str(finished.root / "Dataset940_Phantom"),
+        copy.out,
+        trainers=(ORDER,),
+        seeds=(3,),
+        trainer_options="epochs=1 iterations_per_epoch=2 samples_per_step=2",
+        device="cpu",
+        execution=Execution(jobs=2),
+    )
+    compare.run()
+    assert copy.records() == before
+    shown = capsys.readouterr().out
+    assert "ORDER" in shown and "42,457" in shown
+    (row,) = csv.DictReader((copy.out / TABLE).open())
+    assert row["cases"] == "4" and row["runs"] == "1" and row["parameters"] == "42457"
+    assert float(row["gflops_256px"]) == pytest.approx(0.54, abs=0.01)
+    name = f"real_{ORDER}_fold_all_seed_3"
+    summary = json.loads((copy.out / "scores" / name / "summary.json").read_text())["rows"][0]
+    assert float(row["mDice"]) == pytest.approx(summary["mDice"], abs=1e-6)
+    record = json.loads((copy.out / "experiment.json").read_text())
+    assert record["config"]["device"] == "cpu" and record["segmentations"][0]["name"] == name
+
+    plan = Comparison(replace(compare, trainers=(ORDER, MK_UNET)), read_dataset(Path(compare.dataset)))
+    ours, other = plan.segmentations
+    shutil.copytree(copy.out / ours.model, copy.out / other.model)
+    rows = list(csv.DictReader((copy.out / ours.scores / "per_case.csv").open()))
+    (copy.out / other.scores).mkdir()
+    better = [row | {"Dice": float(row["Dice"]) + 0.25} for row in rows]
+    write_csv(copy.out / other.scores / "per_case.csv", better)
+    second = table_rows(copy.out, plan.segmentations, {ORDER: None, MK_UNET: (75.3, 71.2)})[1]
+    assert second["paper_mDice"] == pytest.approx(0.753)
+    assert [second[f"delta_mDice{end}"] for end in ("", "_low", "_high")] == pytest.approx([0.25] * 3)
 
 
 def test_time_is_not_in_the_tables(finished):

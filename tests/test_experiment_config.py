@@ -32,6 +32,11 @@ from law_synth.training.train import Train
         ({"train": {"weighting": "law"}}, r"\[train\]: found weighting, expected only"),
         ({"train": {"w_max": "much"}}, r"\[train\]: .*could not convert"),
         ({"arm": {"mine": {"weighting": "lwa"}}}, r"\[arm.mine\]: .*lwa"),
+        ({"synthetic_per_real": 0}, "found synthetic_per_real 0.0, expected above 0"),
+        (
+            {"synthetic_per_real": 1, "generate": {"samples": 9}},
+            "found synthetic_per_real and samples",
+        ),
         ({"rounds": 2}, "found rounds 2 without min_agreement"),
         (
             {"rounds": 2, "judge": "nnUNetTrainerMKUNet", "generate": {"min_agreement": 0.5}},
@@ -99,13 +104,23 @@ def test_presets_differ_between_scales_in_sizes_and_steps_only(preset):
     assert configs["paper"].train == {}  # the defaults of law-synth train are the paper's
 
 
-def test_the_demo_is_an_ordinary_experiment(tmp_path):
-    demo = Demo(out=tmp_path, seed=3)
+@pytest.mark.parametrize("kind", ["endoscopy", "ct"])
+def test_the_demo_is_an_ordinary_experiment(tmp_path, kind):
+    demo = Demo(out=tmp_path, kind=kind, seed=3)
     config = make_config(demo.content, "demo")
     assert config.seeds == (3,) and config.reference == "real" and config.synthetic_arms == ["law"]
     assert any("ORDER" in trainer for trainer in config.segmenters)
     assert any("ORDER" not in trainer for trainer in config.segmenters)
     Train(dataset=config.dataset, **config.train_options("law")).check()
+    words = shlex.split(demo.draw_command)
+    assert words[words.index("--out") + 1] == Path(config.dataset).name and "--seed 3" in demo.draw_command
+    assert ("--kind ct --slices 12" in demo.draw_command) == (kind == "ct")
+
+
+def test_the_demo_of_pictures_has_no_slices(tmp_path):
+    with pytest.raises(UserError, match="found --slices 8 with pictures"):
+        Demo(out=tmp_path / "demo", slices=8).run()
+    assert not (tmp_path / "demo").exists()
 
 
 def test_paths_are_those_of_the_place_where_the_command_is_given(tmp_path, monkeypatch):

@@ -21,6 +21,7 @@ from law_synth.experiment import sentences, statistics
 from law_synth.experiment.report import TABLES, Report
 from law_synth.experiment.results import CaseScores, read_results
 from law_synth.experiment.sentences import MINUS
+from nnunet_order.metrics import FOREGROUND_MEAN
 
 ARMS = ("real", "uniform", "law")
 SHIFTS = {"real": 6, "uniform": 6, "law": 2}  # pixels by which a prediction misses
@@ -110,8 +111,8 @@ def synthesise(folder: Path, run: Path) -> None:
     options = Evaluate(dataset=str(out), device="cpu", reference="train")
     subject = read_subject(options.dataset, None)
     findings = find(options, subject, ("train",))
-    layouts = {name: values.copy() for name, values in findings.layouts.items()}
-    layouts["synthetic"][:, LAYOUT.index("dice") :] = np.linspace(0.2, 0.9, len(subject.synthetic))[:, None]
+    judged = dict.fromkeys(LAYOUT[3:], np.linspace(0.2, 0.9, len(subject.synthetic)))
+    layouts = findings.layouts | {"synthetic": findings.layouts["synthetic"] | judged}
     findings = dataclasses.replace(findings, layouts=layouts)
     evaluation = folder / law["evaluation"]
     evaluation.mkdir(parents=True)
@@ -166,13 +167,12 @@ def read_csv(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def group(values: dict[str, np.ndarray]) -> CaseScores:
-    """Scores of one trainer: arm -> Dice (trainings, cases)."""
+def group(values: dict[str, np.ndarray], label: str = FOREGROUND_MEAN) -> CaseScores:
+    """Scores of one trainer and label: arm -> Dice (trainings, cases)."""
     trainings, cases = next(iter(values.values())).shape
     arrays = {arm: dict.fromkeys(("Dice", "IoU", "HD95", "NSD"), array) for arm, array in values.items()}
-    return CaseScores(
-        "T", "S", [f"c{i}" for i in range(cases)], [("all", s) for s in range(trainings)], arrays
-    )
+    ids = [f"c{i}" for i in range(cases)]
+    return CaseScores("T", "S", label, ids, [("all", s) for s in range(trainings)], arrays)
 
 
 def test_difference_is_paired_and_tested_on_cases_averaged_over_trainings():
@@ -228,6 +228,23 @@ def test_holm_and_no_difference_at_all():
     assert statistics.signed_rank(np.zeros(5)) == 1.0
 
 
+def test_labels_are_compared_on_their_own_and_corrected_for_the_arms_alone():
+    """Beside a label that nothing helps stands one that an arm helps; the correction knows of both arms."""
+    generator = np.random.default_rng(0)
+    real, noise = generator.uniform(0.2, 0.9, (2, 40)), generator.normal(0, 0.02, (2, 2, 40))
+    groups = [
+        group({"real": real, "law": real + noise[0], "ratio": real + noise[1]}, "kidney"),
+        group({"real": real, "law": real + 0.1 + noise[0], "ratio": real + noise[1]}, "tumour"),
+    ]
+    found = statistics.differences(groups, {}, "real")
+    law = {one.label: one for one in found if (one.arm, one.metric) == ("law", "mDice")}
+    assert not law["kidney"].distinguishable and law["tumour"].distinguishable
+    assert law["tumour"].p_holm == pytest.approx(2 * law["tumour"].p_value)
+    shares = {"tumour": {f"c{i}": 0.001 if i < 10 else 0.5 for i in range(40)}}
+    small = [one for one in statistics.scores(groups, shares) if one.stratum == "lesion < 1 %"]
+    assert {one.label for one in small} == {"tumour"} and small[0].estimate.cases == 10
+
+
 def test_strata_by_lesion_size_without_empty_ones():
     shares = {"a": 0.005, "b": 0.01, "c": 0.1, "e": 0.2}
     found = {
@@ -242,7 +259,7 @@ def test_strata_by_lesion_size_without_empty_ones():
 
 def difference(value: float, low: float, high: float, p: float, arm: str = "law") -> statistics.Difference:
     estimate = statistics.Estimate(value, low, high, 3, 100)
-    return statistics.Difference("T", "S", "all", arm, "mDice", estimate, p, p)
+    return statistics.Difference("T", "S", FOREGROUND_MEAN, "all", arm, "mDice", estimate, p, p)
 
 
 def test_sentences_tell_what_the_numbers_say(finished):
@@ -353,9 +370,11 @@ def test_validation_pools_the_folds(tmp_path):
             rows += f"validation of fold {fold},case{fold},real,b,,,,\n"  # not in this case
             (tmp_path / entry["scores"] / "per_case.csv").write_text(header + rows)
     describe(tmp_path, on="validation", segmentations=entries, syntheses=[])
-    (found,) = read_results(tmp_path).scores
+    found, *labels = read_results(tmp_path).scores
+    assert [one.label for one in (found, *labels)] == [FOREGROUND_MEAN, "a", "b"]
     assert (found.test_set, found.cases, found.trainings) == ("validation", ["case0", "case1"], [(0,), (1,)])
     assert found.values["real"]["Dice"].tolist() == [[0.0, 0.1], [0.01, 0.11]]
+    assert np.isnan(labels[1].values["real"]["Dice"]).all()
 
 
 def test_bad_folders_are_refused_in_a_line(tmp_path):

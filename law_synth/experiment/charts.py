@@ -10,8 +10,9 @@ import numpy as np
 
 from law_synth.experiment.results import CaseScores, Results, Synthesis, nan_mean
 from law_synth.experiment.statistics import Estimate
+from nnunet_order.metrics import FOREGROUND_MEAN
 
-FIXED_NOISE = ("lesion", "background", "all")
+FIXED_NOISE = ("lesion", "background", "all")  # and lesion_NAME of several labels
 AGREEMENT_BINS = np.linspace(0, 1, 21)
 SIZE_BINS = np.logspace(-3, 0, 13)  # shares of the image, four to a decade
 
@@ -68,11 +69,31 @@ def scatters(group: CaseScores, arms: Sequence[str], reference: str) -> list[dic
     return panels
 
 
-def agreement_histograms(results: Results) -> list[dict]:
-    """Per arm: shares of images by the judge's Dice with their own mask and with another image's."""
+def agreement_histograms(results: Results) -> dict[str, list[dict]]:
+    """Label -> per arm: shares of images by the judge's Dice with their own mask and with another image's."""
+    charts = {label: _agreement(results, suffix) for label, suffix in label_suffixes(results).items()}
+    return {label: panels for label, panels in charts.items() if panels}
+
+
+def size_histograms(results: Results) -> dict[str, list[dict]]:
+    """Label -> per arm: its sizes in the synthetic masks, and in the real training masks as an outline."""
+    charts = {
+        label: _sizes(results, f"lesion_ratio{suffix}", results.training_shares.get(label, np.empty(0)))
+        for label, suffix in label_suffixes(results).items()
+    }
+    return {label: panels for label, panels in charts.items() if panels}
+
+
+def label_suffixes(results: Results) -> dict[str, str]:
+    """Label -> end of the names of its columns in per_case.csv; the mean, or an only label, first."""
+    regions = list(results.real.regions) if results.real else []
+    return {FOREGROUND_MEAN: "", **({name: f"_{name}" for name in regions} if len(regions) > 1 else {})}
+
+
+def _agreement(results: Results, suffix: str) -> list[dict]:
     panels = []
     for arm, cases in cases_by_arm(results).items():
-        own, shuffled = column(cases, "dice"), column(cases, "dice_shuffled")
+        own, shuffled = column(cases, f"dice{suffix}"), column(cases, f"dice_shuffled{suffix}")
         if own.size:
             panels.append({"arm": arm, "own": own, "shuffled": shuffled})
     top = max((_shares(panel["own"], AGREEMENT_BINS).max() for panel in panels), default=1.0)
@@ -91,10 +112,10 @@ def agreement_histograms(results: Results) -> list[dict]:
     ]
 
 
-def size_histograms(results: Results) -> list[dict]:
-    """Per arm: lesion sizes of the synthetic masks, and those of the real training masks as an outline."""
-    real = np.clip(results.training_shares[results.training_shares > 0], SIZE_BINS[0], SIZE_BINS[-1])
-    sizes = {arm: column(cases, "lesion_ratio") for arm, cases in cases_by_arm(results).items()}
+def _sizes(results: Results, name: str, training: np.ndarray) -> list[dict]:
+    """`training`: shares of the real training slices."""
+    real = np.clip(training[training > 0], SIZE_BINS[0], SIZE_BINS[-1])
+    sizes = {arm: column(cases, name) for arm, cases in cases_by_arm(results).items()}
     sizes = {arm: np.clip(found[found > 0], SIZE_BINS[0], SIZE_BINS[-1]) for arm, found in sizes.items()}
     sizes = {arm: found for arm, found in sizes.items() if found.size}
     top = max((_shares(values, SIZE_BINS).max() for values in [*sizes.values(), real]), default=1.0)
@@ -114,7 +135,7 @@ def size_histograms(results: Results) -> list[dict]:
 def losses(results: Results) -> list[dict]:
     """Panels of the fixed-noise loss by region: a line per arm, the mean of its runs at the steps of all."""
     panels = []
-    for region in FIXED_NOISE:
+    for region in _logged_regions(results):
         lines = {}
         for arm, runs in runs_by_arm(results).items():
             logs = [
@@ -131,6 +152,13 @@ def losses(results: Results) -> list[dict]:
         if lines:
             panels.append({"region": region, **_line_chart(lines)})
     return panels
+
+
+def _logged_regions(results: Results) -> list[str]:
+    """Regions of the fixed-noise loss, those of single labels first."""
+    names = {name for one in results.syntheses for row in one.log for name in row}
+    labels = sorted(name.partition("/")[2] for name in names if name.startswith("fixed_noise/lesion_"))
+    return [*labels, *FIXED_NOISE]
 
 
 def cases_by_arm(results: Results) -> dict[str, list[dict]]:

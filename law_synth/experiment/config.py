@@ -51,9 +51,9 @@ class Config:
     """real (nothing added), a --weighting of law-synth train, or the name of an [arm.NAME] table."""
     segmenters: tuple[str, ...] = ("nnUNetTrainerORDER", "nnUNetTrainer")
     """nnU-Net trainers that every arm trains; none: images and mask agreement only."""
-    folds: tuple[Fold, ...] = ("all",)
+    folds: tuple[Fold, ...] = ()
     """all trains on every training case and measures on the labelled test cases; 0 to 4 measure on the
-    fold's validation cases."""
+    fold's validation cases. Default: all where the test cases are labelled, else every numbered fold."""
     on: Literal["auto", "test", "validation"] = "auto"
     """What the segmenters are measured on, always real cases; auto: see folds."""
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -64,7 +64,11 @@ class Config:
     fraction: float = 1.0
     """Share of the training cases that exist at all: 0.1 for a small hospital."""
     max_side: int | None = None
-    """Shrink all images to this side first."""
+    """Shrink all images to this side first; volumes keep their size."""
+    synthetic_per_real: float | None = None
+    """Synthetic cases to generate per real training case, as --samples of law-synth generate. Default: 1 for
+    volumes, as nnU-Net draws a case first and one of its slices then, whatever their number; for pictures
+    what law-synth generate makes, one per mask."""
     trainer_options: str = ""
     """NNUNET_ORDER_OPTIONS of this package's trainers, e.g. "epochs=15 learning_rate=5e-3"."""
     judge: str | None = None
@@ -84,7 +88,7 @@ class Config:
         """UserError: something that no experiment can be made of."""
         for name in ("arms", "folds", "seeds"):
             values = getattr(self, name)
-            if not values or len(set(values)) < len(values):
+            if len(set(values)) < len(values) or (not values and name != "folds"):
                 raise UserError(f"found {name} {list(values)}, expected one or more, each once; correct it")
         for arm in self.arms:
             if arm not in (REAL, *WEIGHTINGS, *self.arm):
@@ -92,6 +96,14 @@ class Config:
                 raise UserError(f"found the arm {arm}, expected one of {known}; or add a table [arm.{arm}]")
         if not 0 < self.fraction <= 1:
             raise UserError(f"found fraction {self.fraction}, expected above 0 and up to 1; change it")
+        if self.synthetic_per_real is not None and not self.synthetic_per_real > 0:
+            raise UserError(
+                f"found synthetic_per_real {self.synthetic_per_real}, expected above 0; change it"
+            )
+        if self.synthetic_per_real is not None and "samples" in self.generate:
+            raise UserError(
+                "found synthetic_per_real and samples in [generate], expected one of them; drop the other"
+            )
         if self.rounds < 1:
             raise UserError(f"found rounds {self.rounds}, expected 1 or more; change it")
         if self.rounds > 1 and not self.generate.get("min_agreement"):

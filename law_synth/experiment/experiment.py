@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shlex
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +13,7 @@ import tyro
 
 from dataset_conversion.user_error import UserError
 from law_synth.experiment.presets import Preset, Scale
+from nnunet_order.experiment.execution import Execution
 
 logger = logging.getLogger(__name__)
 
@@ -38,40 +39,24 @@ class Experiment:
     out: Path | None = None
     """Folder of the experiment; by default the name of CONFIG or --preset and --scale, here."""
 
-    jobs: int = 1
-    """Stages at a time on CPUs, which share the cores."""
-    gpus: tuple[int, ...] = ()
-    """GPUs to use, one stage on each at a time."""
-    dry_run: bool = False
-    """Print all commands as a shell script and stop."""
-    list_stages: bool = False
-    """Print one line per stage (name, state, stages before it; tabs between) and stop."""
-    stage: str | None = None
-    """Run this stage alone, on a cluster for example."""
+    execution: tyro.conf.OmitArgPrefixes[Execution] = field(default_factory=Execution)
 
     def run(self) -> None:
         from dataset_conversion.raw_writer import write_json
         from law_synth.experiment.plan import make_plan
         from law_synth.requirements_hint import require
         from nnunet_order.experiment.runner import Experiment as Stages
-        from nnunet_order.experiment.runner import make_workers
 
         require("synth", "diffusers", "transformers", "accelerate", "jinja2")
         folder = self._folder().resolve()
         plan = make_plan(self._config(), folder)
-        stages = Stages(folder, plan.stages)
-        if self.dry_run:
-            sys.stdout.write(stages.script())
-        elif self.list_stages:
-            stages.list_stages()
-        else:
+
+        def begin() -> None:
             self._check_folder(folder)
             write_json(folder / "experiment.json", plan.record(shlex.join(["law-synth", *sys.argv[1:]])))
-            if self.stage:
-                stages.run_stage(self.stage, make_workers(self.jobs, self.gpus)[0])
-            else:
-                stages.run(make_workers(self.jobs, self.gpus))
-                logger.info("the report is %s", folder / "report.html")
+
+        if self.execution.carry_out(Stages(folder, plan.stages), begin):
+            logger.info("the report is %s", folder / "report.html")
 
     def _config(self):
         from law_synth.experiment.config import make_config, read_config

@@ -1,27 +1,27 @@
-"""Pictures of the report as data URIs: thumbnails with outlines, generated grids, predictions, delta maps."""
+"""The report's rows of pictures: generated grids, predictions, delta maps."""
 
 from __future__ import annotations
 
-import base64
-import io
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
 
-from dataset_conversion.raw import COLOUR_ENDINGS, Case, RawDataset, read_dataset
-from law_synth.experiment.charts import runs_by_arm
+from dataset_conversion.raw import Case, RawDataset, read_dataset
+from law_synth.experiment.charts import label_suffixes, runs_by_arm
+from law_synth.experiment.display import Display, Plane
+from law_synth.experiment.pictures import SMALLEST, map_picture, mask_picture, photo
 from law_synth.experiment.results import CaseScores, Results, Synthesis, nan_mean
-from nnunet_order.figures import displayable
+from law_synth.experiment.sentences import number
+from law_synth.run_folder import monitored_slices
+from law_synth.slices import Slice
+from nnunet_order.metrics import FOREGROUND_MEAN
 
 SHOWN_MASKS = 4
 SHOWN_STEPS = 6
 TRUTH = "#ffffff"
-LARGEST, SMALLEST = 256, 96  # sides of a thumbnail in pixels
-PIXELS = 9_000_000  # of all photos; about a third of a byte each makes 4 MB of base64
 
 
 @dataclass(frozen=True)
@@ -33,44 +33,8 @@ class Tile:
     text: str
     """For readers who do not see it."""
     arm: str | None = None
-
-
-def thumbnail_side(photos: int) -> int:
-    """Side at which so many photos keep the page small."""
-    return int(np.clip(math.isqrt(PIXELS // max(photos, 1)), SMALLEST, LARGEST))
-
-
-def photo(image: np.ndarray, side: int, outlines: Sequence[tuple[np.ndarray, str]] = ()) -> str:
-    """Image (H, W) or (H, W, 3) in [0, 1] with outlines of boolean masks (H, W) -> JPEG of at most `side`."""
-    picture = Image.fromarray((255 * np.clip(image, 0, 1)).round().astype(np.uint8)).convert("RGB")
-    size = _fit(picture.size, side)
-    # Twice the size while drawing: shrinking it smooths the outlines.
-    large = np.array(picture.resize((2 * size[0], 2 * size[1]), Image.Resampling.BICUBIC))
-    for mask, colour in outlines:
-        large[_edge(mask, large.shape[:2], width=3)] = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
-    stream = io.BytesIO()
-    final = Image.fromarray(large).resize(size, Image.Resampling.BOX)
-    final.save(stream, "JPEG", quality=80, subsampling=0, optimize=True)  # 4:4:4 keeps thin lines' colours
-    return _uri("jpeg", stream)
-
-
-def mask_picture(mask: np.ndarray, side: int) -> str:
-    """Boolean mask (H, W) as a white shape on black, PNG."""
-    picture = Image.fromarray(mask.astype(np.uint8) * 255)
-    picture = picture.resize(_fit(picture.size, side), Image.Resampling.NEAREST).convert("1", dither=0)
-    stream = io.BytesIO()
-    picture.save(stream, "PNG", optimize=True)
-    return _uri("png", stream)
-
-
-def map_picture(values: np.ndarray) -> str:
-    """Map (h, w) in [0, 1] in viridis, PNG of one pixel per value; the page enlarges it."""
-    from matplotlib import colormaps
-
-    colours = colormaps["viridis"](np.clip(values, 0, 1), bytes=True)[..., :3]
-    stream = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(colours)).save(stream, "PNG", optimize=True)
-    return _uri("png", stream)
+    note: str = ""
+    """Below the caption."""
 
 
 def first_syntheses(results: Results) -> list[Synthesis]:
@@ -80,37 +44,76 @@ def first_syntheses(results: Results) -> list[Synthesis]:
     return [first[arm] for arm in results.arms if arm in first]
 
 
-def generated_grids(results: Results, colours: Mapping[str, str], side: int) -> list[dict]:
+@dataclass(frozen=True)
+class Painter:
+    """Draws an experiment's cases alike: `display` says what of them, `side` how large."""
+
+    results: Results
+    display: Display
+    arms: Mapping[str, str]
+    """Arm -> colour."""
+    side: int
+
+    def image(self, plane: Plane) -> str:
+        return photo(plane.image, self.side, aspect=plane.aspect)
+
+    def truth(self, plane: Plane, arm: str | None = None) -> str:
+        """With the outlines of its labels; that of an only one in the arm's colour."""
+        outlines = self.display.painted(plane.truth, self.arms.get(arm, TRUTH))
+        return photo(plane.image, self.side, outlines, plane.aspect)
+
+    def prediction(self, plane: Plane, found: Mapping[str, np.ndarray], arm: str) -> str:
+        """With the outlines of what an arm found over those of the truth."""
+        truth = [(mask, TRUTH) for mask in plane.truth.values()]
+        outlines = [*truth, *self.display.painted(found, self.arms[arm])]
+        return photo(plane.image, self.side, outlines, plane.aspect)
+
+    def mask(self, masks: Mapping[str, np.ndarray], aspect: float = 1.0) -> str:
+        return mask_picture(self.display.painted(masks, TRUTH), SMALLEST, aspect)
+
+
+def generated_grids(painter: Painter) -> list[dict]:
     """Masks as in the paper's Fig. 6: one entry per mask with a row of mask | generated | overlay per arm."""
-    syntheses = first_syntheses(results)
+    syntheses = first_syntheses(painter.results)
     kept = {one.arm: {_mask_key(row): row for row in one.manifest if row["kept"]} for one in syntheses}
     datasets = {one.arm: read_dataset(one.dataset) for one in syntheses}
     grids = []
-    for key in shared_masks(syntheses, kept):
-        rows = _real_row(results, key, kept, side)
+    for key in shared_masks(painter.results, kept):
+        rows = _real_row(painter, key, kept)
         for arm, dataset in datasets.items():
             row = kept[arm].get(key)
-            tiles = [] if row is None else _three(dataset, dataset.case(row["case"]), colours[arm], arm, side)
+            tiles = [] if row is None else _three(painter, dataset, dataset.case(row["case"]), 0, arm)
             rows.append({"arm": arm, "tiles": tiles})
-        grids.append({"mask": key[0], "rows": rows})
+        source = next(found[key] for found in kept.values() if key in found)
+        grids.append({"mask": _mask_name(source), "rows": rows})
     return grids
 
 
-def shared_masks(syntheses: Sequence[Synthesis], kept: Mapping[str, Mapping]) -> list[tuple[str, str]]:
-    """Masks that most arms have kept, spread over the lesion sizes, small ones first."""
+def shared_masks(results: Results, kept: Mapping[str, Mapping]) -> list[tuple[str, str]]:
+    """Masks that most arms have kept, spread over the lesion sizes, small ones first.
+
+    `kept`: arm -> mask -> row of its manifest. Of several labels, the size is that of the rarest one, and
+    masks with it are preferred.
+    """
     owners = Counter(key for rows in kept.values() for key in rows)
     if not owners:
         return []
     most = max(owners.values())
-    sizes = {
-        _mask_key(row): float(case["lesion_ratio"] or 0) for one in syntheses for row, case in _judged(one)
-    }
-    shared = sorted(
-        (key for key, count in owners.items() if count == most), key=lambda key: (sizes.get(key, 0.0), key)
-    )
+    sizes = mask_sizes(results)
+    shared = [key for key, count in owners.items() if count == most]
+    shared = [key for key in shared if sizes.get(key)] or shared
+    shared.sort(key=lambda key: (sizes.get(key, 0.0), key))
     # Not the very ends: the smallest and the largest lesion are the oddest ones.
     quantiles = np.linspace(0.05, 0.9, SHOWN_MASKS) * (len(shared) - 1)
     return [shared[index] for index in dict.fromkeys(quantiles.round().astype(int).tolist())]
+
+
+def mask_sizes(results: Results) -> dict[tuple[str, str], float]:
+    """Mask -> share of the image that is its lesion; of several labels, that of the rarest one."""
+    judged = [pair for one in first_syntheses(results) for pair in _judged(one)]
+    names = [f"lesion_ratio{suffix}" for suffix in label_suffixes(results).values()]
+    sizes = {name: {_mask_key(row): float(case.get(name) or 0) for row, case in judged} for name in names}
+    return min(sizes.values(), key=lambda found: sum(found.values()))
 
 
 def example_cases(group: CaseScores, arm: str) -> list[tuple[str, str]]:
@@ -123,29 +126,33 @@ def example_cases(group: CaseScores, arm: str) -> list[tuple[str, str]]:
     return [(rank, group.cases[index]) for index, rank in reversed(chosen.items())]
 
 
-def predictions(results: Results, group: CaseScores, colours: Mapping[str, str], side: int) -> list[dict]:
-    """Cases as in the paper's Fig. 7: image | truth | prediction of each arm's first training."""
+def predictions(painter: Painter, labels: Mapping[str, CaseScores]) -> list[dict]:
+    """Cases as in the paper's Fig. 7: image | truth | prediction of each arm's first training.
+
+    `labels`: scores of one trainer and test set by label, the mean among them.
+    """
+    results, group = painter.results, labels[FOREGROUND_MEAN]
     ranked_by = results.reference if results.reference in group.values else next(iter(group.values))
     rows = []
     for rank, case_id in example_cases(group, ranked_by):
         if results.real is None or case_id not in results.real_cases:
             continue
         case = results.real_cases[case_id]
-        image, truth, z = _displayed(results.real, case)
+        plane = painter.display.plane(results.real, case)
         tiles = [
-            Tile(photo(image, side), "image", f"test image {case_id}"),
-            Tile(photo(image, side, [(truth, TRUTH)]), "truth", f"true outline of {case_id}"),
+            Tile(painter.image(plane), "image", f"test image {case_id}"),
+            Tile(painter.truth(plane), "truth", f"true outline of {case_id}"),
         ]
         for arm in (arm for arm in results.arms if arm in group.values):
-            tiles.append(_prediction(results, group, arm, case, (image, truth, z), colours[arm], side))
+            tiles.append(_prediction(painter, labels, arm, case, plane))
         rows.append({"rank": rank, "case": case_id, "tiles": tiles})
     return rows
 
 
-def delta_maps(results: Results) -> list[dict]:
+def delta_maps(painter: Painter) -> list[dict]:
     """Delta maps over the training as in the paper's Fig. 8: per arm the steps, and a row per case."""
     arms = []
-    for arm, runs in runs_by_arm(results).items():
+    for arm, runs in runs_by_arm(painter.results).items():
         one = next((one for one in runs if one.deltas), None)
         if one is None:
             continue
@@ -153,107 +160,88 @@ def delta_maps(results: Results) -> list[dict]:
         picked = np.linspace(0, len(every) - 1, min(SHOWN_STEPS, len(every))).round().astype(int)
         steps = [every[index] for index in picked]
         maps = np.stack([np.load(one.deltas[step]) for step in steps])  # (steps, cases, h, w)
-        # As loop.Loop._load: without cases set aside, the first ones trained on.
-        cases = (one.config.get("monitor_cases") or one.config.get("train_cases", []))[: maps.shape[1]]
-        rows = [_delta_row(results, case, maps[:, index], steps) for index, case in enumerate(cases)]
+        slices = monitored_slices(one.config)[: maps.shape[1]]
+        rows = [_delta_row(painter, slice_, maps[:, index], steps) for index, slice_ in enumerate(slices)]
         arms.append({"arm": arm, "steps": steps, "rows": rows, "low": maps.min(), "high": maps.max()})
     return arms
 
 
-def _delta_row(results: Results, case_id: str, maps: np.ndarray, steps: Sequence[int]) -> list[Tile]:
-    mask = Tile(None, "mask", "")
-    if case_id in results.real_cases:
-        label = results.real.read_label(results.real_cases[case_id].label)
-        mask = Tile(mask_picture(label[0] > 0, SMALLEST), "mask", f"mask of {case_id}")
+def _delta_row(painter: Painter, slice_: Slice, maps: np.ndarray, steps: Sequence[int]) -> list[Tile]:
+    results, mask = painter.results, Tile(None, "mask", "")
+    if slice_.case in results.real_cases:
+        label = results.real_cases[slice_.case].label
+        masks = painter.display.labels(results.real, label, slice_.index or 0)
+        mask = Tile(painter.mask(masks), "mask", f"mask of {slice_.id}")
     return [
         mask,
         *(
-            Tile(map_picture(values), f"step {step}", f"delta map of {case_id} at step {step}")
+            Tile(map_picture(values), f"step {step}", f"delta map of {slice_.id} at step {step}")
             for step, values in zip(steps, maps, strict=True)
         ),
     ]
 
 
-def _real_row(results: Results, key: tuple[str, str], kept: Mapping[str, Mapping], side: int) -> list[dict]:
+def _real_row(painter: Painter, key: tuple[str, str], kept: Mapping[str, Mapping]) -> list[dict]:
     """The real image that owns a mask, where it is known and the mask was not changed."""
     row = next(rows[key] for rows in kept.values() if key in rows)
-    case = results.real_cases.get(row["source_case"] or "")
+    case = painter.results.real_cases.get(row["source_case"] or "")
     if case is None or row["mask_augmentation"] != "none":
         return []
-    return [{"arm": "own real image", "tiles": _three(results.real, case, TRUTH, None, side)}]
+    tiles = _three(painter, painter.results.real, case, row.get("source_slice") or 0, None)
+    return [{"arm": "own real image", "tiles": tiles}]
 
 
-def _three(dataset: RawDataset, case: Case, colour: str, arm: str | None, side: int) -> list[Tile]:
-    image, mask, _ = _displayed(dataset, case)
+def _three(painter: Painter, dataset: RawDataset, case: Case, index: int, arm: str | None) -> list[Tile]:
+    plane = painter.display.plane(dataset, case, index)
     name = f"{arm or 'real'}, {case.id}"
     return [
-        Tile(mask_picture(mask, SMALLEST), "mask", f"mask of {name}", arm),
-        Tile(photo(image, side), "image", f"image of {name}", arm),
-        Tile(photo(image, side, [(mask, colour)]), "overlay", f"outline of the mask on {name}", arm),
+        Tile(painter.mask(plane.truth, plane.aspect), "mask", f"mask of {name}", arm),
+        Tile(painter.image(plane), "image", f"image of {name}", arm),
+        Tile(painter.truth(plane, arm), "overlay", f"outline of the mask on {name}", arm),
     ]
 
 
 def _prediction(
-    results: Results,
-    group: CaseScores,
-    arm: str,
-    case: Case,
-    shown: tuple[np.ndarray, np.ndarray, int],
-    colour: str,
-    side: int,
+    painter: Painter, labels: Mapping[str, CaseScores], arm: str, case: Case, plane: Plane
 ) -> Tile:
     """An arm's outline over the truth's; with an empty frame where the prediction is not there."""
-    image, truth, z = shown
+    results, group = painter.results, labels[FOREGROUND_MEAN]
     for entry in results.description["segmentations"]:
-        path = results.folder / entry["predictions"] / case.label.name
+        path = results.folder / entry["predictions"] / f"{case.id}{results.real.file_ending}"
         if entry["arm"] != arm or entry["trainer"] != group.trainer or not path.is_file():
             continue
-        found = results.real.read_label(path)[z] > 0
-        keys = [(entry["seed"],), (entry["fold"], entry["seed"])]
-        training = next((index for index, key in enumerate(group.trainings) if key in keys), None)
-        dice = math.nan
-        if training is not None:
-            dice = group.values[arm]["Dice"][training, group.cases.index(case.id)]
-        value = f"{100 * dice:.1f}" if math.isfinite(dice) else ""
+        found = painter.display.labels(results.real, path, plane.index)
+        dice = _dice_of(labels, arm, entry, case.id)
+        value = number(dice.pop(FOREGROUND_MEAN)).replace("\N{EN DASH}", "")
         text = f"{arm}: predicted outline of {case.id}, Dice {value or 'unknown'}"
-        return Tile(
-            photo(image, side, [(truth, TRUTH), (found, colour)]), f"{arm} {value}".strip(), text, arm
-        )
+        each = ", ".join(f"{name} {number(one)}" for name, one in dice.items())
+        return Tile(painter.prediction(plane, found, arm), f"{arm} {value}".strip(), text, arm, each)
     return Tile(None, arm, f"{arm}: no prediction of {case.id}", arm)
 
 
-def _displayed(dataset: RawDataset, case: Case) -> tuple[np.ndarray, np.ndarray, int]:
-    """Image in [0, 1], boolean foreground (H, W), and which slice: of a volume, that with the most lesion."""
-    label = dataset.read_label(case.label)
-    z = int((label > 0).sum(axis=(1, 2)).argmax())
-    colour = dataset.file_ending in COLOUR_ENDINGS and len(dataset.channel_names) >= 3
-    return displayable(dataset.read_image(case)[:, z], colour), label[z] > 0, z
+def _dice_of(labels: Mapping[str, CaseScores], arm: str, entry: Mapping, case: str) -> dict[str, float]:
+    """Label -> Dice in percent of one training on a case; NaN where it is not known."""
+    keys = [(entry["seed"],), (entry["fold"], entry["seed"])]
+    dice = {}
+    for label, group in labels.items():
+        training = next((index for index, key in enumerate(group.trainings) if key in keys), None)
+        known = training is not None and arm in group.values
+        value = group.values[arm]["Dice"][training, group.cases.index(case)] if known else math.nan
+        dice[label] = 100 * float(value)
+    return dice
 
 
 def _mask_key(row: Mapping) -> tuple[str, str]:
     return row["source_mask"], row["mask_sha256"]
 
 
+def _mask_name(row: Mapping) -> str:
+    """The mask's source in words."""
+    slice_ = row.get("source_slice")
+    return row["source_mask"] if slice_ is None else f"{row['source_mask']}, slice {slice_ + 1}"
+
+
 def _judged(one: Synthesis) -> list[tuple[dict, dict]]:
     """(Row of the manifest, row of the evaluation) of each case that has both."""
     rows = {row["case"]: row for row in one.manifest}
     return [(rows[case["case"]], case) for case in one.cases if case["case"] in rows]
-
-
-def _fit(size: tuple[int, int], side: int) -> tuple[int, int]:
-    """Width and height with the longer side `side`; small pictures are enlarged, outlines need the room."""
-    scale = side / max(size)
-    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
-
-
-def _edge(mask: np.ndarray, shape: tuple[int, int], width: int) -> np.ndarray:
-    """The inner rim of a mask enlarged to `shape`."""
-    from scipy.ndimage import binary_erosion
-
-    enlarged = Image.fromarray(mask.astype(np.uint8) * 255).resize(shape[::-1], Image.Resampling.BILINEAR)
-    large = np.array(enlarged) > 127
-    return large & ~binary_erosion(large, np.ones((3, 3)), iterations=width)
-
-
-def _uri(kind: str, stream: io.BytesIO) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(stream.getvalue()).decode()}"

@@ -13,14 +13,21 @@ from dataset_conversion.raw import RawDataset, find_dataset
 from dataset_conversion.user_error import UserError
 from law_synth.audit.audit import Audit
 from law_synth.base.init_base import InitBase
-from law_synth.cases import Fold, fold_cases, lesion_label
+from law_synth.cases import Fold
+from law_synth.classes import lesion_classes
 from law_synth.evaluation.evaluate import Evaluate
+from law_synth.experiment.budget import iterations_per_epoch, samples
 from law_synth.experiment.command_line import command_line
 from law_synth.experiment.config import REAL, Config
 from law_synth.experiment.synthesis import Synthesis
 from law_synth.generation.generate import Generate
 from law_synth.training.train import Train
-from nnunet_order.experiment.segmentation import REAL_DATASET, Segmentation, prepare_real
+from nnunet_order.experiment.segmentation import (
+    REAL_DATASET,
+    Segmentation,
+    prepare_real,
+    refuse_shared_groups,
+)
 from nnunet_order.experiment.stage import Stage
 
 FORMAT = 1
@@ -175,7 +182,7 @@ class ExperimentPlan:
         )
 
     def _generate(self, one: Synthesis, dataset: Path, judged: Segmentation | None) -> Stage:
-        options = dict(self.config.generate)
+        options = {**self.config.generate, **samples(self.config, self.source, one.fold)}
         after = [f"train_{one.model}"]
         if options.get("min_agreement"):
             options["segmenter"] = Path(judged.model)
@@ -236,6 +243,7 @@ class ExperimentPlan:
             "config": asdict(config),
             "real": str(RAW / REAL_DATASET),
             "on": self.on,
+            "iterations": self.iterations,
             "reference": config.reference,
             "arms": [*config.arms, *(f"{arm}-round{n}" for n in rounds for arm in config.synthetic_arms)],
             "trainers": list(config.segmenters),
@@ -261,8 +269,10 @@ class ExperimentPlan:
 def make_plan(config: Config, folder: Path) -> ExperimentPlan:
     """Read the real data and settle what depends on it. UserError: data or options that do not fit."""
     source = find_dataset(config.dataset)
-    lesion_label(source)
+    lesion_classes(source)
     tested = bool(source.test_cases) and all(case.label is not None for case in source.test_cases)
+    if not config.folds:
+        config = replace(config, folds=("all",) if tested else tuple(range(len(source.read_splits()))))
     on = ("test" if "all" in config.folds else "validation") if config.on == "auto" else config.on
     if on == "test" and not tested:
         raise UserError(
@@ -276,16 +286,10 @@ def make_plan(config: Config, folder: Path) -> ExperimentPlan:
         import torch
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    plan = ExperimentPlan(config, source, folder, device, on, _iterations(config, source))
+    iterations = iterations_per_epoch(config, source)
+    refuse_shared_groups(source, config.folds, on)
+    plan = ExperimentPlan(config, source, folder, device, on, iterations)
     for one in plan.syntheses:
         plan._train(one).check()
     Generate(out=Path("out"), segmenter=Path("judge"), **config.generate).check()
     return plan
-
-
-def _iterations(config: Config, source: RawDataset) -> int:
-    """Training steps per epoch of this package's trainers: one pass over the real cases, as without LAW."""
-    from nnunet_order.trainers import PaperRecipeTrainer as Recipe
-
-    cases = min(len(fold_cases(source, fold)[0]) for fold in config.folds) * config.fraction
-    return max(Recipe.minimum_iterations, round(cases / Recipe.samples_per_step))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Annotated
 import tyro
 
 from law_synth.requirements_hint import require
+from nnunet_order.metrics import FOREGROUND_MEAN
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +63,13 @@ class Report:
             tables.difference_rows(differences, results.reference),
             tables.synthesis_rows(results),
         )
-        page = render(results, scores, differences)
+        mixtures = tables.synthetic_shares(results)
+        for one in mixtures:
+            logger.info(
+                "%s: nnU-Net draws among %.0f real and %.0f synthetic cases, %.0f %% of a batch is synthetic",
+                *(one["arm"], one["real"], one["synthetic"], 100 * one["share"]),
+            )
+        page = render(results, scores, differences, mixtures)
         with report_folder(self.out / "results", TABLES) as partial:
             for name, content in zip(TABLES, rows, strict=True):
                 write_csv(partial / name, content)
@@ -70,11 +78,12 @@ class Report:
         logger.info("wrote %s (%.1f MB) and %s", path, len(page) / 1e6, self.out / "results")
 
 
-def render(results, scores: Sequence, differences: Sequence) -> str:
-    """The page, with everything it needs in it."""
+def render(results, scores: Sequence, differences: Sequence, mixtures: Sequence) -> str:
+    """The page, with everything it needs in it. `mixtures`: rows of `tables.synthetic_shares`."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     from law_synth.experiment import charts, sentences, statistics
+    from nnunet_order.experiment.segmentation import is_volumetric
 
     environment = Environment(
         loader=PackageLoader("law_synth.experiment"),
@@ -90,6 +99,7 @@ def render(results, scores: Sequence, differences: Sequence) -> str:
     }
     template = environment.get_template("report.html.j2")
     main = [one for one in differences if one.metric == "mDice"]
+    groups = score_groups(results, scores, differences)
     return template.render(
         results=results,
         description=results.description,
@@ -99,7 +109,12 @@ def render(results, scores: Sequence, differences: Sequence) -> str:
         group_sentences=sentences.group_sentences(results, differences),
         caveats=sentences.caveats(results, differences),
         over=sentences.over(results.reference),
-        groups=score_groups(results, scores, differences),
+        groups=groups,
+        by_size=any(panel["strata"] for group in groups for panel in group["labels"].values()),
+        labels=results.labels,
+        mean_label=FOREGROUND_MEAN,
+        mixtures=mixtures,
+        volumetric=results.real is not None and is_volumetric(results.real),
         forest=charts.forest_axis([one.estimate for one in main if one.stratum == statistics.ALL]),
         **synthesis_context(results),
         **picture_context(results),
@@ -114,37 +129,42 @@ def arm_colours(arms: Sequence[str]) -> dict[str, tuple[str, str]]:
 
 
 def score_groups(results, scores: Sequence, differences: Sequence) -> list[dict]:
-    """Per trainer and test set: means and differences by arm and stratum, scatter panels."""
+    """Per trainer and test set, and for each of its labels: means and differences by arm, scatter panels."""
+    groups = []
+    for (trainer, test_set), labels in results.groups.items():
+        panels = {label: label_panel(results, group, scores, differences) for label, group in labels.items()}
+        cases = next(iter(labels.values())).cases
+        groups.append({"trainer": trainer, "test_set": test_set, "labels": panels, "cases": cases})
+    return groups
+
+
+def label_panel(results, group, scores: Sequence, differences: Sequence) -> dict:
+    """Means and differences by arm and stratum, scatter panels; of one trainer, test set and label."""
     from law_synth.experiment import charts, statistics
 
-    groups = []
-    for group in results.scores:
-        key = (group.trainer, group.test_set)
-        means = {(s.stratum, s.arm, s.metric): s.estimate for s in scores if (s.trainer, s.test_set) == key}
-        gains = {(d.stratum, d.arm, d.metric): d for d in differences if (d.trainer, d.test_set) == key}
-        arms = [arm for arm in results.arms if (statistics.ALL, arm, "mDice") in means]
-        ends = [
-            100 * end
-            for arm in arms
-            for one in [means[statistics.ALL, arm, "mDice"]]
-            for end in (one.low, one.high, one.value)
-            if end == end
-        ]
-        groups.append(
-            {
-                "trainer": group.trainer,
-                "test_set": group.test_set,
-                "arms": arms,
-                "means": means,
-                "gains": gains,
-                "strata": [name for name in statistics.STRATA if any(found[0] == name for found in means)],
-                "stratum_cases": {stratum: one.cases for (stratum, _, _), one in reversed(means.items())},
-                "axis": charts.make_axis(ends, margin=0.08, ticks=3) if ends else None,
-                "scatters": charts.scatters(group, arms, results.reference),
-                "cases": group.cases,
-            }
-        )
-    return groups
+    key = (group.trainer, group.test_set, group.label)
+    means = {
+        (one.stratum, one.arm, one.metric): one.estimate
+        for one in scores
+        if (one.trainer, one.test_set, one.label) == key
+    }
+    gains = {
+        (one.stratum, one.arm, one.metric): one
+        for one in differences
+        if (one.trainer, one.test_set, one.label) == key
+    }
+    arms = [arm for arm in results.arms if (statistics.ALL, arm, "mDice") in means]
+    estimates = [means[statistics.ALL, arm, "mDice"] for arm in arms]
+    ends = [100 * end for one in estimates for end in (one.low, one.high, one.value) if math.isfinite(end)]
+    return {
+        "arms": arms,
+        "means": means,
+        "gains": gains,
+        "strata": [name for name in statistics.STRATA if any(found[0] == name for found in means)],
+        "stratum_cases": {stratum: one.cases for (stratum, _, _), one in reversed(means.items())},
+        "axis": charts.make_axis(ends, margin=0.08, ticks=3) if ends else None,
+        "scatters": charts.scatters(group, arms, results.reference),
+    }
 
 
 def synthesis_context(results) -> dict:
@@ -166,13 +186,14 @@ def synthesis_context(results) -> dict:
         for measure, reason in one.evaluation.get("skipped", {}).items()
     }
     table = tables.synthesis_table(results)
-    ceiling = table["real"].get("mDice, own mask")
+    ceilings = {FOREGROUND_MEAN: table["real"].get("mDice, own mask")}
+    ceilings |= {label: table["real"].get(f"{label}, own mask") for label in results.labels[1:]}
     return {
         "synthesis": table,
         "filtered": {arm: found for arm, found in counts.items() if found},
         "reasons": sorted({reason for found in counts.values() for reason in found} - {"generated", "kept"}),
         "agreement": charts.agreement_histograms(results),
-        "ceiling": ceiling["value"] if ceiling else None,
+        "ceilings": {label: found["value"] for label, found in ceilings.items() if found},
         "sizes": charts.size_histograms(results),
         "losses": charts.losses(results),
         "protocols": protocols,
@@ -183,24 +204,25 @@ def synthesis_context(results) -> dict:
 def picture_context(results) -> dict:
     """All pictures; the more there are, the smaller they become."""
     from law_synth.experiment import figures
+    from law_synth.experiment.display import display_note, display_of
+    from law_synth.experiment.pictures import thumbnail_side
 
     colours = {
         arm: dark for arm, (_, dark) in arm_colours(results.arms).items()
     }  # on photos: the bright ones
-    tiles = 3 * sum(2 + len(group.values) for group in results.scores)
+    tiles = sum(3 * (2 + len(next(iter(labels.values())).values)) for labels in results.groups.values())
     tiles += 2 * figures.SHOWN_MASKS * (1 + len(figures.first_syntheses(results)))
-    side = figures.thumbnail_side(tiles)
+    display = display_of(results)
+    painter = figures.Painter(results, display, colours, thumbnail_side(tiles))
     return {
-        "grids": figures.generated_grids(results, colours, side),
+        "label_colours": display.colours,
+        "display_note": display_note(results, display),
+        "grids": figures.generated_grids(painter),
         "examples": [
-            {
-                "trainer": group.trainer,
-                "test_set": group.test_set,
-                "rows": figures.predictions(results, group, colours, side),
-            }
-            for group in results.scores
+            {"trainer": trainer, "test_set": test_set, "rows": figures.predictions(painter, labels)}
+            for (trainer, test_set), labels in results.groups.items()
         ],
-        "deltas": figures.delta_maps(results),
+        "deltas": figures.delta_maps(painter),
     }
 
 

@@ -15,7 +15,8 @@ from rich.progress import track
 from dataset_conversion.raw import Case, RawDataset, read_dataset
 from dataset_conversion.user_error import UserError
 from law_synth.run_folder import CONFIG
-from nnunet_order.metrics import METRICS
+from law_synth.slices import slice_axis
+from nnunet_order.metrics import FOREGROUND_MEAN, METRICS
 
 FORMAT = 1
 LOG = "log.jsonl"  # law_synth.training.state.LOG, whose module needs torch
@@ -40,11 +41,13 @@ class CaseScores:
 
     trainer: str
     test_set: str
+    label: str
+    """Name of a label or region, or `FOREGROUND_MEAN`, the mean over a case's labels."""
     cases: list[str]
     trainings: list[tuple]
     """One per row: (seed,) where the cases of all folds are pooled, else (fold, seed)."""
     values: dict[str, dict[str, np.ndarray]]
-    """Arm -> metric -> (trainings, cases), the mean over the labels; NaN: nothing to find, or not there."""
+    """Arm -> metric -> (trainings, cases); NaN: nothing to find, or not there."""
 
 
 @dataclass(frozen=True)
@@ -107,26 +110,54 @@ class Results:
         return {case.id: case for case in cases if case.label is not None}
 
     @cached_property
-    def training_shares(self) -> np.ndarray:
-        """The lesion's share of each real training image."""
-        if self.real is None:
-            return np.empty(0)
-        shares = self.lesion_shares([case.id for case in self.real.training_cases])
-        return np.array(list(shares.values()))
+    def labels(self) -> list[str]:
+        """What is scored: the mean over the labels and, of several, each of them."""
+        return list(dict.fromkeys(group.label for group in self.scores)) or [FOREGROUND_MEAN]
 
-    def lesion_shares(self, case_ids: Iterable[str]) -> dict[str, float]:
-        """Case id -> share of the image that is foreground, all labels together; the ignore label aside."""
+    @cached_property
+    def groups(self) -> dict[tuple[str, str], dict[str, CaseScores]]:
+        """(Trainer, test set) -> label -> scores; the mean comes first."""
+        groups: dict[tuple[str, str], dict[str, CaseScores]] = {}
+        for one in self.scores:
+            groups.setdefault((one.trainer, one.test_set), {})[one.label] = one
+        return groups
+
+    @cached_property
+    def axis(self) -> int:
+        """Of the slices in real arrays (Z, Y, X)."""
+        return slice_axis(self.real, [case.id for case in self.real.training_cases]) or 0
+
+    @cached_property
+    def training_shares(self) -> dict[str, np.ndarray]:
+        """Label -> its share of each real training slice that has it."""
+        shares: dict[str, list[np.ndarray]] = {}
+        for case in self.real.training_cases if self.real else ():
+            for label, found in self.slice_shares(case).items():
+                shares.setdefault(label, []).append(found[found > 0])
+        return {label: np.concatenate(found) for label, found in shares.items()}
+
+    def lesion_shares(self, case_ids: Iterable[str]) -> dict[str, dict[str, float]]:
+        """Label -> case id -> its share of the image; of a volume, of the slice with the most of it."""
         known = [case_id for case_id in case_ids if case_id in self.real_cases]
-        shares = {}
+        shares: dict[str, dict[str, float]] = {}
         for case_id in track(known, "Measuring lesions", transient=True):
-            label = self.real.read_label(self.real_cases[case_id].label)
-            counted = (
-                np.ones(label.shape, bool)
-                if self.real.ignore_label is None
-                else (label != self.real.ignore_label)
-            )
-            shares[case_id] = float(((label > 0) & counted).sum() / max(counted.sum(), 1))
+            for label, found in self.slice_shares(self.real_cases[case_id]).items():
+                shares.setdefault(label, {})[case_id] = float(found.max())
         return shares
+
+    def slice_shares(self, case: Case) -> dict[str, np.ndarray]:
+        """Label -> its share of each slice of a real case; the ignore label's pixels do not count.
+
+        The foreground is all labels together.
+        """
+        truth = np.moveaxis(self.real.read_label(case.label), self.axis, 0)
+        truth = truth.reshape(len(truth), -1)  # (slices, pixels)
+        counted = truth != self.real.ignore_label  # all, where there is none
+        masks = {FOREGROUND_MEAN: truth > 0}
+        if len(self.real.regions) > 1:
+            masks |= {name: np.isin(truth, values) for name, values in self.real.regions.items()}
+        pixels = np.maximum(counted.sum(axis=1), 1)
+        return {label: (mask & counted).sum(axis=1) / pixels for label, mask in masks.items()}
 
 
 def read_results(folder: Path) -> Results:
@@ -149,30 +180,42 @@ def read_results(folder: Path) -> Results:
 
 
 def read_scores(folder: Path, description: Mapping, missing: list[str]) -> list[CaseScores]:
-    """Scores by trainer and test set, in the order of experiment.json."""
+    """Scores by trainer, test set and label, in the order of experiment.json."""
     pooled = description["on"] == VALIDATION
-    found: dict[tuple[str, str], dict[tuple[str, tuple, str], np.ndarray]] = {}
+    found: dict[tuple[str, str], dict[str, dict[tuple[str, tuple, str], np.ndarray]]] = {}
     for entry in description["segmentations"]:
         path = folder / entry["scores"] / "per_case.csv"
         if not path.is_file():
             missing.append(f"scores of {entry['name']}")
             continue
         training = (entry["seed"],) if pooled else (entry["fold"], entry["seed"])
-        for (test_set, case), values in read_case_means(path).items():
+        for (test_set, case), labels in read_case_scores(path).items():
             group = found.setdefault((entry["trainer"], VALIDATION if pooled else test_set), {})
-            group[entry["arm"], training, case] = values
+            for label, values in labels.items():
+                group.setdefault(label, {})[entry["arm"], training, case] = values
     order = {trainer: position for position, trainer in enumerate(description["trainers"])}
     ranked = sorted(found.items(), key=lambda item: order.get(item[0][0], len(order)))
-    return [_as_arrays(trainer, test_set, group) for (trainer, test_set), group in ranked]
+    return [
+        _as_arrays(trainer, test_set, label, values)
+        for (trainer, test_set), labels in ranked
+        for label, values in labels.items()
+    ]
 
 
-def read_case_means(path: Path) -> dict[tuple[str, str], np.ndarray]:
-    """(Test set, case) -> mean over its labels of each of `METRICS`, from per_case.csv of one prediction."""
-    labels: dict[tuple[str, str], list[list[float]]] = {}
+def read_case_scores(path: Path) -> dict[tuple[str, str], dict[str, np.ndarray]]:
+    """(Test set, case) -> label -> values of `METRICS`, from per_case.csv of one prediction.
+
+    First the mean over a case's labels; the label itself where there is only one.
+    """
+    scores: dict[tuple[str, str], dict[str, np.ndarray]] = {}
     for row in _load_csv(path):
-        values = [float(row[metric] or "nan") for metric in METRICS]
-        labels.setdefault((row["test_set"], row["case"]), []).append(values)
-    return {key: nan_mean(np.array(rows), axis=0) for key, rows in labels.items()}
+        values = np.array([float(row[metric] or "nan") for metric in METRICS])
+        scores.setdefault((row["test_set"], row["case"]), {})[row["label"]] = values
+    means = {key: nan_mean(np.array(list(labels.values())), axis=0) for key, labels in scores.items()}
+    return {
+        key: {FOREGROUND_MEAN: means[key], **(labels if len(labels) > 1 else {})}
+        for key, labels in scores.items()
+    }
 
 
 def nan_mean(values: np.ndarray, axis: int) -> np.ndarray:
@@ -220,7 +263,7 @@ def read_stages(folder: Path, missing: list[str]) -> list[dict]:
     return sorted(records, key=lambda record: (record["started"], record["name"]))
 
 
-def _as_arrays(trainer: str, test_set: str, group: Mapping[tuple, np.ndarray]) -> CaseScores:
+def _as_arrays(trainer: str, test_set: str, label: str, group: Mapping) -> CaseScores:
     """(arm, training, case) -> values of `METRICS`, as arrays in which trainings and cases are paired."""
     arms, trainings, cases = (list(dict.fromkeys(column)) for column in zip(*group, strict=True))
     trainings = sorted(trainings, key=lambda training: tuple(map(str, training)))
@@ -230,7 +273,7 @@ def _as_arrays(trainer: str, test_set: str, group: Mapping[tuple, np.ndarray]) -
     for (arm, training, case), values in group.items():
         arrays[arm][:, row[training], column[case]] = values
     by_metric = {arm: dict(zip(METRICS, array, strict=True)) for arm, array in arrays.items()}
-    return CaseScores(trainer, test_set, cases, trainings, by_metric)
+    return CaseScores(trainer, test_set, label, cases, trainings, by_metric)
 
 
 def _load_json(path: Path) -> dict:

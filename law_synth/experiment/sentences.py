@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from law_synth.experiment.results import Results
 from law_synth.experiment.statistics import ALL, Difference, Estimate, Score
+from nnunet_order.metrics import FOREGROUND_MEAN
 
 MINUS = "\N{MINUS SIGN}"
 
@@ -53,9 +54,28 @@ def over(reference: str) -> str:
     return "over real alone" if reference == "real" else f"over {reference}"
 
 
+def main_differences(differences: Sequence[Difference]) -> list[Difference]:
+    """Of all cases and the mean over the labels: what the sentences are about."""
+    return [
+        one for one in differences if (one.label, one.stratum, one.metric) == (FOREGROUND_MEAN, ALL, "mDice")
+    ]
+
+
+def label_differences(one: Difference, differences: Sequence[Difference]) -> str:
+    """kidney +0.3 [-0.1, 0.8], tumour +2.1 [0.2, 4.0]: what a difference of means is made of."""
+    wanted = (one.trainer, one.test_set, one.arm, one.stratum, one.metric)
+    parts = [
+        f"{found.label} {number(100 * found.estimate.value, sign=True)} {interval(found.estimate)}"
+        for found in differences
+        if (found.trainer, found.test_set, found.arm, found.stratum, found.metric) == wanted
+        and found.label != FOREGROUND_MEAN
+    ]
+    return ", ".join(parts)
+
+
 def headline(results: Results, differences: Sequence[Difference], scores: Sequence[Score]) -> str:
     """The whole experiment in one sentence."""
-    main = [one for one in differences if one.stratum == ALL and one.metric == "mDice"]
+    main = main_differences(differences)
     against = "real data alone" if results.reference == "real" else results.reference
     if not results.description["segmentations"]:
         return (
@@ -84,13 +104,20 @@ def headline(results: Results, differences: Sequence[Difference], scores: Sequen
 def group_sentences(results: Results, differences: Sequence[Difference]) -> list[dict]:
     """Per trainer and test set: the arms that differ from the reference, or else the largest difference."""
     sentences = []
-    main = [one for one in differences if one.stratum == ALL and one.metric == "mDice"]
+    main = main_differences(differences)
     for group in dict.fromkeys((one.trainer, one.test_set) for one in main):
         of_group = sorted(
             (one for one in main if (one.trainer, one.test_set) == group), key=lambda one: -one.estimate.value
         )
         told = [one for one in of_group if one.distinguishable] or of_group[:1]
-        lines = [(one.arm, difference_sentence(one, results.reference)[len(one.arm) + 2 :]) for one in told]
+        lines = [
+            {
+                "arm": one.arm,
+                "text": difference_sentence(one, results.reference)[len(one.arm) + 2 :],
+                "labels": label_differences(one, differences),
+            }
+            for one in told
+        ]
         rest = len(of_group) - len(told)
         note = ""
         if rest and told[0].distinguishable:
@@ -104,7 +131,7 @@ def group_sentences(results: Results, differences: Sequence[Difference]) -> list
 def caveats(results: Results, differences: Sequence[Difference]) -> list[str]:
     """What the intervals do not hold, and what is not there."""
     found = []
-    counts = {one.estimate.trainings for one in differences if one.stratum == ALL}
+    counts = {one.estimate.trainings for one in main_differences(differences)}
     if 1 in counts:
         where = "" if counts == {1} else " where N says one training"
         found.append(

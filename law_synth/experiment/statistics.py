@@ -1,4 +1,4 @@
-"""Means, paired differences, intervals and tests of an experiment's scores; no I/O."""
+"""Means, paired differences, intervals and tests of an experiment's scores, label by label; no I/O."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ STRATA = {
 COMPARED = ("mDice", "mIoU")
 LEVEL = 0.05  # of intervals and tests
 
+Shares = Mapping[str, Mapping[str, float]]
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -37,6 +39,7 @@ class Score:
 
     trainer: str
     test_set: str
+    label: str
     stratum: str
     arm: str
     metric: str
@@ -49,6 +52,7 @@ class Difference:
 
     trainer: str
     test_set: str
+    label: str
     stratum: str
     arm: str
     metric: str
@@ -56,7 +60,7 @@ class Difference:
     p_value: float
     """Two-sided Wilcoxon signed-rank test of the cases' differences, each averaged over the trainings."""
     p_holm: float
-    """Holm-corrected over the arms of a trainer, test set, stratum and metric."""
+    """Holm-corrected over the arms of a trainer, test set, label, stratum and metric."""
 
     @property
     def distinguishable(self) -> bool:
@@ -81,12 +85,12 @@ def estimate(values: np.ndarray) -> Estimate | None:
     return Estimate(float(nan_mean(values, axis=0).mean()), low, high, *values.shape)
 
 
-def scores(groups: Sequence[CaseScores], shares: Mapping[str, float]) -> list[Score]:
-    """All means. `shares`: case -> the lesion's share of the image, for the strata."""
+def scores(groups: Sequence[CaseScores], shares: Shares) -> list[Score]:
+    """All means. `shares`: label -> case -> its share of the image, for the strata."""
     return [
-        Score(group.trainer, group.test_set, stratum, arm, metric, found)
+        Score(group.trainer, group.test_set, group.label, stratum, arm, metric, found)
         for group in groups
-        for stratum, chosen in strata(group.cases, shares).items()
+        for stratum, chosen in strata(group.cases, shares.get(group.label, {})).items()
         for arm, values in group.values.items()
         for metric, column in MEANS.items()
         if stratum == ALL or metric in COMPARED
@@ -94,15 +98,13 @@ def scores(groups: Sequence[CaseScores], shares: Mapping[str, float]) -> list[Sc
     ]
 
 
-def differences(
-    groups: Sequence[CaseScores], shares: Mapping[str, float], reference: str
-) -> list[Difference]:
+def differences(groups: Sequence[CaseScores], shares: Shares, reference: str) -> list[Difference]:
     """All differences to the reference arm, where it is there."""
     return [
         difference
         for group in groups
         if reference in group.values
-        for stratum, chosen in strata(group.cases, shares).items()
+        for stratum, chosen in strata(group.cases, shares.get(group.label, {})).items()
         for metric in COMPARED
         for difference in _compare(group, stratum, chosen, metric, reference)
     ]
@@ -144,6 +146,6 @@ def _compare(
     found = {arm: (gain, mean) for arm, gain in gains.items() if (mean := estimate(gain))}
     p_values = [signed_rank(nan_mean(gain, axis=0)) for gain, _ in found.values()]
     return [
-        Difference(group.trainer, group.test_set, stratum, arm, metric, mean, p_value, corrected)
+        Difference(group.trainer, group.test_set, group.label, stratum, arm, metric, mean, p_value, corrected)
         for (arm, (_, mean)), p_value, corrected in zip(found.items(), p_values, holm(p_values), strict=True)
     ]

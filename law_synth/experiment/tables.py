@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from law_synth.cases import fold_cases
+from law_synth.experiment.budget import synthetic_share
 from law_synth.experiment.results import Results, Synthesis
 from law_synth.experiment.statistics import Difference, Estimate, Score
 
@@ -42,25 +44,37 @@ COLUMNS = (
 )
 
 
+def columns(results: Results) -> list[Column]:
+    """`COLUMNS`, and the agreement of each label where there are several."""
+    regions = list(results.real.regions) if results.real else []
+    found = list(COLUMNS)
+    for name in regions if len(regions) > 1 else ():
+        for against in ("own mask", "shuffled"):
+            real = ("ceiling: train", against)
+            found.append(Column(f"{name}, {against}", f"mDice {name}", against, scale=100, real=real))
+    return found
+
+
 def segmentation_rows(scores: Sequence[Score]) -> list[dict]:
     """segmentation.csv: one row per mean."""
     rows = [
-        {"trainer": one.trainer, "test_set": one.test_set, "stratum": one.stratum, "arm": one.arm}
-        | {"metric": one.metric, **_numbers("value", one.estimate)}
+        {"trainer": one.trainer, "test_set": one.test_set, "label": one.label, "stratum": one.stratum}
+        | {"arm": one.arm, "metric": one.metric, **_numbers("value", one.estimate)}
         for one in scores
     ]
-    return _sorted(rows, "trainer", "test_set", "stratum", "arm", "metric")
+    return _sorted(rows, "trainer", "test_set", "label", "stratum", "arm", "metric")
 
 
 def difference_rows(differences: Sequence[Difference], reference: str) -> list[dict]:
     """differences.csv: one row per paired difference to the reference arm."""
     rows = [
-        {"trainer": one.trainer, "test_set": one.test_set, "stratum": one.stratum, "arm": one.arm}
-        | {"reference": reference, "metric": one.metric, **_numbers("difference", one.estimate)}
+        {"trainer": one.trainer, "test_set": one.test_set, "label": one.label, "stratum": one.stratum}
+        | {"arm": one.arm, "reference": reference, "metric": one.metric}
+        | _numbers("difference", one.estimate)
         | {"p_wilcoxon": _significant(one.p_value), "p_holm": _significant(one.p_holm)}
         for one in differences
     ]
-    return _sorted(rows, "trainer", "test_set", "stratum", "arm", "metric")
+    return _sorted(rows, "trainer", "test_set", "label", "stratum", "arm", "metric")
 
 
 def synthesis_rows(results: Results) -> list[dict]:
@@ -86,21 +100,44 @@ def filter_counts(syntheses: Sequence[Synthesis]) -> dict[str, int]:
     return {"generated": len(rows), "kept": len(rows) - reasons.total(), **dict(sorted(reasons.items()))}
 
 
+def synthetic_shares(results: Results) -> list[dict]:
+    """Per trained arm: cases that train, real and synthetic, and the share of the batches that is synthetic.
+
+    The mean over its syntheses. nnU-Net draws cases, whatever the number of their slices.
+    """
+    if results.real is None or not results.description["segmentations"]:
+        return []
+    rows = []
+    for arm in results.arms:
+        numbers = [
+            (len(fold_cases(results.real, one.fold)[0]), filter_counts([one])["kept"])
+            for one in results.syntheses
+            if one.arm == arm and one.manifest
+        ]
+        if numbers:
+            real, synthetic = np.mean(numbers, axis=0)
+            rows.append(
+                {"arm": arm, "real": real, "synthetic": synthetic, "share": synthetic_share(real, synthetic)}
+            )
+    return rows
+
+
 def synthesis_table(results: Results) -> dict:
     """Measures of each arm, the mean over its syntheses with their range, and of real images for scale."""
     of_arm = {
         arm: [one for one in results.syntheses if one.arm == arm and one.evaluation] for arm in results.arms
     }
     of_arm = {arm: found for arm, found in of_arm.items() if found}
+    every_column = columns(results)
     cells = {
-        arm: {column.title: _cell(found, column, (column.images, column.against)) for column in COLUMNS}
+        arm: {column.title: _cell(found, column, (column.images, column.against)) for column in every_column}
         for arm, found in of_arm.items()
     }
-    columns = [column for column in COLUMNS if any(row[column.title] for row in cells.values())]
+    shown = [column for column in every_column if any(row[column.title] for row in cells.values())]
     every = [one for found in of_arm.values() for one in found]
-    real = {column.title: _cell(every, column, column.real) for column in columns if column.real}
+    real = {column.title: _cell(every, column, column.real) for column in shown if column.real}
     images = {arm: sum(len(one.cases) for one in found) for arm, found in of_arm.items()}
-    return {"columns": columns, "rows": cells, "real": real, "images": images, "of_arm": of_arm}
+    return {"columns": shown, "rows": cells, "real": real, "images": images, "of_arm": of_arm}
 
 
 def _cell(syntheses: Sequence[Synthesis], column: Column, key: tuple[str, str] | None) -> dict | None:

@@ -5,17 +5,25 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
+
+import tyro
 
 from dataset_conversion.raw import RawDataset, find_dataset
 from dataset_conversion.raw_writer import write_json
 from dataset_conversion.user_error import UserError
 from nnunet_order.experiment.comparison_table import print_table, table_rows
-from nnunet_order.experiment.runner import Experiment, make_workers
-from nnunet_order.experiment.segmentation import REAL_DATASET, Segmentation, prepare_real
+from nnunet_order.experiment.execution import Execution
+from nnunet_order.experiment.runner import Experiment
+from nnunet_order.experiment.segmentation import (
+    REAL_DATASET,
+    Segmentation,
+    prepare_real,
+    refuse_shared_groups,
+)
 
 STOCK = "nnUNetTrainer"
 PRESETS = {  # trainer -> (mDice, mIoU) of the paper
@@ -76,7 +84,7 @@ class Compare:
     trainers: tuple[str, ...] = ()
     """Any that nnUNetv2_train finds, instead of a preset's; the others are compared with the first."""
     scale: Literal["cpu", "gpu", "paper"] = "paper"
-    """Sizes and steps: 64 px and 15 epochs, 256 px and 30 epochs, or as the paper."""
+    """Sizes and steps: 64 px and 15 epochs, 256 px and 30 epochs, or as the paper; volumes keep theirs."""
     trainer_options: str | None = None
     """NNUNET_ORDER_OPTIONS of this package's trainers, instead of the scale's."""
     folds: tuple[str, ...] = ()
@@ -89,33 +97,15 @@ class Compare:
     """Share of the training cases to use."""
     device: str = "auto"
     """cuda, cpu or mps; auto: what this folder was begun with, else CUDA where there is one."""
-    jobs: int = 1
-    """Stages at the same time on a CPU."""
-    gpus: tuple[int, ...] = ()
-    """Numbers of GPUs to use, one stage at a time on each."""
-    dry_run: bool = False
-    """Print the commands as a shell script, run nothing."""
-    list_stages: bool = False
-    """Print name, state and predecessors of every stage for job schedulers, run nothing."""
-    stage: str | None = None
-    """Run this stage alone."""
+    execution: tyro.conf.OmitArgPrefixes[Execution] = field(default_factory=Execution)
 
     def run(self) -> None:
-        workers = make_workers(self.jobs, self.gpus)
         plan = Comparison(self, find_dataset(self.dataset))
         experiment = plan.experiment()
-        if self.dry_run:
-            sys.stdout.write(experiment.script())
-        elif self.list_stages:
-            experiment.list_stages()
-        else:
-            write_json(self.out / "experiment.json", plan.record())
-            if self.stage is not None:
-                experiment.run_stage(self.stage, workers[0])
-                return
-            experiment.run(workers)
-            rows = table_rows(self.out, plan.segmentations, plan.paper)
-            print_table(rows, self.out)
+        if self.execution.carry_out(
+            experiment, lambda: write_json(self.out / "experiment.json", plan.record())
+        ):
+            print_table(table_rows(self.out, plan.segmentations, plan.paper), self.out)
 
 
 @dataclass(frozen=True)
@@ -208,6 +198,7 @@ class Comparison:
         verb = self.verb
         if not 0 < verb.fraction <= 1:
             raise UserError(f"found --fraction {verb.fraction}, expected above 0, at most 1; correct it")
+        refuse_shared_groups(self.source, self.folds, self.on)
         stages = prepare_real(self.source, verb.fraction, SCALES[verb.scale].max_side, seed=0)
         for segmentation in self.segmentations:
             stages += segmentation.stages(("plan",))

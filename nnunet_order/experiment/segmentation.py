@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import logging
+import os
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dataset_conversion.raw import DEFAULT_FOLDS, RawDataset, splits_files
+from dataset_conversion.raw import COLOUR_ENDINGS, RawDataset
+from dataset_conversion.splits import DEFAULT_FOLDS, splits_files
+from dataset_conversion.user_error import UserError
 from nnunet_order.experiment.stage import Stage
 
 REAL_DATASET = "Dataset001_Real"
 PREDICT_PROCESSES = "-npp 1 -nps 1"
+END = 1 << 16  # bytes at the end of a .gz that tell it from another
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -114,7 +122,8 @@ class Segmentation:
 def prepare_real(source: RawDataset, fraction: float, max_side: int | None, seed: int) -> list[Stage]:
     """Stages "real" and "plan": the experiment's own copy of the real data, planned and preprocessed.
 
-    Its folds are those that nnU-Net would use, the user's $nnUNet_preprocessed first.
+    Its folds are those that nnU-Net would use, the user's $nnUNet_preprocessed first. Volumes keep their size
+    whatever `max_side` says.
     """
     raw, preprocessed = f"nnUNet_raw/{REAL_DATASET}", f"nnUNet_preprocessed/{REAL_DATASET}"
     convert = ["nnunet-order", "convert", "subset", "--dataset", str(source.folder.resolve()), "--out", raw]
@@ -123,7 +132,13 @@ def prepare_real(source: RawDataset, fraction: float, max_side: int | None, seed
         convert += ["--splits", str(splits.resolve())]
     if fraction < 1:
         convert += ["--fraction", str(fraction), "--seed", str(seed)]
-    if max_side is not None:
+    if max_side is not None and is_volumetric(source):
+        logger.info(
+            "%s holds volumes, which keep their size: max_side %d is left out; slices can be shrunk when "
+            "they are converted (nnunet-order convert kits19 --slices --max-side %d)",
+            *(source.folder.name, max_side, max_side),
+        )
+    elif max_side is not None:
         convert += ["--max-side", str(max_side)]
     number = int(REAL_DATASET[7:10])
     plan = [f"nnUNetv2_plan_and_preprocess -d {number} -c 2d -np 1 -npfp 1 --verify_dataset_integrity"]
@@ -138,10 +153,40 @@ def prepare_real(source: RawDataset, fraction: float, max_side: int | None, seed
     ]
 
 
+def is_volumetric(dataset: RawDataset) -> bool:
+    """Whether its files are volumes, of which nnU-Net's 2d configuration takes the slices."""
+    return dataset.file_ending not in COLOUR_ENDINGS
+
+
+def refuse_shared_groups(dataset: RawDataset, folds: Sequence[int | str], on: str) -> None:
+    """UserError: a group (patient, sequence) is on both sides of one of `folds`.
+
+    One that is also in a test set is only warned of: the published splits of the polyp sets are so.
+    """
+    if not (dataset.folder / "groups.json").is_file():
+        return
+    splits = dataset.read_splits() if any(fold != "all" for fold in folds) else []
+    tested = {dataset.groups[case.id] for case in dataset.test_cases} if on == "test" else set()
+    for fold in folds:
+        training = [case.id for case in dataset.training_cases] if fold == "all" else splits[fold]["train"]
+        trained = {dataset.groups[case_id] for case_id in training}
+        validated = set() if fold == "all" else {dataset.groups[case_id] for case_id in splits[fold]["val"]}
+        if shared := sorted(trained & validated):
+            raise UserError(
+                f"{dataset.folder}: found group {shared[0]} ({len(shared)} such) in training and validation "
+                f"of fold {fold}, expected each on one side; make splits_final.json by group"
+            )
+        if shared := sorted(trained & tested):
+            logger.warning(
+                "%s: group %s (%d such) is in training and test cases: the test is easier than new patients",
+                *(dataset.folder.name, shared[0], len(shared)),
+            )
+
+
 def dataset_digest(dataset: RawDataset, splits: Path | None) -> str:
     """sha256 of all files of a raw data set that an experiment reads, of their ids, and of its folds."""
     digest = hashlib.sha256()
-    names = ("dataset.json", "test_sets.json")
+    names = ("dataset.json", "test_sets.json", "groups.json")
     parts = [(name, dataset.folder / name) for name in names if (dataset.folder / name).is_file()]
     parts += [("splits", splits)] if splits else []
     for kind, cases in (("Tr", dataset.training_cases), ("Ts", dataset.test_cases)):
@@ -149,5 +194,15 @@ def dataset_digest(dataset: RawDataset, splits: Path | None) -> str:
             files = [*case.images, *([case.label] if case.label else [])]
             parts += [(f"{kind}/{case.id}/{place}", path) for place, path in enumerate(files)]
     for name, path in parts:
-        digest.update(f"{name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+        digest.update(f"{name} {hashlib.sha256(_telling_bytes(path)).hexdigest()}\n".encode())
     return digest.hexdigest()
+
+
+def _telling_bytes(path: Path) -> bytes:
+    """A file's content; of a .gz, which may be huge, size and end: it ends in the CRC-32 of all it holds."""
+    if path.suffix != ".gz":
+        return path.read_bytes()
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - END))
+        return f"{size} ".encode() + file.read()

@@ -12,10 +12,11 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-PACKAGES = ("law-order", "nnunetv2", "torch", "numpy", "diffusers", "transformers")
+from nnunet_order.versions import package_versions
+
+PACKAGES = ("law-order", "nnunetv2", "torch", "numpy", "diffusers", "transformers")  # compute the results
 
 
 @dataclass(frozen=True)
@@ -51,21 +52,15 @@ def stage_keys(stages: Sequence[Stage]) -> dict[str, str]:
 
 
 @cache
-def machine() -> dict:
-    """Processor, cores and GPUs, without importing torch."""
-    return {"processor": _processor(), "cores": os.cpu_count(), "gpu": _gpus()}
+def versions() -> dict[str, str | None]:
+    """Python's version and those of `PACKAGES`."""
+    return {"python": platform.python_version(), **package_versions(*PACKAGES)}
 
 
 @cache
-def package_versions() -> dict[str, str]:
-    """Installed versions of what computes the results, and Python's."""
-    versions = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return versions
+def machine() -> dict:
+    """Processor, cores and GPUs, without importing torch."""
+    return {"processor": _processor(), "cores": os.cpu_count(), "gpu": _gpus()}
 
 
 @cache

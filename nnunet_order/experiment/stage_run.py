@@ -21,7 +21,7 @@ from pathlib import Path
 from dataset_conversion.raw_writer import write_json
 from dataset_conversion.user_error import UserError
 from nnunet_order.experiment import guard
-from nnunet_order.experiment.stage import Stage, git_commit, machine, package_versions
+from nnunet_order.experiment.stage import Stage, git_commit, machine, versions
 
 logger = logging.getLogger(__name__)
 
@@ -208,7 +208,7 @@ class StageRun:
             "started": self._started.isoformat(timespec="seconds"),
             "seconds": round(time.monotonic() - self._clock, 1),  # of the last attempts, since `started`
             "attempts": self._attempts,
-            "versions": package_versions(),
+            "versions": versions(),
             "commit": git_commit(),
             "machine": machine(),
         }

@@ -18,6 +18,14 @@ for (const button of document.querySelectorAll("thead button")) {
     body.append(...[...body.rows].sort((a, b) => compare(key(a), key(b))));
   });
 }
+// Of several labels, tables and charts show one at a time; without this script all of them.
+const labels = document.querySelectorAll(".labels button");
+const choose = (label) => {
+  for (const button of labels) button.setAttribute("aria-pressed", button.value === label);
+  for (const part of document.querySelectorAll("[data-label]")) part.hidden = part.dataset.label !== label;
+};
+for (const button of labels) button.addEventListener("click", () => choose(button.value));
+if (labels.length) choose("0");
 // The case under the pointer of a scatter plot.
 const tip = document.createElement("div");
 tip.className = "tip";

@@ -1,0 +1,49 @@
+"""What keeps the arms of an experiment comparable: the iterations of an epoch, the number of samples."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from dataset_conversion.raw import RawDataset
+from law_synth.cases import Fold, fold_cases
+from law_synth.experiment.config import Config
+from law_synth.slices import read_header, slice_axis
+from nnunet_order.experiment.segmentation import is_volumetric
+
+
+def iterations_per_epoch(config: Config, source: RawDataset) -> int:
+    """Training steps per epoch of this package's trainers: as without LAW, one pass over the real cases."""
+    from nnunet_order.schedule import one_pass
+    from nnunet_order.trainers import PaperRecipeTrainer as Recipe
+
+    cases = min(len(fold_cases(source, fold)[0]) for fold in config.folds) * config.fraction
+    passed = one_pass(cases, median_slices(source), Recipe.samples_per_step)
+    return max(Recipe.minimum_iterations, passed)
+
+
+def median_slices(dataset: RawDataset) -> float:
+    """Slices of a case along the axis that nnU-Net's 2d configuration slices; 1 for pictures."""
+    ids = [case.id for case in dataset.training_cases]
+    axis = slice_axis(dataset, ids)
+    if axis is None:
+        return 1
+    return float(np.median([read_header(dataset.case(case_id)).GetSize()[2 - axis] for case_id in ids]))
+
+
+def samples(config: Config, source: RawDataset, fold: Fold) -> dict[str, int]:
+    """--samples of law-synth generate where the experiment settles it, else nothing.
+
+    nnU-Net draws a case first and one of its slices then, so that a synthetic case of one slice is seen as
+    often as a whole volume: of volumes, each gets one.
+    """
+    per_real = config.synthetic_per_real
+    if per_real is None and is_volumetric(source) and "samples" not in config.generate:
+        per_real = 1.0
+    if per_real is None:
+        return {}
+    return {"samples": max(1, round(per_real * config.fraction * len(fold_cases(source, fold)[0])))}
+
+
+def synthetic_share(real: float, synthetic: float) -> float:
+    """Share of a training's batches that is synthetic: cases are drawn alike, whatever they hold."""
+    return synthetic / max(real + synthetic, 1)
