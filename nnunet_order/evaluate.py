@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 from rich.progress import track
 
-from dataset_conversion.raw import COLOUR_ENDINGS, RawDataset, find_dataset
+from dataset_conversion.raw import RawDataset, find_dataset
 from dataset_conversion.report_folder import check_report_folder
 from dataset_conversion.user_error import UserError
 from nnunet_order.evaluation_report import FILES, Evaluation, print_summary, write_report
+from nnunet_order.geometry import label_spacing, slice_axis
 from nnunet_order.metrics import (
     FOREGROUND_MEAN,
     MEANS,
@@ -32,10 +33,12 @@ CASES_PER_WORKER = 64  # a worker takes seconds to start
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Score folders of predictions: mDice, mIoU, HD95 and NSD per test set, with 95 % intervals.
+    """Score folders of predictions: mDice, mIoU, HD95 and NSD per test set and label, with 95 % intervals.
 
-    Writes per_case.csv, summary.csv, summary.json and examples.png (best, median and worst case). With
-    several folders, each is also compared with the first, case by case, and drawn in comparison.png.
+    Writes per_case.csv, summary.csv, summary.json and examples.png (best, median and worst case; of a volume
+    the slice with the most of its rarest label). With several folders, each is also compared with the first,
+    case by case, and drawn in comparison.png. A volume is one case. A label that neither truth nor prediction
+    of a case has is left out of that label's mean.
     """
 
     dataset: str
@@ -49,7 +52,7 @@ class Evaluate:
     fold: int | None = None
     """Score the validation cases of this fold (splits_final.json, else nnU-Net's own) against labelsTr."""
     nsd_tolerance: float = 2.0
-    """Boundary error that NSD forgives: pixels for PNG, BMP and TIFF, else the file's unit (mm)."""
+    """Boundary error that NSD forgives: pixels where the files have no spacing (PNG), else mm."""
     seed: int = 0
     """Seed of the bootstrap."""
     processes: int = os.cpu_count() or 1
@@ -179,23 +182,12 @@ def score_case(dataset: RawDataset, tolerance: float, files: tuple[Path, Path]) 
             f"{files[1]}: found size {prediction.shape}, expected the label's {truth.shape} (Z, Y, X); "
             "predict from the images of this data set"
         )
-    if len(truth) == 1:
-        truth, prediction = truth[0], prediction[0]
-    spacing = pixel_spacing(files[0], truth.ndim)
+    spacing = label_spacing(dataset, files[0])
+    if 1 in truth.shape:  # one slice, which has no neighbours to be bounded by
+        axis = slice_axis(spacing, truth.shape)
+        truth, prediction, spacing = truth.take(0, axis), prediction.take(0, axis), np.delete(spacing, axis)
     scores = label_metrics(truth, prediction, dataset.regions, dataset.ignore_label, spacing, tolerance)
     return np.array([[values[metric] for metric in METRICS] for values in scores.values()])
-
-
-def pixel_spacing(path: Path, ndim: int) -> tuple[float, ...]:
-    """Pixel size per array axis, the last axis being x; 1 for files that hold none (PNG, BMP, TIFF)."""
-    if path.suffix in COLOUR_ENDINGS:
-        return (1.0,) * ndim
-    import SimpleITK as sitk
-
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
-    reader.ReadImageInformation()
-    return reader.GetSpacing()[:ndim][::-1]
 
 
 def summarise(

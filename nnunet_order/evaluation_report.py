@@ -4,26 +4,19 @@ from __future__ import annotations
 
 import csv
 import json
-import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from dataset_conversion.raw import COLOUR_ENDINGS, Case, RawDataset
+from dataset_conversion.raw import RawDataset
 from dataset_conversion.report_folder import report_folder
 from nnunet_order.metrics import EMPTY_MASKS, FOREGROUND_MEAN, MEANS, METRICS, RESAMPLES
-
-if TYPE_CHECKING:
-    from nnunet_order.figures import Example
-
-logger = logging.getLogger(__name__)
 
 FILES = ("per_case.csv", "summary.csv", "summary.json", "examples.png", "comparison.png")
 
@@ -50,6 +43,7 @@ class Evaluation:
 
 def write_report(evaluation: Evaluation, out: Path) -> None:
     """Write all files; none is ever half-written."""
+    from nnunet_order.examples import chosen_examples
     from nnunet_order.figures import compare_bars, draw_examples
 
     with report_folder(out, FILES) as partial:
@@ -60,8 +54,18 @@ def write_report(evaluation: Evaluation, out: Path) -> None:
         if examples := chosen_examples(evaluation):
             draw_examples(examples, partial / "examples.png")
         if len(evaluation.folders) > 1:
-            rows = [row for row in evaluation.rows if row["label"] == FOREGROUND_MEAN]
-            compare_bars(rows, partial / "comparison.png")
+            compare_bars(bar_rows(evaluation), partial / "comparison.png")
+
+
+def bar_rows(evaluation: Evaluation) -> list[dict]:
+    """The rows of comparison.png: a group of bars per test set, and per label where there are several."""
+    if len(evaluation.dataset.regions) == 1:
+        return [row for row in evaluation.rows if row["label"] == FOREGROUND_MEAN]
+    several = len(evaluation.test_sets) > 1
+    return [
+        row | {"test_set": f"{row['test_set']}\n{row['label']}" if several else row["label"]}
+        for row in evaluation.rows
+    ]
 
 
 def write_csv(path: Path, rows: Sequence[Mapping]) -> None:
@@ -92,7 +96,8 @@ def protocol(evaluation: Evaluation) -> dict:
         "mean": "per image and label, averaged over the images; the foreground mean is the average over the "
         "labels without background (as nnU-Net's evaluate_predictions)",
         "empty masks": EMPTY_MASKS,
-        "HD95": "larger of the two directed 95th percentiles of boundary distances, in pixels or file units",
+        "HD95": "larger of the two directed 95th percentiles of boundary distances, in mm, or in pixels "
+        "where the files have no spacing",
         "NSD": f"share of both boundaries within {evaluation.nsd_tolerance:g} of the other",
         "interval": "95 %, percentile bootstrap over images taken as independent, "
         f"{RESAMPLES} resamples; differences (delta) are to the first prediction, paired by image",
@@ -104,74 +109,27 @@ def protocol(evaluation: Evaluation) -> dict:
     }
 
 
-def chosen_examples(evaluation: Evaluation) -> list[Example]:
-    """Best, median and worst case of each test set by the first prediction's Dice; empty without images."""
-    dataset = evaluation.dataset
-    cases = (*dataset.training_cases, *dataset.test_cases)
-    images = {case.id: case for case in cases}
-    # A training and a test case may share an id.
-    images |= {case.id: case for case in cases if case.label == evaluation.truths.get(case.id)}
-    dice = case_dice(evaluation, next(iter(evaluation.folders)))
-    examples = []
-    for test_set, members in evaluation.test_sets.items():
-        ranked = sorted((c for c in members if c in images and not math.isnan(dice[c])), key=dice.__getitem__)
-        if not ranked:
-            logger.warning("%s: no images or nothing to find in them; left out of examples.png", test_set)
-            continue
-        # A dict, because a small set has one case in several ranks.
-        ranks = {ranked[0]: "worst", ranked[len(ranked) // 2]: "median", ranked[-1]: "best"}
-        examples += [
-            make_example(evaluation, images[case], f"{test_set}, {rank}")
-            for case, rank in reversed(ranks.items())
-        ]
-    return examples
-
-
-def case_dice(evaluation: Evaluation, prediction: str) -> dict[str, float]:
-    """Case id -> Dice averaged over the labels; NaN where no label is in truth or prediction."""
-    values = evaluation.scores[prediction][..., METRICS.index("Dice")]  # (cases, labels)
-    return {
-        case: float(np.nanmean(of_case)) if np.isfinite(of_case).any() else math.nan
-        for case, of_case in zip(evaluation.truths, values, strict=True)
-    }
-
-
-def make_example(evaluation: Evaluation, case: Case, rank: str) -> Example:
-    """One row of examples.png; of a volume, the slice with the most foreground."""
-    from nnunet_order.figures import Example, displayable
-
-    dataset = evaluation.dataset
-    truth = dataset.read_label(evaluation.truths[case.id])
-    z = int((truth > 0).sum(axis=(1, 2)).argmax())
-    colour = dataset.file_ending in COLOUR_ENDINGS and len(dataset.channel_names) >= 3
-    file = f"{case.id}{dataset.file_ending}"
-    return Example(
-        caption=f"{rank}\n{case.id if len(case.id) <= 24 else case.id[:21] + '...'}",
-        image=displayable(dataset.read_image(case)[:, z], colour),
-        truth=truth[z],
-        predictions={
-            name: (dataset.read_label(folder / file)[z], case_dice(evaluation, name)[case.id])
-            for name, folder in evaluation.folders.items()
-        },
-    )
-
-
 def print_summary(evaluation: Evaluation, out: Path) -> None:
-    """Print one row per test set, label (where there are several) and prediction, overlap in percent."""
-    several_labels = len(evaluation.dataset.regions) > 1
-    rows = [row for row in evaluation.rows if several_labels or row["label"] == FOREGROUND_MEAN]
-    table = Table(
-        title="Mean and 95 % interval (HD95 in pixels or the file's unit, else %)",
-        box=SIMPLE_HEAD,
-        padding=(0, 0),
-    )
+    """Print one row per test set and label (where there are several) and prediction, overlap in percent."""
+    labels = list(evaluation.dataset.regions)
+    rows = [row for row in evaluation.rows if len(labels) > 1 or row["label"] == FOREGROUND_MEAN]
+    title = "Mean and 95 % interval (HD95 in mm or pixels, else %)"
+    if len(evaluation.test_sets) == 1:
+        title = f"{rows[0]['test_set']}\n{title}"
+    table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 0))
+    words = {"Test set": "test_set", "Label": "label", "Prediction": "prediction"}
+    if len(evaluation.test_sets) == 1:
+        del words["Test set"]
+    if len(labels) == 1:
+        del words["Label"]
+    for head in words:
+        table.add_column(head, overflow="fold")
     delta = len(evaluation.folders) > 1
-    heads = ["Test set", *["Label"] * several_labels, "Prediction", "N"]
-    for head in [*heads, *MEANS, *["mDice - first"] * delta]:
-        table.add_column(head, justify="left" if head in ("Test set", "Label", "Prediction") else "right")
+    for head in ["N", *MEANS, *["mDice\n- first"] * delta]:
+        table.add_column(head, justify="right", no_wrap=True)
     for row in rows:
         number = f"{row['N']}" if row["N"] == row["N_scored"] else f"{row['N_scored']} of {row['N']}"
-        cells = [row["test_set"], *[row["label"]] * several_labels, row["prediction"], number]
+        cells = [*(row[key] for key in words.values()), number]
         cells += [_cell(row, column, 1 if column == "HD95" else 100) for column in MEANS]
         cells += [_cell(row, "delta_mDice", 100, "+") if "delta_mDice" in row else ""] * delta
         table.add_row(*cells, end_section=row["prediction"] == list(evaluation.folders)[-1])

@@ -36,7 +36,7 @@ class Export:
     """Write a trained model as one ONNX file with everything that prediction needs.
 
     Any 2D nnU-Net model will do, whatever its trainer. The file takes any batch, height and width, and is
-    compared with torch before it is kept. `nnunet-order predict` runs it.
+    compared with torch before it is kept. `nnunet-order predict` runs it if the images were PNG, BMP or TIFF.
     """
 
     model: Path
@@ -49,10 +49,13 @@ class Export:
     """File name of the weights in the fold's folder."""
 
     def run(self) -> None:
+        from nnunet_order.predict import warn_if_unsupported  # which imports this module
+
         require_onnx()
         if self.out.suffix != ".onnx" or self.out.exists():
             raise UserError(f"--out is {self.out}, expected a new file ending in .onnx; give another name")
         model = load_model(self.model, self.fold, self.checkpoint)
+        warn_if_unsupported(metadata(model))
         self.out.parent.mkdir(parents=True, exist_ok=True)
         partial = self.out.with_name(f".{self.out.name}.partial")
         try:
@@ -175,9 +178,8 @@ def load_checkpoint(path: Path) -> dict:
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"{path}: cannot be read ({reason}), expected an nnU-Net checkpoint") from error
-    if not isinstance(checkpoint, dict) or not {"network_weights", "trainer_name", "init_args"} <= set(
-        checkpoint
-    ):
+    needed = {"network_weights", "trainer_name", "init_args"}
+    if not isinstance(checkpoint, dict) or not needed <= set(checkpoint):
         raise UserError(
             f"{path}: found no network_weights, trainer_name and init_args, expected an nnU-Net checkpoint"
         )

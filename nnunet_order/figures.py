@@ -11,10 +11,12 @@ import numpy as np
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.patches import Patch
 
 # Okabe & Ito's colours: distinct for colour-blind readers, bright enough on pink mucosa and on grey CT.
 LABEL_COLOURS = ("#009E73", "#E69F00", "#56B4E9", "#CC79A7", "#F0E442", "#D55E00", "#0072B2")
 METHOD_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#999999")
+IGNORE_COLOUR = "#FFFFFF"
 PANEL_INCHES = 2.0
 DPI = 130
 
@@ -29,20 +31,36 @@ class Example:
     """(H, W) or (H, W, 3) in [0, 1]."""
     truth: np.ndarray
     """(H, W) label map."""
-    predictions: Mapping[str, tuple[np.ndarray, float]]
-    """Name -> (H, W) label map and its Dice; the same names in every row."""
+    predictions: Mapping[str, tuple[np.ndarray, Mapping[str, float]]]
+    """Name -> (H, W) label map and the case's Dice per label; the same names in every row."""
+    labels: Mapping[str, Sequence[int]]
+    """Name of a label or region -> its values in the label maps; the same in every row."""
+    ignore_label: int | None = None
+    pixel_aspect: float = 1.0
+    """Height of a pixel by its width."""
+
+    @property
+    def aspect(self) -> float:
+        """Height of the image by its width."""
+        return self.pixel_aspect * self.image.shape[0] / self.image.shape[1]
 
 
-def displayable(image: np.ndarray, colour: bool) -> np.ndarray:
+def displayable(image: np.ndarray, colour: bool, window: tuple[float, float] | None = None) -> np.ndarray:
     """(C, H, W) intensities -> (H, W, 3) in [0, 1] if `colour`, else the first channel (H, W) in a window.
 
-    The window of grey images (CT, MR) runs from the 0.5th to the 99.5th percentile.
+    The window of grey images is by default that of their own `intensity_window`.
     """
     if colour:
         full = 255 if image.max() <= 255 else 65535
         return np.moveaxis(image[:3], 0, -1) / full
-    low, high = np.percentile(image[0], [0.5, 99.5])
+    low, high = intensity_window(image[0]) if window is None else window
     return np.clip((image[0] - low) / max(high - low, 1e-6), 0, 1)
+
+
+def intensity_window(values: np.ndarray, margin: float = 0.0) -> tuple[float, float]:
+    """0.5th to 99.5th percentile of `values`, wider by `margin` of that range at either end."""
+    low, high = np.percentile(values, [0.5, 99.5])
+    return float(low - margin * (high - low)), float(high + margin * (high - low))
 
 
 def draw_examples(examples: Sequence[Example], path: Path) -> None:
@@ -52,7 +70,7 @@ def draw_examples(examples: Sequence[Example], path: Path) -> None:
 
     names = list(examples[0].predictions)
     columns = 2 + len(names)
-    aspect = float(np.median([example.image.shape[0] / example.image.shape[1] for example in examples]))
+    aspect = float(np.median([example.aspect for example in examples]))
     size = (PANEL_INCHES * columns + 0.9, (PANEL_INCHES * aspect + 0.06) * len(examples) + 0.35)
     figure = Figure(figsize=size, dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
@@ -62,6 +80,16 @@ def draw_examples(examples: Sequence[Example], path: Path) -> None:
         axes.set_title(title, fontsize=10, fontweight="bold")
     for row, example in zip(grid, examples, strict=True):
         _draw_example(row, example)
+    if handles := _legend_handles(examples[0]):
+        figure.legend(
+            handles=handles,
+            loc="outside lower center",
+            ncols=min(len(handles), 2 * columns),
+            title="Dice (%) per label, of the whole case",
+            title_fontsize=8,
+            fontsize=8,
+            frameon=False,
+        )
     figure.savefig(path)
 
 
@@ -99,40 +127,82 @@ def compare_bars(rows: Sequence[Mapping], path: Path, title: str = "Mean Dice, 9
 
 def _draw_example(row: Sequence[Axes], example: Example) -> None:
     maps = [None, example.truth, *(labels for labels, _ in example.predictions.values())]
-    dice = [None, None, *(value for _, value in example.predictions.values())]
+    dice = [None, None, *(values for _, values in example.predictions.values())]
     row[0].set_ylabel(example.caption, fontsize=8)
-    for axes, labels, value in zip(row, maps, dice, strict=True):
-        axes.imshow(example.image, cmap="gray", vmin=0, vmax=1, interpolation="bilinear")
+    for axes, labels, values in zip(row, maps, dice, strict=True):
+        axes.imshow(
+            example.image,
+            cmap="gray",
+            vmin=0,
+            vmax=1,
+            interpolation="bilinear",
+            aspect=example.pixel_aspect,
+        )
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
         if labels is not None:
-            _overlay(axes, labels)
-        if value is not None:
-            axes.text(
-                0.97,
-                0.04,
-                f"Dice {100 * value:.1f}",
-                transform=axes.transAxes,
-                ha="right",
-                fontsize=8,
-                color="white",
-                bbox={"facecolor": "black", "alpha": 0.6, "pad": 2, "linewidth": 0},
-            )
+            _overlay(axes, labels, example)
+        if values is not None:
+            _write_dice(axes, values)
 
 
-def _overlay(axes: Axes, labels: np.ndarray) -> None:
-    """Fill each label translucently and outline it."""
+def _write_dice(axes: Axes, dice: Mapping[str, float]) -> None:
+    """Percent in the lower right corner, with a line per label where there are several."""
+    lines = [("Dice", "white", value) for value in dice.values()]
+    if len(dice) > 1:
+        lines = [(name, _label_colour(i), value) for i, (name, value) in enumerate(dice.items())]
+    for above, (name, colour, value) in enumerate(reversed(lines)):
+        axes.annotate(
+            f"{name} {100 * value:.1f}" if np.isfinite(value) else f"{name} -",
+            (0.97, 0.04),
+            xycoords="axes fraction",
+            xytext=(0, 13 * above),
+            textcoords="offset points",
+            ha="right",
+            fontsize=8,
+            color=colour,
+            bbox={"facecolor": "black", "alpha": 0.6, "pad": 2, "linewidth": 0},
+        )
+
+
+def _overlay(axes: Axes, labels: np.ndarray, example: Example) -> None:
+    """Fill each label or region translucently and outline it; the ignore label in grey."""
+    masks = [
+        (np.isin(labels, values), _label_colour(number), 0.2)
+        for number, values in enumerate(example.labels.values())
+    ]
+    if example.ignore_label is not None:
+        masks.append((labels == example.ignore_label, IGNORE_COLOUR, 0.35))
+    for mask, colour, alpha in masks:
+        if mask.any():
+            _overlay_mask(axes, mask, colour, alpha, example.pixel_aspect)
+    axes.set(xlim=(-0.5, labels.shape[1] - 0.5), ylim=(labels.shape[0] - 0.5, -0.5))
+
+
+def _overlay_mask(axes: Axes, mask: np.ndarray, colour: str, alpha: float, aspect: float) -> None:
     from matplotlib.colors import to_rgba
 
-    for value in np.unique(labels[labels > 0]):
-        colour = LABEL_COLOURS[(int(value) - 1) % len(LABEL_COLOURS)]
-        mask = labels == value
-        axes.imshow(mask[..., None] * np.array(to_rgba(colour, 0.2)), interpolation="nearest")
-        # Zeros around it close the outline of a lesion that the image border cuts.
-        padded = np.pad(mask, 1).astype(float)
-        y, x = (np.arange(side) - 1 for side in padded.shape)
-        axes.contour(x, y, padded, [0.5], colors=[colour], linewidths=1.4)
-    axes.set(xlim=(-0.5, labels.shape[1] - 0.5), ylim=(labels.shape[0] - 0.5, -0.5))
+    fill = mask[..., None] * np.array(to_rgba(colour, alpha))
+    axes.imshow(fill, interpolation="nearest", aspect=aspect)
+    # Zeros around it close the outline of a lesion that the image border cuts.
+    padded = np.pad(mask, 1).astype(float)
+    y, x = (np.arange(side) - 1 for side in padded.shape)
+    axes.contour(x, y, padded, [0.5], colors=[colour], linewidths=1.4)
+
+
+def _legend_handles(example: Example) -> list[Patch]:
+    """A coloured box per label; none for a single one, which needs no telling apart."""
+    from matplotlib.patches import Patch
+
+    named = [(name, _label_colour(number)) for number, name in enumerate(example.labels)]
+    if example.ignore_label is not None:
+        named.append(("ignored", IGNORE_COLOUR))
+    outline = {"edgecolor": "#999999", "linewidth": 0.5}
+    return [Patch(facecolor=colour, label=name, **outline) for name, colour in named if len(named) > 1]
+
+
+def _label_colour(number: int) -> str:
+    return LABEL_COLOURS[number % len(LABEL_COLOURS)]
 
 
 def _draw_bar(axes: Axes, x: float, width: float, row: Mapping, colour: str) -> None:

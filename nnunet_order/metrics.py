@@ -1,6 +1,6 @@
 """Overlap and boundary metrics of one image, and their means with bootstrap intervals; no I/O.
 
-The boundary distances are a dozen lines on `scipy.ndimage` because neither library we tried serves here
+The boundary distances are a dozen lines on SciPy because neither library we tried serves here
 (measured): DeepMind's `surface-distance-based-measures` (0.1, 2022) raises on an empty mask under NumPy 2
 and on every mask under NumPy 1.24-1.26; MONAI 1.6 gives our numbers to float32, but NaN for HD95 where one
 mask is empty, needs torch >= 2.8, and its import costs every worker process 6 s.
@@ -23,8 +23,8 @@ MEANS = {
 RESAMPLES = 5000  # of the bootstrap
 
 EMPTY_MASKS = (
-    "truth and prediction both empty: the image is left out of the mean (NaN, as nnU-Net does); "
-    "one of them empty: Dice = IoU = NSD = 0 and HD95 = the image diagonal"
+    "truth and prediction of a label both empty: the image is left out of that label's mean (NaN, as nnU-Net "
+    "does); one of them empty: Dice = IoU = NSD = 0 and HD95 = the image diagonal"
 )
 
 
@@ -64,15 +64,14 @@ def boundary_distances(
     (Nikolov et al., arXiv:1809.04430, counted in pixels).
     """
     from scipy import ndimage
+    from scipy.spatial import cKDTree
 
     # Outside the common bounding box both masks are empty: cropping changes no distance.
     box = ndimage.find_objects((truth | prediction).astype(np.uint8))[0]
-    truth, prediction = truth[box], prediction[box]
-    edge_truth = truth & ~ndimage.binary_erosion(truth)
-    edge_prediction = prediction & ~ndimage.binary_erosion(prediction)
-    to_prediction = ndimage.distance_transform_edt(~edge_prediction, sampling=spacing)[edge_truth]
-    to_truth = ndimage.distance_transform_edt(~edge_truth, sampling=spacing)[edge_prediction]
-    return to_prediction, to_truth
+    edges = (mask[box] & ~ndimage.binary_erosion(mask[box]) for mask in (truth, prediction))
+    of_truth, of_prediction = (np.argwhere(edge) * spacing for edge in edges)
+    # A search tree, not a distance transform: 2 s instead of 15 s and no 3 GB for 100 slices of 512x512.
+    return cKDTree(of_prediction).query(of_truth)[0], cKDTree(of_truth).query(of_prediction)[0]
 
 
 def label_metrics(

@@ -20,6 +20,13 @@ def patch_size(median_shape: list[float], largest_side: int) -> list[int]:
     return [min(largest_side, -int(-side // SIDE_MULTIPLE) * SIDE_MULTIPLE) for side in median_shape]
 
 
+def resolved(configurations: dict[str, dict], name: str) -> dict[str, Any]:
+    """The settings of a configuration with those that it inherits, as nnU-Net resolves them."""
+    settings = dict(configurations[name])
+    parent = settings.pop("inherits_from", None)
+    return settings if parent is None else resolved(configurations, parent) | settings
+
+
 def with_network(
     plans: dict[str, Any],
     configuration: str,
@@ -46,8 +53,8 @@ def with_network(
     if configuration not in plans["configurations"]:
         known = ", ".join(plans["configurations"])
         raise UserError(f"the plans have no configuration {configuration}, only {known}; train with 2d")
-    settings = plans["configurations"][configuration]
-    patch = settings.get("patch_size", [])
+    settings = plans["configurations"][configuration] = resolved(plans["configurations"], configuration)
+    patch = settings["patch_size"]
     if len(patch) != 2:
         name = network.rpartition(".")[-1]
         raise UserError(f"{name} is 2D; configuration {configuration} has patch size {patch}. Train with 2d")

@@ -76,16 +76,8 @@ class Segmenter:
         self.record: dict[str, Any] = json.loads(properties[METADATA_KEY])
         self.whole_image = whole_image
         self.channels = len(self.record["channel_names"])
-        ending = self.record["file_ending"]
-        if ending not in NATURAL_ENDINGS or self.channels not in (1, 3):
-            raise UserError(
-                f"{model}: trained on {self.channels}-channel {ending} images, expected grey or RGB ones of "
-                f"{', '.join(NATURAL_ENDINGS)}; use nnUNetv2_predict"
-            )
-        if unknown := set(self.record["normalization_schemes"]) - set(NORMALIZATIONS):
-            raise UserError(
-                f"{model}: found normalisation {', '.join(sorted(unknown))}; use nnUNetv2_predict"
-            )
+        if reason := unsupported(self.record):
+            raise UserError(f"{model}: {reason}; use nnUNetv2_predict")
 
     def read(self, path: Path, notes: Notes) -> np.ndarray:
         """Read an image file as the model wants it, (H, W, 3) or (H, W); UserError for other images."""
@@ -120,6 +112,22 @@ class Segmenter:
             total[:, rows, columns] += logits[0] * weights
             weight_sum[rows, columns] += weights
         return (total / weight_sum)[(slice(None), *window)]
+
+
+def unsupported(record: dict[str, Any]) -> str:
+    """Why a model of this metadata cannot run here; "" if it can."""
+    channels, ending = len(record["channel_names"]), record["file_ending"]
+    if ending not in NATURAL_ENDINGS or channels not in (1, 3):
+        kinds = ", ".join(NATURAL_ENDINGS)
+        return f"trained on {channels}-channel {ending} images, expected grey or RGB ones of {kinds}"
+    unknown = sorted(set(record["normalization_schemes"]) - set(NORMALIZATIONS))
+    return f"found normalisation {', '.join(unknown)}" if unknown else ""
+
+
+def warn_if_unsupported(record: dict[str, Any]) -> None:
+    """Say so when a model cannot run here, as those of volumes: resampling is nnU-Net's."""
+    if reason := unsupported(record):
+        logger.warning("%s; nnunet-order predict cannot run it, your own program may", reason)
 
 
 def open_session(model: Path, device: Literal["cpu", "cuda"]) -> Any:

@@ -28,12 +28,14 @@ from torch import nn
 from dataset_conversion.user_error import UserError
 from nnunet_order.attention import autocast_off
 from nnunet_order.finite_loss import FiniteLoss
+from nnunet_order.one_line_errors import one_line_errors
 from nnunet_order.plans import with_network
-from nnunet_order.schedule import CosineSchedule
+from nnunet_order.schedule import CosineSchedule, one_pass
 from nnunet_order.trainer_options import trainer_options
 
 SEED_VARIABLE = "NNUNET_ORDER_SEED"
 SHORT_RUN_LEARNING_RATE = 5e-3  # the paper's 1e-4 needs its 100 epochs; see docs/reproduction.md
+one_line_errors()
 
 
 class PaperRecipeTrainer(nnUNetTrainer):
@@ -57,7 +59,7 @@ class PaperRecipeTrainer(nnUNetTrainer):
     samples_per_step = 16
     largest_patch = 512
     rotation_probability = 0.5
-    iterations_per_epoch: int | None = None  # None: one pass over the fold, at least minimum_iterations
+    iterations_per_epoch: int | None = None  # None: schedule.one_pass, at least minimum_iterations
     minimum_iterations = 50
     maximum_validation_iterations = 10  # per epoch, for the progress picture and checkpoint_best alone
     checkpoint_every = 5  # epochs
@@ -88,8 +90,7 @@ class PaperRecipeTrainer(nnUNetTrainer):
         )
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.num_epochs, self.initial_lr = self.epochs, self.learning_rate
-        self.weight_decay = self.decoupled_weight_decay
-        self.save_every = self.checkpoint_every
+        self.weight_decay, self.save_every = self.decoupled_weight_decay, self.checkpoint_every
         self.enable_deep_supervision = False
         seed = os.environ.get(SEED_VARIABLE)
         self.seed = None if seed is None else int(seed)
@@ -106,13 +107,12 @@ class PaperRecipeTrainer(nnUNetTrainer):
         super().initialize()
 
     def _set_epoch_length(self) -> None:
-        """One pass over the fold's cases; nnU-Net's 250 steps suit its 1000 epochs, not our 100."""
-        training, validation = (len(cases) for cases in self.do_split())
+        """One pass over the fold; nnU-Net's 250 steps suit its 1000 epochs, not our 100."""
         batch = self.configuration_manager.batch_size
-        one_pass = max(self.minimum_iterations, round(training / batch))
-        self.num_iterations_per_epoch = self.iterations_per_epoch or one_pass
-        one_pass = max(1, round(validation / batch))
-        self.num_val_iterations_per_epoch = min(self.maximum_validation_iterations, one_pass)
+        slices = self.plans_manager.original_median_shape_after_transp[0]  # 1 for images
+        training, validation = (one_pass(len(cases), slices, batch) for cases in self.do_split())
+        self.num_iterations_per_epoch = self.iterations_per_epoch or max(self.minimum_iterations, training)
+        self.num_val_iterations_per_epoch = min(self.maximum_validation_iterations, validation)
 
     def _seed_everything(self, epoch: int) -> None:
         if self.seed is None:

@@ -13,9 +13,11 @@ from PIL import Image
 
 from dataset_conversion.raw import read_dataset
 from dataset_conversion.user_error import UserError
-from nnunet_order.evaluate import Evaluate
-from nnunet_order.figures import compare_bars
-from nnunet_order.metrics import FOREGROUND_MEAN
+from nnunet_order.evaluate import Evaluate, score_folders
+from nnunet_order.evaluation_report import Evaluation
+from nnunet_order.examples import chosen_examples, shown_slice
+from nnunet_order.figures import compare_bars, draw_examples
+from nnunet_order.metrics import FOREGROUND_MEAN, binary_metrics
 
 SIZE = 48
 
@@ -180,6 +182,68 @@ def test_volumes_use_the_spacing_of_the_file(tmp_path):
     assert (tmp_path / "out" / "examples.png").is_file()
 
 
+@pytest.mark.parametrize("axis", [0, 2])
+def test_volumes_of_one_slice_are_images(tmp_path, axis):
+    """However the slice lies, and even if it is thinner than its pixels: a pixel inside is no boundary."""
+    folder = tmp_path / "Dataset008_CT"
+    label = np.zeros((40, 40), np.uint8)
+    label[10:30, 10:30] = 1
+    predicted = label.copy()
+    predicted[18:22, 18:22] = 0  # a hole far from the boundary of the truth
+    for name in ("imagesTr/a_0000", "imagesTs/b_0000", "labelsTr/a", "labelsTs/b", "../predicted/b"):
+        array = np.expand_dims(predicted if "predicted" in name else label, axis)
+        image = sitk.GetImageFromArray(array)
+        image.SetSpacing(np.where(np.arange(3) == 2 - axis, 0.5, 1.0).tolist())
+        path = folder / f"{name}.nii.gz"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sitk.WriteImage(image, str(path))
+    content = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "tumour": 1}, "numTraining": 1}
+    (folder / "dataset.json").write_text(json.dumps(content | {"file_ending": ".nii.gz"}))
+    Evaluate(str(folder), (str(tmp_path / "predicted"),), tmp_path / "out").run()
+    (row,) = read_csv(tmp_path / "out" / "per_case.csv")
+    scores = binary_metrics(label == 1, predicted == 1)
+    assert {name: float(row[name]) for name in scores} == pytest.approx(scores) and scores["NSD"] < 1
+    examples = Image.open(tmp_path / "out" / "examples.png")
+    assert 2 < examples.width / examples.height < 4  # three square panels beside each other
+
+
+@pytest.mark.parametrize("reader", ["NibabelIO", "NibabelIOWithReorient"])
+def test_spacing_is_that_of_the_data_sets_reader(tmp_path, reader):
+    """Of a header with axes not at right angles, which SimpleITK refuses; slices along the first axis."""
+    import nibabel
+
+    folder = tmp_path / "Dataset005_CT"
+    label = np.zeros((6, 20, 20), np.uint8)  # (X, Y, Z)
+    label[2:4, 5:15, 5:15] = 1
+    affine = np.array([[0, 0.5, 0.01, 0], [0.01, 0, 0.5, 0], [5, 0, 0, 0], [0, 0, 0, 1]])  # x is up
+    for name in ("imagesTr/a_0000", "imagesTs/b_0000", "labelsTr/a", "labelsTs/b", "../predicted/b"):
+        array = np.roll(label, 3, axis=1) if "predicted" in name else label
+        path = folder / f"{name}.nii.gz"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        nibabel.save(nibabel.Nifti1Image(array, affine), path)
+    content = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "tumour": 1}, "numTraining": 1}
+    content |= {"file_ending": ".nii.gz", "overwrite_image_reader_writer": reader}
+    (folder / "dataset.json").write_text(json.dumps(content))
+    Evaluate(str(folder), (str(tmp_path / "predicted"),), tmp_path / "out").run()
+    (row,) = read_csv(tmp_path / "out" / "per_case.csv")
+    assert float(row["HD95"]) == pytest.approx(1.5, abs=0.01)  # 3 pixels of 0.5 mm, not of 5 mm
+
+
+def test_several_labels_have_a_group_of_bars_each(tmp_path):
+    folder = write_dataset(tmp_path / "Dataset006_CT", {"background": 0, "kidney": 1, "tumour": 2})
+    names = tuple(
+        str(write_predictions(tmp_path / name, folder, shift)) for name, shift in (("A", 1), ("B", 3))
+    )
+    Evaluate(str(folder), names, tmp_path / "out").run()
+    rows = json.loads((tmp_path / "out" / "summary.json").read_text())["rows"]
+    assert [(row["label"], row["prediction"]) for row in rows] == [
+        (label, name) for label in (FOREGROUND_MEAN, "kidney", "tumour") for name in "AB"
+    ]
+    wide = Image.open(tmp_path / "out" / "comparison.png")
+    compare_bars(rows[:2], tmp_path / "one_label.png")
+    assert wide.width > 1.5 * Image.open(tmp_path / "one_label.png").width
+
+
 def test_labels_of_another_folder(polyps, tmp_path):
     predicted = write_predictions(tmp_path / "predicted", polyps)
     truth = write_predictions(tmp_path / "second_reader", polyps, shift=0)
@@ -310,3 +374,53 @@ def test_pictures_hold_their_panels(polyps, tmp_path):
         tuple(colour) for colour in np.array(Image.open(tmp_path / "bars.png").convert("RGB")).reshape(-1, 3)
     }
     assert {(0x00, 0x72, 0xB2), (0xE6, 0x9F, 0x00)} <= colours  # a bar for each of the two methods
+
+
+def test_of_a_volume_the_slice_with_most_of_the_rarest_label_is_shown(tmp_path):
+    """Slices along the last axis of the array, as KiTS19 stores them, in a window around the foreground."""
+    kidney, tumour = (np.zeros((40, 30, 8), np.uint8) for _ in range(2))
+    kidney[10:30, 5:25, :6] = 1
+    tumour[12:14, 6:8, 3] = tumour[20:25, 8:12, 5] = 1
+    label = np.where(tumour == 1, 2, kidney)
+    label[:, :, 7] = 3
+    image = np.select([label == 2, label == 1], [50, 150], -1000).astype(np.int16)
+    folder = tmp_path / "Dataset007_CT"
+    for name in ("imagesTr/a_0000", "imagesTs/b_0000", "labelsTr/a", "labelsTs/b", "../predicted/b"):
+        array = image if "images" in name else np.where(label == 3, 0, label) if "pred" in name else label
+        written = sitk.GetImageFromArray(array.astype(np.int16))
+        written.SetSpacing((5.0, 0.5, 1.0))  # x, y, z
+        path = folder / f"{name}.nii.gz"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sitk.WriteImage(written, str(path))
+    labels = {"background": 0, "kidney": [1, 2], "tumour": [2], "ignore": 3}
+    content = {
+        "channel_names": {"0": "CT"},
+        "labels": labels,
+        "numTraining": 1,
+        "regions_class_order": [1, 2],
+    }
+    (folder / "dataset.json").write_text(json.dumps(content | {"file_ending": ".nii.gz"}))
+    dataset = read_dataset(folder)
+    truths, folders = {"b": folder / "labelsTs" / "b.nii.gz"}, {"ORDER": tmp_path / "predicted"}
+    scores = score_folders(dataset, truths, folders, tolerance=2)
+    evaluation = Evaluation(dataset, folders, truths, {"CT": ["b"]}, scores, [], nsd_tolerance=2, seed=0)
+    (example,) = chosen_examples(evaluation)
+    assert example.truth.tolist() == label[:, :, 5].tolist()
+    assert example.predictions["ORDER"][1] == {"kidney": 1, "tumour": 1}
+    assert example.pixel_aspect == 2 and example.aspect == 2 * 40 / 30
+    # The foreground is 50 to 150 HU; a quarter more on either side.
+    assert "\nslice 6 of 8\nCT 25 to 175" in example.caption
+    shown = {value: example.image[example.truth == value].mean() for value in (0, 1, 2)}
+    assert shown == {0: 0, 1: pytest.approx(125 / 150), 2: pytest.approx(25 / 150)}
+
+    draw_examples([example], tmp_path / "examples.png")
+    pixels = np.array(Image.open(tmp_path / "examples.png").convert("RGB"))
+    legend = {tuple(colour) for colour in pixels[-60:].reshape(-1, 3)}
+    assert {(0x00, 0x9E, 0x73), (0xE6, 0x9F, 0x00)} <= legend
+
+
+def test_slice_without_foreground_is_the_middle_one():
+    empty, found = np.zeros((9, 5, 5), int), np.zeros((9, 5, 5), int)
+    found[7, 1, 1] = 1
+    assert shown_slice([empty, found], {"tumour": (1,)}, axis=0) == 7
+    assert shown_slice([empty], {"tumour": (1,)}, axis=0) == 4

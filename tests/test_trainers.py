@@ -13,12 +13,13 @@ import torch
 from nnunetv2.training.loss.compound_losses import DC_and_BCE_loss, DC_and_CE_loss
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from dataset_conversion.user_error import UserError
 from nnunet_order.finite_loss import FiniteLoss
 from nnunet_order.networks import ORDER, MKUNet, SigmoidHead
 from nnunet_order.plans import patch_size, with_network
-from nnunet_order.schedule import CosineSchedule
+from nnunet_order.schedule import CosineSchedule, one_pass
 from nnunet_order.trainer_options import HYPER_PARAMETERS, OPTIONS_VARIABLE, trainer_options
 
 
@@ -76,6 +77,20 @@ def test_three_dimensions_are_refused_in_one_line(plans):
         with_network(plans, "3d_fullres", "nnunet_order.networks.ORDER", {}, **options)
     with pytest.raises(UserError, match="no configuration 3d_lowres"):
         with_network(plans, "3d_lowres", "nnunet_order.networks.ORDER", {}, **options)
+    plans["configurations"]["3d_cascade_fullres"] = {"inherits_from": "3d_fullres"}
+    with pytest.raises(UserError, match=r"3d_cascade_fullres has patch size \[64, 128, 128\]"):
+        with_network(plans, "3d_cascade_fullres", "nnunet_order.networks.ORDER", {}, **options)
+
+
+def test_configurations_that_inherit_are_resolved(plans):
+    plans["configurations"]["2d_mine"] = {"inherits_from": "2d", "normalization_schemes": ["NoNormalization"]}
+    options = {"batch_size": 2, "largest_patch": 512, "sigmoid_head": False}
+    new = with_network(plans, "2d_mine", "nnunet_order.networks.ORDER", {}, **options)
+    mine = PlansManager(new).get_configuration("2d_mine")
+    assert mine.normalization_schemes == ["NoNormalization"] and mine.patch_size == [64, 64]
+    assert mine.network_arch_class_name == "nnunet_order.networks.ORDER"
+    stock = PlansManager(plans).get_configuration("2d").network_arch_class_name
+    assert PlansManager(new).get_configuration("2d").network_arch_class_name == stock
 
 
 def test_cosine_schedule_depends_on_the_epoch_alone():
@@ -191,6 +206,20 @@ def test_epoch_is_one_pass_over_the_fold(make):
         trainer.initialize()
         assert trainer.num_iterations_per_epoch == round(training / 2)
         assert trainer.num_val_iterations_per_epoch == round(validation / 2)
+
+
+@pytest.mark.parametrize(
+    ("cases", "slices", "expected"),
+    [
+        (1450, 1, 91),  # images, each once
+        (8000, 1, 500),
+        (3, 1, 1),
+        (24, 32, 48),  # volumes, each slice once
+        (168, 107, 250),  # KiTS19: an epoch of nnU-Net
+    ],
+)
+def test_epoch_of_volumes_is_a_pass_over_their_slices(cases, slices, expected):
+    assert one_pass(cases, slices, batch_size=16) == expected
 
 
 @pytest.mark.parametrize(
