@@ -180,9 +180,8 @@ def load_checkpoint(path: Path) -> dict:
         raise UserError(f"{path}: cannot be read ({reason}), expected an nnU-Net checkpoint") from error
     needed = {"network_weights", "trainer_name", "init_args"}
     if not isinstance(checkpoint, dict) or not needed <= set(checkpoint):
-        raise UserError(
-            f"{path}: found no network_weights, trainer_name and init_args, expected an nnU-Net checkpoint"
-        )
+        names = ", ".join(sorted(needed))
+        raise UserError(f"{path}: found no {names}, expected an nnU-Net checkpoint")
     return checkpoint
 
 
