@@ -18,6 +18,13 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # otherwise imports retry the netw
 for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
     os.environ.pop(name, None)  # the user's own data sets stay out of the tests
 
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first: then both processes have something to do until the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 # A user's own trainers, in a folder of the user's own: two lines change a recipe.
 TINY_TRAINERS = """
 from nnunet_order.trainers import nnUNetTrainerMKUNet, nnUNetTrainerORDER
