@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from PIL import Image
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # otherwise imports retry the network for 23 s
@@ -120,9 +121,24 @@ def upper_half(mask: np.ndarray, old: int, new: int) -> np.ndarray:
 def nnunet(tmp_path_factory) -> NNUNet:
     """Planned data sets of 12 training images of 64 px: 901 Phantom (and 4 test images), 902 Ignore,
     903 MultiClass, 904 Regions (with an ignore label)."""
+    mine = NNUNet(tmp_path_factory.mktemp("nnunet"))
+    # One process plans, which takes a minute; the others copy what it made.
+    common = tmp_path_factory.getbasetemp().parent if "PYTEST_XDIST_WORKER" in os.environ else mine.root
+    planned, finished = common / "planned", common / "planned" / "finished"
+    with FileLock(common / "planned.lock"):
+        if not finished.is_file():
+            planned.mkdir()
+            draw_and_plan(NNUNet(planned))
+            finished.touch()
+    for name in ("raw", "preprocessed"):
+        shutil.copytree(planned / f"nnUNet_{name}", getattr(mine, name), dirs_exist_ok=True)
+    return mine
+
+
+def draw_and_plan(nnunet: NNUNet) -> None:
+    """The data sets of the fixture `nnunet`."""
     from dataset_conversion.phantom import ConvertPhantom
 
-    nnunet = NNUNet(tmp_path_factory.mktemp("nnunet"))
     ConvertPhantom(out=nnunet.raw / "Dataset901_Phantom", cases=12, test_cases=4, size=64).run()
     nnunet.relabelled(
         "Dataset902_Ignore", {"background": 0, "polyp": 1, "ignore": 2}, lambda mask: upper_half(mask, 0, 2)
@@ -137,7 +153,6 @@ def nnunet(tmp_path_factory) -> NNUNet:
         regions_class_order=[1, 2],
     )
     nnunet.plan(901, 902, 903, 904)
-    return nnunet
 
 
 def write_volume(path: Path, array: np.ndarray, spacing=(0.8, 0.7, 4.0), origin=(-12.5, 40.0, 7.0)) -> None:
