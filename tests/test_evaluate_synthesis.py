@@ -13,6 +13,7 @@ from PIL import Image
 
 from dataset_conversion.user_error import UserError
 from law_synth.evaluation.evaluate import Evaluate
+from law_synth.evaluation.report import _table
 
 pytest.importorskip("timm")
 pytest.importorskip("torch_fidelity")
@@ -420,3 +421,9 @@ def test_broken_synthetic_folders_are_one_line(synthesise, tmp_path):
     (folder / "synthesis.json").write_text(json.dumps(record))
     with pytest.raises(UserError, match=r"found thesis.tex in it"):
         evaluated(folder, out=tmp_path / "out")
+
+
+def test_a_column_without_a_value_is_drawn():
+    """One synthetic image has no intervals."""
+    table = _table(["measure", "95 % interval"], [["mDice", ""]], left=1)
+    assert [column.header for column in table.columns] == ["measure", "95\n%\ninterval"]

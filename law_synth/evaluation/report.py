@@ -149,7 +149,8 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> Ta
     for index, head in enumerate(heads):
         lines = [line for row in rows for line in Text.from_markup(row[index]).plain.split("\n")]
         fixed = index == 0 or index >= left
-        head = textwrap.fill(head, max(map(len, lines), default=8), break_long_words=False)
+        width = max(1, *map(len, lines))  # a column may be empty: one image has no interval
+        head = textwrap.fill(head, width, break_long_words=False)
         table.add_column(head, justify="left" if index < left else "right", no_wrap=fixed)
     for row in rows:
         table.add_row(*row)
