@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     import torch
     from diffusers import ControlNetModel, UNet2DConditionModel
 
+    from dataset_conversion.folds import Fold
     from dataset_conversion.raw import RawDataset
     from law_synth.base.model import BaseModel
-    from law_synth.cases import Fold
 
 FORMAT = 2  # 1: no view, one class
 CONFIG = "law_config.json"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from rich.progress import track
 
+from dataset_conversion.folds import fold_cases
 from dataset_conversion.raw import RawDataset, find_dataset
 from dataset_conversion.report_folder import check_report_folder
 from dataset_conversion.user_error import UserError
@@ -71,7 +72,8 @@ class Evaluate:
             truths = validation_files(dataset, self.fold)
             test_sets = {f"validation of fold {self.fold}": list(truths)}
         scores = score_folders(dataset, truths, folders, self.nsd_tolerance, self.processes)
-        rows = summarise(scores, list(truths), test_sets, list(dataset.regions), self.seed)
+        groups = {case: dataset.groups.get(case, case) for case in truths}
+        rows = summarise(scores, groups, test_sets, list(dataset.regions), self.seed)
         evaluation = Evaluation(
             dataset,
             folders,
@@ -123,13 +125,12 @@ def truth_files(dataset: RawDataset, labels: Path | None) -> dict[str, Path]:
 
 def validation_files(dataset: RawDataset, fold: int) -> dict[str, Path]:
     """Case id -> label file of a fold's validation cases. UserError: no such fold, or none in it."""
-    splits = dataset.read_splits()
-    if not 0 <= fold < len(splits) or not splits[fold]["val"]:
+    _, validation = fold_cases(dataset, fold)
+    if not validation:
         raise UserError(
-            f"{dataset.folder}: found {len(splits)} folds, expected validation cases in fold {fold}; "
-            "give another --fold"
+            f"{dataset.folder}: found no validation cases in fold {fold}, expected some; give another --fold"
         )
-    return {case_id: dataset.case(case_id).label for case_id in sorted(splits[fold]["val"])}
+    return {case_id: dataset.case(case_id).label for case_id in validation}
 
 
 def cases_by_test_set(dataset: RawDataset, labels: Path | None, cases: list[str]) -> dict[str, list[str]]:
@@ -192,7 +193,7 @@ def score_case(dataset: RawDataset, tolerance: float, files: tuple[Path, Path]) 
 
 def summarise(
     scores: Mapping[str, np.ndarray],
-    cases: list[str],
+    groups: Mapping[str, str],
     test_sets: Mapping[str, list[str]],
     labels: list[str],
     seed: int,
@@ -201,27 +202,37 @@ def summarise(
 
     From the second prediction on, delta_mDice and delta_mIoU are the difference to the first on the same
     cases, with the interval of the paired bootstrap.
+
+    Args:
+        groups: case -> its patient or video, in the order of `scores`.
     """
-    position = {case: index for index, case in enumerate(cases)}
+    position = {case: index for index, case in enumerate(groups)}
     columns = {FOREGROUND_MEAN: list(range(len(labels)))} | {name: [i] for i, name in enumerate(labels)}
     rows = []
     for test_set, members in test_sets.items():
         index = [position[case] for case in members]
         for label, chosen in columns.items():
             selected = {name: values[index][:, chosen] for name, values in scores.items()}
-            rows += [{"test_set": test_set, "label": label, **row} for row in summary_rows(selected, seed)]
+            of_cases = [groups[case] for case in members]
+            found = summary_rows(selected, of_cases, seed)
+            rows += [{"test_set": test_set, "label": label, **row} for row in found]
     return rows
 
 
-def summary_rows(selected: Mapping[str, np.ndarray], seed: int) -> list[dict]:
-    """One row per prediction: N, means, differences; `selected`: name -> (cases, labels, metrics)."""
+def summary_rows(selected: Mapping[str, np.ndarray], groups: Sequence[str], seed: int) -> list[dict]:
+    """One row per prediction: N, means, differences.
+
+    Args:
+        selected: name -> (cases, labels, metrics).
+        groups: (cases,), the patient or video of each.
+    """
     rows, reference = [], {}
     for name, values in selected.items():
         scored = int(np.isfinite(values[..., 0]).any(axis=1).sum())
-        row: dict = {"prediction": name, "N": len(values), "N_scored": scored}
+        row: dict = {"prediction": name, "N": len(values), "N_scored": scored, "groups": len(set(groups))}
         for column, metric in MEANS.items():
             of_metric = values[..., METRICS.index(metric)]
-            mean, samples = mean_over_cases(of_metric), resampled_means(of_metric, seed)
+            mean, samples = mean_over_cases(of_metric), resampled_means(of_metric, seed, groups=groups)
             row |= with_interval(column, mean, samples)
             if column not in ("mDice", "mIoU"):
                 continue

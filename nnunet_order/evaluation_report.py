@@ -16,7 +16,7 @@ from rich.table import Table
 
 from dataset_conversion.raw import RawDataset
 from dataset_conversion.report_folder import report_folder
-from nnunet_order.metrics import EMPTY_MASKS, FOREGROUND_MEAN, MEANS, METRICS, RESAMPLES
+from nnunet_order.metrics import EMPTY_MASKS, FOREGROUND_MEAN, MEANS, METRICS, RESAMPLES, UNITS
 
 FILES = ("per_case.csv", "summary.csv", "summary.json", "examples.png", "comparison.png")
 
@@ -99,8 +99,8 @@ def protocol(evaluation: Evaluation) -> dict:
         "HD95": "larger of the two directed 95th percentiles of boundary distances, in mm, or in pixels "
         "where the files have no spacing",
         "NSD": f"share of both boundaries within {evaluation.nsd_tolerance:g} of the other",
-        "interval": "95 %, percentile bootstrap over images taken as independent, "
-        f"{RESAMPLES} resamples; differences (delta) are to the first prediction, paired by image",
+        "interval": f"95 %, percentile bootstrap over {UNITS}, {RESAMPLES} resamples; differences (delta) "
+        "are to the first prediction, paired by image",
         "seed": evaluation.seed,
         "dataset": str(evaluation.dataset.folder),
         "labels": sorted({str(path.parent) for path in evaluation.truths.values()}),

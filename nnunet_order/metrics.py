@@ -21,6 +21,7 @@ MEANS = {
     "NSD": "NSD",
 }  # name of the mean -> of a case's value
 RESAMPLES = 5000  # of the bootstrap
+UNITS = "patients or videos (groups.json) with all their images, images without one taken as independent"
 
 EMPTY_MASKS = (
     "truth and prediction of a label both empty: the image is left out of that label's mean (NaN, as nnU-Net "
@@ -104,17 +105,35 @@ def mean_over_cases(values: np.ndarray) -> float:
     return float(_weighted_mean(np.ones((1, len(values))), values)[0])
 
 
-def resampled_means(values: np.ndarray, seed: int = 0, resamples: int = RESAMPLES) -> np.ndarray:
+def resampled_means(
+    values: np.ndarray, seed: int = 0, resamples: int = RESAMPLES, groups: Sequence[str] | None = None
+) -> np.ndarray:
     """`mean_over_cases` of bootstrap samples of the cases: (cases, labels) -> (resamples,).
 
-    The same seed draws the same cases, so that the difference of two calls is a paired bootstrap. One case
-    says nothing about the spread: all NaN.
+    The same seed draws the same cases, so that the difference of two calls is a paired bootstrap. Of one
+    group, or one case, nothing is known about the spread: all NaN.
+
+    Args:
+        groups: (cases,), the patient or video of each case; whole groups are drawn (see `draw_cases`).
     """
-    cases = len(values)
-    if cases < 2:
-        return np.full(resamples, np.nan)
-    counts = np.random.default_rng(seed).multinomial(cases, np.full(cases, 1 / cases), size=resamples)
-    return _weighted_mean(counts, values)
+    counts = draw_cases(np.random.default_rng(seed), len(values), resamples, groups)
+    return np.full(resamples, np.nan) if counts is None else _weighted_mean(counts, values)
+
+
+def draw_cases(
+    generator: np.random.Generator, cases: int, resamples: int, groups: Sequence[str] | None = None
+) -> np.ndarray | None:
+    """How often each bootstrap sample holds each case, (resamples, cases); None with fewer than two groups.
+
+    Cases of one group, such as slices of a patient or frames of a video, are alike. Drawn one by one they
+    would count as news that they are not, and intervals would be too narrow; so a group is drawn with all its
+    cases (the cluster bootstrap; Field and Welsh, J. R. Stat. Soc. B 69, 2007).
+    """
+    group = np.arange(cases) if groups is None else np.unique(groups, return_inverse=True)[1]
+    number = len(np.unique(group))
+    if number < 2:
+        return None
+    return generator.multinomial(number, np.full(number, 1 / number), size=resamples)[:, group]
 
 
 def interval(samples: np.ndarray) -> tuple[float, float]:
@@ -124,23 +143,25 @@ def interval(samples: np.ndarray) -> tuple[float, float]:
 
 
 def interval_over_seeds_and_cases(
-    values: np.ndarray, resamples: int = 10_000, seed: int = 0
+    values: np.ndarray, groups: Sequence[str] | None = None, resamples: int = 10_000, seed: int = 0
 ) -> tuple[float, float]:
     """Percentile bootstrap 95 % interval of the mean of (seeds, cases), both resampled; NaN is left out.
 
     Of paired differences it is the interval of the difference. One seed counts as fixed: then the interval is
-    over the cases alone. One case says nothing about the spread: NaN.
+    over the cases alone. One group, or one case, says nothing about the spread: NaN.
+
+    Args:
+        groups: (cases,), the patient or video of each case; whole groups are drawn (see `draw_cases`).
     """
     seeds, cases = values.shape
-    if cases < 2:
-        return float("nan"), float("nan")
     generator = np.random.default_rng(seed)
-    of_seeds, of_cases = (
-        generator.multinomial(number, np.full(number, 1 / number), size=resamples).astype(np.float32)
-        for number in (seeds, cases)
-    )
+    of_seeds = generator.multinomial(seeds, np.full(seeds, 1 / seeds), size=resamples).astype(np.float32)
+    of_cases = draw_cases(generator, cases, resamples, groups)
+    if of_cases is None:
+        return float("nan"), float("nan")
     total, number = (
-        np.einsum("rc,rc->r", of_seeds @ part, of_cases)  # each pair counted as often as both were drawn
+        # Each pair is counted as often as both were drawn.
+        np.einsum("rc,rc->r", of_seeds @ part, of_cases.astype(np.float32))
         for part in (np.nan_to_num(values), np.isfinite(values).astype(float))
     )
     return interval(np.divide(total, number, out=np.full(resamples, np.nan), where=number > 0))

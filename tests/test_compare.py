@@ -16,8 +16,8 @@ from dataset_conversion.raw_writer import write_json
 from dataset_conversion.user_error import UserError
 from nnunet_order.evaluation_report import write_csv
 from nnunet_order.experiment.compare import PRESETS, Compare, Comparison
-from nnunet_order.experiment.comparison_table import seeds_by_cases
 from nnunet_order.experiment.execution import Execution
+from nnunet_order.experiment.scores import read_scores
 from nnunet_order.experiment.segmentation import Segmentation, dataset_digest, prepare_real
 from nnunet_order.metrics import interval_over_seeds_and_cases
 
@@ -182,7 +182,8 @@ def write_scores(out: Path, one: Segmentation, test_set: str, dice: list[float])
     folder = out / one.scores
     folder.mkdir(parents=True)
     names = {"test_set": test_set, "prediction": "real", "label": "polyp"}
-    rows = [names | {"case": f"{one.fold}_{i}", "Dice": d, "IoU": d / (2 - d)} for i, d in enumerate(dice)]
+    scores = [{"Dice": d, "IoU": d / (2 - d), "HD95": 1.0, "NSD": d} for d in dice]
+    rows = [names | {"case": f"{one.fold}_{i}"} | values for i, values in enumerate(scores)]
     write_csv(folder / "per_case.csv", rows)
 
 
@@ -196,7 +197,10 @@ def test_validation_cases_of_all_folds_are_pooled_per_seed(tmp_path):
         write_scores(
             tmp_path, one, f"validation of fold {one.fold}", [0.1 * (one.seed + 1), 0.5 + one.fold / 4]
         )
-    values = seeds_by_cases(tmp_path, runs, ORDER)
-    assert list(values) == ["validation"]
+    entries = [one.entry() for one in runs]
+    description = {"on": "validation", "trainers": [ORDER], "segmentations": entries}
+    (scores,) = read_scores(tmp_path, description, missing=[])
+    assert (scores.test_set, scores.trainings) == ("validation", [(0,), (1,)])
+    assert scores.cases == ["0_0", "0_1", "1_0", "1_1"]
     expected = np.array([[0.1, 0.5, 0.1, 0.75], [0.2, 0.5, 0.2, 0.75]])
-    assert values["validation"][..., 0] == pytest.approx(expected)
+    assert scores.values["real"]["Dice"] == pytest.approx(expected)

@@ -22,13 +22,13 @@ from dataset_conversion.user_error import UserError
 from law_synth.audit import copies, files, geometry, origins
 from law_synth.audit.audit import Audit
 from law_synth.audit.subject import read_subject
-from law_synth.cases import resize_mask
 from law_synth.evaluation.agreement import MEAN, agreement
 from law_synth.evaluation.evaluate import Evaluate
 from law_synth.evaluation.image_sets import read_subject as read_evaluated
 from law_synth.evaluation.segmenter import Segmenter, load_judge
 from law_synth.generation.manifest import write_chunk, write_rows
 from law_synth.generation.masks import mask_hash
+from law_synth.resize import resize_mask
 from law_synth.slices import Slice, SliceView, view_of
 
 SIZE, PER_CASE = 32, 2

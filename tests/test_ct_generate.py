@@ -19,12 +19,12 @@ pytest.importorskip("diffusers", reason="needs the extra synth")
 
 from dataset_conversion.raw import RawDataset, read_dataset
 from dataset_conversion.user_error import UserError
-from law_synth.cases import resize_mask
 from law_synth.generation.chunks import resize_channels
 from law_synth.generation.generate import Generate
 from law_synth.generation.mask_files import MaskFolder
 from law_synth.generation.masks import mask_hash
 from law_synth.generation.nested_masks import filled_organ
+from law_synth.resize import resize_mask
 from law_synth.run_folder import TrainedRun, read_run
 from law_synth.slices import Slice, SliceView, view_of
 
@@ -110,10 +110,14 @@ def test_synthetic_cases_lie_where_their_slices_do(mixed, view, run):
         values = sitk.GetArrayFromImage(image)
         assert view.window.low[0] - 1 <= values.min() < values.max() <= view.window.high[0] + 1
         assert row["mask_sha256"] == mask_hash(resize_mask(truth, 64)) and row["source_mask"] in TRAIN
+        patient = view.dataset.groups[row["source_case"]]
+        assert row["source_group"] == made.groups[row["case"]] == patient != row["source_case"]
     (split,) = json.loads((mixed / "splits_final.json").read_text())
     assert split["val"] == VAL and set(TRAIN) < set(split["train"]) and len(split["train"]) == 12
     for case in view.dataset.training_cases:
         assert made.case(case.id).images[0].samefile(case.images[0])
+        if case.id in TRAIN + VAL:
+            assert made.groups[case.id] == view.dataset.groups[case.id]
 
 
 def test_any_number_of_processes_writes_the_same_volumes(mixed, run, tmp_path):
@@ -254,6 +258,8 @@ def test_masks_without_images(run, view, tmp_path, caplog):
         *((None, f"mask_{seed}.png", None) for seed in range(2)),
         *((None, "other.nii.gz", index) for index in (1, 3, 6)),
     ]
+    groups = ["mask_0", "mask_1", "other", "other", "other"]
+    assert [read_dataset(out).groups[row["case"]] for row in rows(out)] == groups
     images = [sitk.ReadImage(str(out / "labelsTr" / f"{row['case']}.nii.gz")) for row in rows(out)]
     for number, (image, slice_) in enumerate(zip(images[:2], read_run(run).slices, strict=False)):
         np.testing.assert_array_equal(sitk.GetArrayFromImage(image)[0], layout(number))

@@ -276,9 +276,9 @@ def test_validation_cases_of_a_fold(polyps, tmp_path):
     assert {row["test_set"] for row in rows} == {"validation of fold 1"}
     assert [float(row["Dice"]) for row in rows] == [1, 1]
     for options, message in (
-        ({"fold": 3}, "found 3 folds, expected validation cases in fold 3"),
-        ({"fold": -1}, "fold -1"),
-        ({"fold": 2}, "fold 2"),
+        ({"fold": 3}, "found --fold 3, expected 0 to 2"),
+        ({"fold": -1}, "found --fold -1"),
+        ({"fold": 2}, "found no validation cases in fold 2"),
         ({"fold": 0}, "found no case1.png"),
         ({"fold": 1, "labels": predicted}, "found --fold and --labels"),
     ):

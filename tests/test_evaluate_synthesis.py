@@ -248,7 +248,7 @@ def test_images_that_follow_their_masks(synthesise, judge, inception, clip, envi
     assert first["sets"]["synthetic"]["N"] == TRAIN  # without the real case in the folder
     assert all(row["n"] and row["protocol"] for row in first["measures"])
     printed = " ".join(capsys.readouterr().out.split())
-    assert "bootstrap over images" in printed and "N 12" in printed
+    assert "bootstrap over patients" in printed and "N 12" in printed
 
     with (folder / "evaluation" / "per_case.csv").open() as file:
         cases = list(csv.DictReader(file))

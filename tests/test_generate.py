@@ -23,13 +23,13 @@ from dataset_conversion.raw import find_dataset, read_dataset
 from dataset_conversion.raw_writer import RawDatasetWriter
 from dataset_conversion.user_error import UserError
 from law_synth.base.model import load_base
-from law_synth.cases import resize_mask
 from law_synth.generation.generate import Generate
 from law_synth.generation.leaks import refuse_leaks
 from law_synth.generation.manifest import open_generation
 from law_synth.generation.masks import case_masks, mask_hash
 from law_synth.generation.quality import QualityFilter, training_thumbnails
 from law_synth.generation.sampling import ImageSampler, Sampling
+from law_synth.resize import resize_mask
 from law_synth.run_folder import newest_run, read_run
 from law_synth.slices import view_of
 
@@ -323,6 +323,7 @@ def test_real_cases_validate_and_synthetic_ones_train(trained_run, tmp_path, cap
     for case in source.training_cases:
         assert (out / "imagesTr" / f"{case.id}_0000.png").samefile(case.images[0])
         assert (out / "labelsTr" / f"{case.id}.png").read_bytes() == case.label.read_bytes()
+    assert [dataset.groups[row["case"]] for row in rows(out)] == [row["source_case"] for row in rows(out)]
     assert "fold 0 is fold 0 of Dataset950_Phantom" in caplog.text
     assert "nnUNetv2_train 951 2d 0" in caplog.text
     generate(out, samples=3, with_real=True)

@@ -11,6 +11,7 @@ from hypothesis.extra import numpy as hnp
 from nnunet_order.metrics import (
     METRICS,
     binary_metrics,
+    draw_cases,
     interval,
     label_metrics,
     mean_over_cases,
@@ -127,6 +128,30 @@ def test_paired_interval_is_narrower_and_seeded():
     assert paired[0] > 0 and paired[1] - paired[0] < (unpaired[1] - unpaired[0]) / 5
     assert np.array_equal(resampled_means(first, 3), resampled_means(first, 3))
     assert not np.array_equal(resampled_means(first, 3), resampled_means(first, 4))
+
+
+def test_groups_are_drawn_whole():
+    groups = ["a", "b", "a", "c", "c", "c"]
+    counts = draw_cases(np.random.default_rng(0), 6, 200, groups)
+    assert counts.shape == (200, 6)
+    assert (counts[:, 0] == counts[:, 2]).all() and (counts[:, 3] == counts[:, 5]).all()
+    assert (counts[:, [0, 1, 3]].sum(axis=1) == 3).all()  # of 3 groups
+    assert np.ptp(counts[:, 0]) > 0
+    alone = draw_cases(np.random.default_rng(0), 6, 200, list("abcdef"))
+    assert np.array_equal(alone, draw_cases(np.random.default_rng(0), 6, 200))
+    assert draw_cases(np.random.default_rng(0), 6, 200, ["a"] * 6) is None
+
+
+def test_interval_over_groups_covers_the_mean_as_often_as_it_says():
+    """Of 30 videos of 10 like frames; frame by frame the interval is far too narrow."""
+    rng, groups = np.random.default_rng(0), np.repeat(np.arange(30), 10)
+    covered = dict.fromkeys(("groups", "cases"), 0)
+    for seed in range(300):
+        values = (rng.normal(0.8, 0.1, 30)[groups] + rng.normal(0, 0.02, 300))[:, None]
+        for name, of_cases in (("groups", groups), ("cases", None)):
+            low, high = interval(resampled_means(values, seed, 1000, of_cases))
+            covered[name] += low <= 0.8 <= high
+    assert 270 <= covered["groups"] <= 297 and covered["cases"] < 200
 
 
 def test_interval_of_one_case_is_unknown():

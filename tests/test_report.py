@@ -19,8 +19,9 @@ from dataset_conversion.raw import read_dataset
 from dataset_conversion.user_error import UserError
 from law_synth.experiment import sentences, statistics
 from law_synth.experiment.report import TABLES, Report
-from law_synth.experiment.results import CaseScores, read_results
+from law_synth.experiment.results import read_results
 from law_synth.experiment.sentences import MINUS
+from nnunet_order.experiment.scores import CaseScores
 from nnunet_order.metrics import FOREGROUND_MEAN
 
 ARMS = ("real", "uniform", "law")
@@ -179,7 +180,7 @@ def test_difference_is_paired_and_tested_on_cases_averaged_over_trainings():
     generator = np.random.default_rng(0)
     real = generator.uniform(0.2, 0.9, (3, 40))
     gain = generator.normal(0.03, 0.01, (3, 40))
-    found = statistics.differences([group({"real": real, "law": real + gain})], {}, "real")
+    found = statistics.differences([group({"real": real, "law": real + gain})], {}, {}, "real")
     one = next(one for one in found if one.metric == "mDice")
     assert one.estimate.value == pytest.approx(gain.mean())
     assert one.estimate.low < gain.mean() < one.estimate.high
@@ -193,7 +194,7 @@ def test_difference_is_paired_and_tested_on_cases_averaged_over_trainings():
 def test_one_training_gives_an_interval_over_cases_alone():
     real = np.zeros((1, 50))
     gain = np.linspace(-0.1, 0.2, 50)[None]
-    one = statistics.differences([group({"real": real, "law": real + gain})], {}, "real")[0]
+    one = statistics.differences([group({"real": real, "law": real + gain})], {}, {}, "real")[0]
     half = 1.96 * gain.std() / math.sqrt(50)
     assert one.estimate.low == pytest.approx(gain.mean() - half, abs=0.005)
     assert one.estimate.high == pytest.approx(gain.mean() + half, abs=0.005)
@@ -203,7 +204,7 @@ def test_one_training_tells_nothing_however_clear_its_cases():
     real = np.random.default_rng(0).uniform(0.2, 0.5, (2, 50))
     groups = [group({"real": real[:1], "law": real[:1] + 0.1}), group({"real": real, "law": real + 0.1})]
     for scores, told in zip(groups, (False, True), strict=True):
-        one = statistics.differences([scores], {}, "real")[0]
+        one = statistics.differences([scores], {}, {}, "real")[0]
         assert one.estimate.low > 0 and one.p_holm < 0.05
         assert one.distinguishable == told
         assert ("better" in sentences.verdict(one)) == told
@@ -213,12 +214,29 @@ def test_what_is_missing_in_one_arm_is_left_out_of_its_pairs_only():
     real = np.array([[0.1, 0.2, 0.3], [0.3, 0.4, 0.5]])
     law = np.array([[0.2, 0.4, np.nan], [np.nan] * 3])
     groups = [group({"real": real, "law": law})]
-    gain = statistics.differences(groups, {}, "real")[0].estimate
+    gain = statistics.differences(groups, {}, {}, "real")[0].estimate
     assert gain.value == pytest.approx((0.1 + 0.2) / 2)
     assert (gain.trainings, gain.cases) == (1, 2)
-    means = {one.arm: one.estimate for one in statistics.scores(groups, {}) if one.metric == "mDice"}
+    means = {one.arm: one.estimate for one in statistics.scores(groups, {}, {}) if one.metric == "mDice"}
     assert means["real"].value == pytest.approx(0.3)
     assert means["law"].value == pytest.approx(0.3)
+
+
+def test_slices_of_a_patient_are_not_news():
+    """Ten copies of each of 20 patients: interval and test are those of the 20."""
+    gain = np.random.default_rng(0).normal(0.03, 0.1, (2, 20))
+    once = group({"real": np.zeros((2, 20)), "law": gain})
+    often = group({"real": np.zeros((2, 200)), "law": gain.repeat(10, axis=1)})
+    patients = {case: f"p{index // 10}" for index, case in enumerate(often.cases)}
+    alone, grouped, split = (
+        statistics.differences([scored], {}, groups, "real")[0]
+        for scored, groups in ((once, {}), (often, patients), (often, {}))
+    )
+    assert (grouped.estimate.cases, grouped.estimate.groups) == (200, 20)
+    assert grouped.estimate.value == pytest.approx(alone.estimate.value)
+    assert grouped.p_value == pytest.approx(alone.p_value) and split.p_value < alone.p_value
+    of_alone, of_grouped, of_split = (one.estimate.high - one.estimate.low for one in (alone, grouped, split))
+    assert of_grouped == pytest.approx(of_alone, rel=0.1) and of_split < 0.8 * of_alone
 
 
 def test_holm_and_no_difference_at_all():
@@ -236,12 +254,12 @@ def test_labels_are_compared_on_their_own_and_corrected_for_the_arms_alone():
         group({"real": real, "law": real + noise[0], "ratio": real + noise[1]}, "kidney"),
         group({"real": real, "law": real + 0.1 + noise[0], "ratio": real + noise[1]}, "tumour"),
     ]
-    found = statistics.differences(groups, {}, "real")
+    found = statistics.differences(groups, {}, {}, "real")
     law = {one.label: one for one in found if (one.arm, one.metric) == ("law", "mDice")}
     assert not law["kidney"].distinguishable and law["tumour"].distinguishable
     assert law["tumour"].p_holm == pytest.approx(2 * law["tumour"].p_value)
     shares = {"tumour": {f"c{i}": 0.001 if i < 10 else 0.5 for i in range(40)}}
-    small = [one for one in statistics.scores(groups, shares) if one.stratum == "lesion < 1 %"]
+    small = [one for one in statistics.scores(groups, shares, {}) if one.stratum == "lesion < 1 %"]
     assert {one.label for one in small} == {"tumour"} and small[0].estimate.cases == 10
 
 
@@ -258,7 +276,7 @@ def test_strata_by_lesion_size_without_empty_ones():
 
 
 def difference(value: float, low: float, high: float, p: float, arm: str = "law") -> statistics.Difference:
-    estimate = statistics.Estimate(value, low, high, 3, 100)
+    estimate = statistics.Estimate(value, low, high, 3, 100, 100)
     return statistics.Difference("T", "S", FOREGROUND_MEAN, "all", arm, "mDice", estimate, p, p)
 
 

@@ -15,7 +15,6 @@ from rich.progress import track
 
 from dataset_conversion.user_error import UserError
 from law_synth.audit.finding import Finding, NotPossible, leak
-from law_synth.cases import resize_image, resize_mask
 from law_synth.evaluation.features import (
     Extractor,
     efficientnet_extractor,
@@ -25,6 +24,7 @@ from law_synth.evaluation.features import (
     with_mirrored,
 )
 from law_synth.generation.masks import mask_hash
+from law_synth.resize import resize_image, resize_mask
 from law_synth.slices import Slice, SliceView
 
 if TYPE_CHECKING:

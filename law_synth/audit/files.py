@@ -12,12 +12,12 @@ import numpy as np
 from dataset_conversion.raw import splits_files
 from dataset_conversion.user_error import UserError
 from law_synth.audit.finding import Finding, NotPossible, changed, leak
-from law_synth.cases import resize_mask
 from law_synth.evaluation.agreement import MEAN, agreement
 from law_synth.generation.manifest import FOLDER
 from law_synth.generation.masks import augment, mask_hash
 from law_synth.generation.nested_masks import Nesting
 from law_synth.hashing import hash_file
+from law_synth.resize import resize_mask
 
 if TYPE_CHECKING:
     from law_synth.audit.audit import Audit

@@ -9,10 +9,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dataset_conversion.folds import fold_cases
 from dataset_conversion.raw import COLOUR_ENDINGS, Case, RawDataset, find_dataset, nnunet_folder, read_dataset
 from dataset_conversion.user_error import UserError
 from law_synth.audit.finding import NotPossible
-from law_synth.cases import fold_cases
 from law_synth.generation.leaks import unseen_cases
 from law_synth.generation.manifest import DESCRIPTION
 from law_synth.slices import Slice, SliceView, view_from

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import numpy as np
 import tyro
 
+from dataset_conversion.folds import Fold
 from dataset_conversion.raw_writer import write_json
 from dataset_conversion.user_error import UserError, disk_full
 from law_synth.base.losses import Flips
 from law_synth.base.seen import CONFIG, SLICES_PER_CASE, check_window, chosen_slices, evenly
-from law_synth.cases import Fold
 from law_synth.requirements_hint import package_versions, require
 
 if TYPE_CHECKING:
@@ -183,8 +183,8 @@ class InitBase:
 
     def _sources(self) -> tuple[torch.device, SliceView, list[str], list[Slice]]:
         """Device, view of the data set, cases and slices to train on."""
+        from dataset_conversion.folds import leak_free_fold
         from dataset_conversion.raw import find_dataset
-        from law_synth.cases import leak_free_fold
         from law_synth.devices import pick_device
         from law_synth.slices import view_of
 
@@ -211,7 +211,7 @@ def read_images(view: SliceView, slices: list[Slice], size: int) -> np.ndarray:
     """Images as the autoencoder sees them, uint8 (N, size, size, 3). UserError: as `SliceView.read`."""
     from rich.progress import track
 
-    from law_synth.cases import resize_image
+    from law_synth.resize import resize_image
 
     images = np.empty((len(slices), size, size, 3), np.uint8)
     for index, one in enumerate(track(slices, "read images", transient=True)):

@@ -192,12 +192,7 @@ def layout_row(
 
 def shuffled_partners(subject: Subject, name: str, seed: int) -> np.ndarray | None:
     """Whose mask each image is compared with to tell chance: never its own, nor one of the same patient."""
-    if name != "synthetic":
-        return derangement(subject.references[name].groups, seed)
-    groups = subject.real.groups
-    owners = [source.case if source else None for source in subject.sources]
-    pairs = zip(subject.synthetic.ids, owners, strict=True)
-    return derangement([groups.get(owner, owner or own) for own, owner in pairs], seed)
+    return derangement(subject.groups(name), seed)
 
 
 def keep(images: ImageSet, key: str, compute: Callable[[], np.ndarray]) -> np.ndarray:

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from dataset_conversion.folds import fold_cases
 from dataset_conversion.raw import RawDataset, find_dataset
 from dataset_conversion.user_error import UserError
 from law_synth.base.seen import SLICES_PER_CASE
-from law_synth.cases import fold_cases, resize_mask
 from law_synth.hashing import hash_file
+from law_synth.resize import resize_mask
 from law_synth.run_folder import slices_of
 from law_synth.slices import Geometry, Slice, SliceView, view_from, view_of
 
@@ -135,6 +136,13 @@ class Subject:
     @property
     def real(self) -> RawDataset:
         return self.references["train"].dataset
+
+    def groups(self, name: str) -> list[str]:
+        """Patient or video of each image of a set; a synthetic one is of its mask's."""
+        if name != "synthetic":
+            return self.references[name].groups
+        owners, known = self.real.groups, zip(self.synthetic.groups, self.sources, strict=True)
+        return [owners.get(source.case, source.case) if source else group for group, source in known]
 
     @property
     def pairs(self) -> list[tuple[int, int]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from law_synth.evaluation.findings import Findings, several
-from law_synth.evaluation.measure import Measure, bootstrap_note, mean_measures
+from law_synth.evaluation.measure import BOOTSTRAP, Measure, mean_measures
 
 SMALL_LESION = 0.1  # share of the image
 EMPTY_MASKS = "mask and prediction both empty: left out, one of them empty: 0"
@@ -34,16 +34,20 @@ def _agreement(
     small_note, regions = "", several(tuple(findings.subject.real.regions))
     if not regions:
         small = layout["lesion_ratio"] < SMALL_LESION
-        parts |= {"small, own": own[small], "small, own - shuffled": (own - shuffled)[small]}
+        parts |= {
+            "small, own": np.where(small, own, np.nan),
+            "small, own - shuffled": np.where(small, own - shuffled, np.nan),
+        }
         small_note = f"small: lesions under {SMALL_LESION:.0%} of the image; "
     what = f"mean over {', '.join(regions)} of" if regions and not region else f"{region or 'foreground'}"
     ceiling = "" if set_ == "synthetic" else f"ceiling: {judged_before(findings, set_)}; "
     protocol = (
         f"{ceiling}per-image {what} {name[1:]} of mask and prediction of "
-        f"{findings.segmenter.name}; {EMPTY_MASKS}; {small_note}{bootstrap_note(findings)}"
+        f"{findings.segmenter.name}; {EMPTY_MASKS}; {small_note}{BOOTSTRAP}"
     )
     images = "synthetic" if set_ == "synthetic" else f"ceiling: {set_}"
-    return mean_measures("Masks", f"{name} {region}".strip(), images, parts, protocol, seed)
+    groups = findings.subject.groups(set_)
+    return mean_measures("Masks", f"{name} {region}".strip(), images, parts, groups, protocol, seed)
 
 
 def judged_before(findings: Findings, reference: str) -> str:
@@ -69,9 +73,10 @@ def contrasts(findings: Findings, seed: int) -> list[Measure]:
             protocol = (
                 "Euclidean RGB distance (0 to 1.73) of the mean colours inside the mask and in a ring around "
                 "it, a tenth of the equivalent diameter wide, at least 2 px; "
-                f"{int(np.isnan(own).sum())} empty or full masks left out; {bootstrap_note(findings)}"
+                f"{int(np.isnan(own).sum())} empty or full masks left out; {BOOTSTRAP}"
             )
             parts = {"own mask": own, "shuffled": shuffled, "own - shuffled": own - shuffled}
             images = "synthetic" if set_ == "synthetic" else f"scale: {set_}"
-            measures += mean_measures("Masks", f"contrast {region}".strip(), images, parts, protocol, seed)
+            groups, name = findings.subject.groups(set_), f"contrast {region}".strip()
+            measures += mean_measures("Masks", name, images, parts, groups, protocol, seed)
     return measures

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nnunet_order.metrics import interval, mean_over_cases, resampled_means
+from nnunet_order.metrics import UNITS, interval, mean_over_cases, resampled_means
 
-if TYPE_CHECKING:
-    from law_synth.evaluation.findings import Findings
-
-BOOTSTRAP = "interval: 95 %, percentile bootstrap over images taken as independent"
+BOOTSTRAP = f"interval: 95 %, percentile bootstrap over {UNITS}; a synthetic image is of its mask's"
 
 
 @dataclass(frozen=True)
@@ -40,29 +36,35 @@ def mean_measure(
     images: str,
     against: str,
     values: np.ndarray,
+    groups: Sequence[str],
     n: dict[str, int],
     protocol: str,
     seed: int,
 ) -> Measure:
-    """A mean over images with its bootstrap interval; NaN values are left out."""
-    low, high = interval(resampled_means(values[:, None], seed))
-    return Measure(section, name, images, against, mean_over_cases(values[:, None]), n, protocol, low, high)
+    """A mean over images with its bootstrap interval; NaN values are left out.
+
+    Args:
+        values, groups: (images,), the latter the patient or video of each.
+    """
+    known = np.isfinite(values)
+    values, groups = values[known, None], np.array(groups)[known]
+    low, high = interval(resampled_means(values, seed, groups=groups))
+    return Measure(section, name, images, against, mean_over_cases(values), n, protocol, low, high)
 
 
 def mean_measures(
-    section: str, name: str, images: str, parts: Mapping[str, np.ndarray], protocol: str, seed: int
+    section: str,
+    name: str,
+    images: str,
+    parts: Mapping[str, np.ndarray],
+    groups: Sequence[str],
+    protocol: str,
+    seed: int,
 ) -> list[Measure]:
-    """One mean for each part that holds a number, with the count of its images."""
+    """One mean for each part that holds a number, with the count of its images; see `mean_measure`."""
     measures = []
     for against, values in parts.items():
         if count := int(np.isfinite(values).sum()):
             n = {images: count}
-            measures.append(mean_measure(section, name, images, against, values, n, protocol, seed))
+            measures.append(mean_measure(section, name, images, against, values, groups, n, protocol, seed))
     return measures
-
-
-def bootstrap_note(findings: Findings) -> str:
-    """What the intervals are."""
-    if findings.subject.synthetic.view.is_volumetric:
-        return f"{BOOTSTRAP}, which slices of one volume are not: too narrow"
-    return BOOTSTRAP

@@ -14,7 +14,7 @@ from law_synth.evaluation.findings import (
     nearest_training,
 )
 from law_synth.evaluation.mask_measures import agreement, contrasts
-from law_synth.evaluation.measure import Measure, bootstrap_note, mean_measure
+from law_synth.evaluation.measure import BOOTSTRAP, Measure, mean_measure
 from law_synth.evaluation.metrics import (
     NEAR_COPY_PERCENTILE,
     derangement,
@@ -141,24 +141,21 @@ def clip_similarity_measures(findings: Findings, seed: int) -> list[Measure]:
     extractor = findings.extractors["clip"]
     protocol = (
         f"mean cosine of a synthetic image and the real image that owns its mask; {extractor.name}, weights "
-        f"{extractor.weights_sha256[:12]}, {extractor.preprocessing}; {bootstrap_note(findings)}"
+        f"{extractor.weights_sha256[:12]}, {extractor.preprocessing}; {BOOTSTRAP}"
     )
-    n = {"pairs": len(pairs)}
-    measures = [
-        mean_measure(
-            "Realism", "CLIP-I", "synthetic", "own real image", clip_similarities(findings), n, protocol, seed
-        )
-    ]
-    groups = findings.subject.references["train"].groups
-    partners = derangement([groups[real] for _, real in pairs], seed)
+    n, groups = {"pairs": len(pairs)}, findings.subject.groups("synthetic")
+    own = clip_similarities(findings)
+    found = [("own real image", own, protocol)]
+    of_train = findings.subject.groups("train")
+    partners = derangement([of_train[real] for _, real in pairs], seed)
     if partners is not None:
         others = [(pairs[i][0], pairs[partners[i]][1]) for i in range(len(pairs))]
-        values = clip_cosines(findings, others)
         scale = "for scale: as CLIP-I, with the real image of another mask"
-        measures.append(
-            mean_measure("Realism", "CLIP-I", "synthetic", "scale: another's", values, n, scale, seed)
-        )
-    return measures
+        found.append(("scale: another's", clip_cosines(findings, others), scale))
+    return [
+        mean_measure("Realism", "CLIP-I", "synthetic", against, values, groups, n, note, seed)
+        for against, values, note in found
+    ]
 
 
 def memorisation(findings: Findings, kind: str) -> list[Measure]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from dataset_conversion.folds import Fold, fold_cases
 from dataset_conversion.raw import RawDataset
-from law_synth.cases import Fold, fold_cases
 from law_synth.experiment.config import Config
 from law_synth.slices import read_header, slice_axis
 from nnunet_order.experiment.segmentation import is_volumetric

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from law_synth.experiment.results import CaseScores, Results, Synthesis, nan_mean
+from law_synth.experiment.results import Results, Synthesis
 from law_synth.experiment.statistics import Estimate
+from nnunet_order.experiment.scores import CaseScores, nan_mean
 from nnunet_order.metrics import FOREGROUND_MEAN
 
 FIXED_NOISE = ("lesion", "background", "all")  # and lesion_NAME of several labels

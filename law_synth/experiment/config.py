@@ -10,9 +10,9 @@ from typing import Any, Literal
 
 import tyro
 
+from dataset_conversion.folds import Fold
 from dataset_conversion.user_error import UserError
 from law_synth.base.init_base import InitBase
-from law_synth.cases import Fold
 from law_synth.evaluation.evaluate import Evaluate
 from law_synth.experiment.command_line import parse
 from law_synth.generation.generate import Generate

@@ -13,10 +13,11 @@ from dataset_conversion.raw import Case, RawDataset, read_dataset
 from law_synth.experiment.charts import label_suffixes, runs_by_arm
 from law_synth.experiment.display import Display, Plane
 from law_synth.experiment.pictures import SMALLEST, map_picture, mask_picture, photo
-from law_synth.experiment.results import CaseScores, Results, Synthesis, nan_mean
+from law_synth.experiment.results import Results, Synthesis
 from law_synth.experiment.sentences import number
 from law_synth.run_folder import monitored_slices
 from law_synth.slices import Slice
+from nnunet_order.experiment.scores import CaseScores, nan_mean
 from nnunet_order.metrics import FOREGROUND_MEAN
 
 SHOWN_MASKS = 4

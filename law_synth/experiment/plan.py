@@ -9,11 +9,11 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+from dataset_conversion.folds import Fold
 from dataset_conversion.raw import RawDataset, find_dataset
 from dataset_conversion.user_error import UserError
 from law_synth.audit.audit import Audit
 from law_synth.base.init_base import InitBase
-from law_synth.cases import Fold
 from law_synth.classes import lesion_classes
 from law_synth.evaluation.evaluate import Evaluate
 from law_synth.experiment.budget import iterations_per_epoch, samples

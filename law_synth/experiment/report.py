@@ -56,8 +56,9 @@ class Report:
         results = read_results(self.out)
         tested = [case for group in results.scores for case in group.cases]
         shares = results.lesion_shares(dict.fromkeys(tested))
-        scores = statistics.scores(results.scores, shares)
-        differences = statistics.differences(results.scores, shares, results.reference)
+        groups = results.real.groups if results.real is not None else {}
+        scores = statistics.scores(results.scores, shares, groups)
+        differences = statistics.differences(results.scores, shares, groups, results.reference)
         rows = (
             tables.segmentation_rows(scores),
             tables.difference_rows(differences, results.reference),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,11 +15,11 @@ from dataset_conversion.raw import Case, RawDataset, read_dataset
 from dataset_conversion.user_error import UserError
 from law_synth.run_folder import CONFIG
 from law_synth.slices import slice_axis
-from nnunet_order.metrics import FOREGROUND_MEAN, METRICS
+from nnunet_order.experiment.scores import CaseScores, read_csv, read_scores
+from nnunet_order.metrics import FOREGROUND_MEAN
 
 FORMAT = 1
 LOG = "log.jsonl"  # law_synth.training.state.LOG, whose module needs torch
-VALIDATION = "validation"  # name of the pooled validation cases of all folds
 KEYS = (
     "title",
     "real",
@@ -33,21 +32,6 @@ KEYS = (
     "segmentations",
     "syntheses",
 )
-
-
-@dataclass(frozen=True)
-class CaseScores:
-    """Scores of one trainer on one test set, paired by training and case."""
-
-    trainer: str
-    test_set: str
-    label: str
-    """Name of a label or region, or `FOREGROUND_MEAN`, the mean over a case's labels."""
-    cases: list[str]
-    trainings: list[tuple]
-    """One per row: (seed,) where the cases of all folds are pooled, else (fold, seed)."""
-    values: dict[str, dict[str, np.ndarray]]
-    """Arm -> metric -> (trainings, cases); NaN: nothing to find, or not there."""
 
 
 @dataclass(frozen=True)
@@ -179,53 +163,6 @@ def read_results(folder: Path) -> Results:
     return Results(folder, description, scores, syntheses, stages, missing)
 
 
-def read_scores(folder: Path, description: Mapping, missing: list[str]) -> list[CaseScores]:
-    """Scores by trainer, test set and label, in the order of experiment.json."""
-    pooled = description["on"] == VALIDATION
-    found: dict[tuple[str, str], dict[str, dict[tuple[str, tuple, str], np.ndarray]]] = {}
-    for entry in description["segmentations"]:
-        path = folder / entry["scores"] / "per_case.csv"
-        if not path.is_file():
-            missing.append(f"scores of {entry['name']}")
-            continue
-        training = (entry["seed"],) if pooled else (entry["fold"], entry["seed"])
-        for (test_set, case), labels in read_case_scores(path).items():
-            group = found.setdefault((entry["trainer"], VALIDATION if pooled else test_set), {})
-            for label, values in labels.items():
-                group.setdefault(label, {})[entry["arm"], training, case] = values
-    order = {trainer: position for position, trainer in enumerate(description["trainers"])}
-    ranked = sorted(found.items(), key=lambda item: order.get(item[0][0], len(order)))
-    return [
-        _as_arrays(trainer, test_set, label, values)
-        for (trainer, test_set), labels in ranked
-        for label, values in labels.items()
-    ]
-
-
-def read_case_scores(path: Path) -> dict[tuple[str, str], dict[str, np.ndarray]]:
-    """(Test set, case) -> label -> values of `METRICS`, from per_case.csv of one prediction.
-
-    First the mean over a case's labels; the label itself where there is only one.
-    """
-    scores: dict[tuple[str, str], dict[str, np.ndarray]] = {}
-    for row in _load_csv(path):
-        values = np.array([float(row[metric] or "nan") for metric in METRICS])
-        scores.setdefault((row["test_set"], row["case"]), {})[row["label"]] = values
-    means = {key: nan_mean(np.array(list(labels.values())), axis=0) for key, labels in scores.items()}
-    return {
-        key: {FOREGROUND_MEAN: means[key], **(labels if len(labels) > 1 else {})}
-        for key, labels in scores.items()
-    }
-
-
-def nan_mean(values: np.ndarray, axis: int) -> np.ndarray:
-    """Mean without NaN; NaN where there is nothing else."""
-    known = np.isfinite(values)
-    count = known.sum(axis)
-    total = np.where(known, values, 0).sum(axis)
-    return np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
-
-
 def read_synthesis(folder: Path, entry: Mapping, missing: list[str]) -> Synthesis:
     """One entry of `syntheses`, as far as it is there."""
     dataset, evaluation, run = (folder / entry[key] for key in ("dataset", "evaluation", "run"))
@@ -242,7 +179,7 @@ def read_synthesis(folder: Path, entry: Mapping, missing: list[str]) -> Synthesi
         dataset=dataset,
         manifest=_load_lines(dataset / "synthesis.jsonl") if finished.is_file() else [],
         evaluation=_load_json(judged) if judged.is_file() else {},
-        cases=_load_csv(evaluation / "per_case.csv") if judged.is_file() else [],
+        cases=read_csv(evaluation / "per_case.csv") if judged.is_file() else [],
         log=_load_lines(run / LOG),
         deltas=deltas,
         config=_load_json(run / CONFIG) if (run / CONFIG).is_file() else {},
@@ -263,29 +200,11 @@ def read_stages(folder: Path, missing: list[str]) -> list[dict]:
     return sorted(records, key=lambda record: (record["started"], record["name"]))
 
 
-def _as_arrays(trainer: str, test_set: str, label: str, group: Mapping) -> CaseScores:
-    """(arm, training, case) -> values of `METRICS`, as arrays in which trainings and cases are paired."""
-    arms, trainings, cases = (list(dict.fromkeys(column)) for column in zip(*group, strict=True))
-    trainings = sorted(trainings, key=lambda training: tuple(map(str, training)))
-    cases = sorted(cases)
-    row, column = ({key: index for index, key in enumerate(keys)} for keys in (trainings, cases))
-    arrays = {arm: np.full((len(METRICS), len(trainings), len(cases)), np.nan) for arm in arms}
-    for (arm, training, case), values in group.items():
-        arrays[arm][:, row[training], column[case]] = values
-    by_metric = {arm: dict(zip(METRICS, array, strict=True)) for arm, array in arrays.items()}
-    return CaseScores(trainer, test_set, label, cases, trainings, by_metric)
-
-
 def _load_json(path: Path) -> dict:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: malformed ({error}), expected JSON; run its stage again") from None
-
-
-def _load_csv(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 def _load_lines(path: Path) -> list[dict]:

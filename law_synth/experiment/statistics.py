@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from law_synth.experiment.results import CaseScores, nan_mean
+from nnunet_order.experiment.scores import CaseScores, nan_mean
 from nnunet_order.metrics import MEANS, interval_over_seeds_and_cases
 
 ALL = "all"
@@ -31,6 +31,8 @@ class Estimate:
     high: float
     trainings: int
     cases: int
+    groups: int
+    """Patients or videos that the cases are of; what the interval resamples."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class Difference:
     metric: str
     estimate: Estimate
     p_value: float
-    """Two-sided Wilcoxon signed-rank test of the cases' differences, each averaged over the trainings."""
+    """Two-sided Wilcoxon signed-rank test of the groups' differences, averaged over cases and trainings."""
     p_holm: float
     """Holm-corrected over the arms of a trainer, test set, label, stratum and metric."""
 
@@ -72,42 +74,59 @@ class Difference:
         return apart and self.estimate.trainings > 1
 
 
-def estimate(values: np.ndarray) -> Estimate | None:
+def estimate(values: np.ndarray, groups: np.ndarray) -> Estimate | None:
     """Estimate of (trainings, cases); None without a single number. One training: interval over cases alone.
 
     NaN is left out: a case without anything to find, or a training that has not seen it.
+
+    Args:
+        groups: (cases,), the patient or video of each; the interval is over them.
     """
     known = np.isfinite(values)
-    values = values[known.any(axis=1)][:, known.any(axis=0)]
+    seen = known.any(axis=0)
+    values, groups = values[known.any(axis=1)][:, seen], groups[seen]
     if not values.size:
         return None
-    low, high = interval_over_seeds_and_cases(values)
-    return Estimate(float(nan_mean(values, axis=0).mean()), low, high, *values.shape)
+    low, high = interval_over_seeds_and_cases(values, groups)
+    mean = float(nan_mean(values, axis=0).mean())
+    return Estimate(mean, low, high, *values.shape, len(np.unique(groups)))
 
 
-def scores(groups: Sequence[CaseScores], shares: Shares) -> list[Score]:
-    """All means. `shares`: label -> case -> its share of the image, for the strata."""
+def scores(scored: Sequence[CaseScores], shares: Shares, groups: Mapping[str, str]) -> list[Score]:
+    """All means.
+
+    Args:
+        shares: label -> case -> its share of the image, for the strata.
+        groups: case -> its patient or video; a case that is not in it is its own.
+    """
     return [
-        Score(group.trainer, group.test_set, group.label, stratum, arm, metric, found)
-        for group in groups
-        for stratum, chosen in strata(group.cases, shares.get(group.label, {})).items()
-        for arm, values in group.values.items()
+        Score(one.trainer, one.test_set, one.label, stratum, arm, metric, found)
+        for one in scored
+        for stratum, chosen in strata(one.cases, shares.get(one.label, {})).items()
+        for arm, values in one.values.items()
         for metric, column in MEANS.items()
         if stratum == ALL or metric in COMPARED
-        if (found := estimate(values[column][:, chosen])) is not None
+        if (found := estimate(values[column][:, chosen], groups_of(one, groups)[chosen])) is not None
     ]
 
 
-def differences(groups: Sequence[CaseScores], shares: Shares, reference: str) -> list[Difference]:
-    """All differences to the reference arm, where it is there."""
+def differences(
+    scored: Sequence[CaseScores], shares: Shares, groups: Mapping[str, str], reference: str
+) -> list[Difference]:
+    """All differences to the reference arm, where it is there; arguments as of `scores`."""
     return [
         difference
-        for group in groups
-        if reference in group.values
-        for stratum, chosen in strata(group.cases, shares.get(group.label, {})).items()
+        for one in scored
+        if reference in one.values
+        for stratum, chosen in strata(one.cases, shares.get(one.label, {})).items()
         for metric in COMPARED
-        for difference in _compare(group, stratum, chosen, metric, reference)
+        for difference in _compare(one, stratum, chosen, groups_of(one, groups), metric, reference)
     ]
+
+
+def groups_of(scored: CaseScores, groups: Mapping[str, str]) -> np.ndarray:
+    """(cases,), the patient or video of each."""
+    return np.array([groups.get(case, case) for case in scored.cases])
 
 
 def strata(cases: Sequence[str], shares: Mapping[str, float]) -> dict[str, np.ndarray]:
@@ -115,6 +134,11 @@ def strata(cases: Sequence[str], shares: Mapping[str, float]) -> dict[str, np.nd
     share = np.array([shares.get(case, np.nan) for case in cases])
     chosen = {name: belongs(share) for name, belongs in STRATA.items()}
     return {ALL: np.ones(len(cases), bool)} | {name: some for name, some in chosen.items() if some.any()}
+
+
+def group_means(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """Mean of the (cases,) of each group; NaN is left out, and where nothing is left, the mean is NaN."""
+    return np.array([nan_mean(values[groups == group], axis=0) for group in np.unique(groups)])
 
 
 def signed_rank(values: np.ndarray) -> float:
@@ -135,17 +159,21 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def _compare(
-    group: CaseScores, stratum: str, chosen: np.ndarray, metric: str, reference: str
+    scored: CaseScores, stratum: str, chosen: np.ndarray, groups: np.ndarray, metric: str, reference: str
 ) -> list[Difference]:
     column = MEANS[metric]
     gains = {
-        arm: (values[column] - group.values[reference][column])[:, chosen]
-        for arm, values in group.values.items()
+        arm: (values[column] - scored.values[reference][column])[:, chosen]
+        for arm, values in scored.values.items()
         if arm != reference
     }
-    found = {arm: (gain, mean) for arm, gain in gains.items() if (mean := estimate(gain))}
-    p_values = [signed_rank(nan_mean(gain, axis=0)) for gain, _ in found.values()]
+    found = {arm: (gain, mean) for arm, gain in gains.items() if (mean := estimate(gain, groups[chosen]))}
+    p_values = [
+        signed_rank(group_means(nan_mean(gain, axis=0), groups[chosen])) for gain, _ in found.values()
+    ]
     return [
-        Difference(group.trainer, group.test_set, group.label, stratum, arm, metric, mean, p_value, corrected)
+        Difference(
+            scored.trainer, scored.test_set, scored.label, stratum, arm, metric, mean, p_value, corrected
+        )
         for (arm, (_, mean)), p_value, corrected in zip(found.items(), p_values, holm(p_values), strict=True)
     ]

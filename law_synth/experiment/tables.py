@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from law_synth.cases import fold_cases
+from dataset_conversion.folds import fold_cases
 from law_synth.experiment.budget import synthetic_share
 from law_synth.experiment.results import Results, Synthesis
 from law_synth.experiment.statistics import Difference, Estimate, Score
@@ -179,7 +179,7 @@ def _measure(
 def _numbers(name: str, found: Estimate) -> dict:
     numbers = {name: found.value, "low": found.low, "high": found.high}
     rounded = {key: _rounded(value) for key, value in numbers.items()}
-    return rounded | {"trainings": found.trainings, "cases": found.cases}
+    return rounded | {"trainings": found.trainings, "cases": found.cases, "groups": found.groups}
 
 
 def _rounded(value: float | None) -> float | int | None:

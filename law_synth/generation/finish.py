@@ -8,10 +8,10 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dataset_conversion.folds import fold_cases
 from dataset_conversion.raw import Case, nnunet_folder, splits_files
 from dataset_conversion.raw_writer import link_or_copy, refuse_other_splits, write_atomically, write_json
 from dataset_conversion.user_error import UserError
-from law_synth.cases import fold_cases
 from law_synth.generation.manifest import FOLDER, read_chunk, remove_leftovers, write_rows
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ def finish_dataset(plan: GenerationPlan) -> None:
     remove_leftovers(out, plan.prefix)
     write_rows(out / "synthesis.jsonl", rows)
     real = _add_real_cases(plan, kept) if plan.verb.with_real else []
+    _write_groups(plan, kept, real)
     _write_dataset_json(plan, len(kept) + len(real))
     logger.info("wrote %s: kept %d of %d images (dropped: %s)", out, len(kept), len(rows), counts)
     _say_next_commands(plan)
@@ -64,6 +65,14 @@ def _add_real_cases(plan: GenerationPlan, kept: list[str]) -> list[str]:
         if case.id in wanted:
             _link_case(case, out, plan.dataset.file_ending)
     return sorted(wanted)
+
+
+def _write_groups(plan: GenerationPlan, kept: list[str], real: list[str]) -> None:
+    """groups.json: a synthetic case belongs to the patient or video that its mask is of."""
+    of_mask = {sample.case: sample.source.group for sample in plan.samples}
+    groups = {case_id: of_mask[case_id] for case_id in kept}
+    groups |= {case_id: plan.dataset.groups[case_id] for case_id in real}
+    write_json(plan.verb.out / "groups.json", groups)
 
 
 def _link_case(case: Case, out: Path, ending: str) -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
+from dataset_conversion.folds import Fold
 from dataset_conversion.user_error import UserError
-from law_synth.cases import Fold
 
 FORMAT = 1
 KEYS = ("format", "dataset", "fold", "segmenter", "segmenter_sha256", "dice")

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dataset_conversion.folds import Fold, fold_cases, leak_free_fold
 from dataset_conversion.raw import Case, RawDataset, find_dataset
 from dataset_conversion.user_error import UserError
-from law_synth.cases import Fold, fold_cases, leak_free_fold, resize_mask
 from law_synth.generation.mask_files import MANY, mask_stem
 from law_synth.generation.masks import MaskSource, mask_hash
+from law_synth.resize import resize_mask
 
 if TYPE_CHECKING:
     from law_synth.evaluation.segmenter import Segmenter
@@ -48,7 +50,7 @@ class HeldOutMasks:
         self._hashes = self._held_out_hashes(view)
 
     def taken_out(self, sources: Sequence[MaskSource], drop: bool) -> list[MaskSource]:
-        """The masks that may train the fold; whose group is not known may, with a warning.
+        """The masks that may train the fold, with their groups; where one is not known, with a warning.
 
         UserError: a held-out one and not `drop`, or nothing is left.
         """
@@ -70,7 +72,7 @@ class HeldOutMasks:
                 "of its validation or test cases; --mask-groups says whose they are",
                 *(unknown, len(kept), self.dataset.folder.name),
             )
-        return kept
+        return [replace(source, group=self._group(source) or source.group) for source in kept]
 
     def _held_out_hashes(self, view: SliceView) -> dict[str, str]:
         """sha256 at model size -> case, of held-out masks; one of a single class is nobody's."""

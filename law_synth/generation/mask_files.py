@@ -14,9 +14,9 @@ import numpy as np
 
 from dataset_conversion.images import IMAGE_ENDINGS, Notes, read_index_mask
 from dataset_conversion.user_error import UserError
-from law_synth.cases import resize_mask
 from law_synth.classes import VOLUME_ENDINGS, Classes
 from law_synth.generation.masks import MaskSource, mask_hash
+from law_synth.resize import resize_mask
 from law_synth.slices import Geometry, Slice, SliceView
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ class MaskFolder:
         case = stem if stem in self._training_ids else None
         small = resize_mask(mask, self.size)
         sha256_at_size = mask_hash(small) if np.ptp(small) else None
-        return MaskSource(name, case, index, read, locate, mask_hash(mask), sha256_at_size)
+        return MaskSource(name, case, stem, index, read, locate, mask_hash(mask), sha256_at_size)
 
     def _borrow(self, number: int, shape: tuple[int, int]) -> Geometry | None:
         """Place of the training slice whose turn it is, with a mask's number of pixels on its extent."""

@@ -27,6 +27,8 @@ class MaskSource:
     """Id of the case; for a mask that came from elsewhere the file's name, or path below its folder."""
     case: str | None
     """The training case that owns the mask; None for a mask that came from elsewhere."""
+    group: str
+    """Patient or video of the mask; its file's stem where nobody says."""
     index: int | None
     """Of the slice, where the mask is one of a volume."""
     read: Callable[[], np.ndarray]
@@ -45,6 +47,7 @@ def case_masks(view: SliceView, slices: Sequence[Slice]) -> list[MaskSource]:
         MaskSource(
             slice_.case,
             slice_.case,
+            view.dataset.groups[slice_.case],
             slice_.index,
             lambda slice_=slice_: view.read_mask(slice_),
             lambda slice_=slice_: view.geometry(slice_),

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dataset_conversion.folds import Fold
 from dataset_conversion.user_error import UserError
-from law_synth.cases import Fold
 
 if TYPE_CHECKING:
     from law_synth.evaluation.segmenter import Segmenter
@@ -46,9 +46,9 @@ class Mine:
 
     def run(self) -> None:
         """Predict and write. UserError: data set, fold, model or --out not usable; the model would leak."""
+        from dataset_conversion.folds import leak_free_fold
         from dataset_conversion.raw import find_dataset
         from dataset_conversion.raw_writer import write_json
-        from law_synth.cases import leak_free_fold
         from law_synth.devices import pick_device
         from law_synth.generation.hard_cases import FORMAT, is_hard_cases
         from law_synth.generation.leaks import refuse_informed_judge

@@ -14,7 +14,6 @@ import numpy as np
 from dataset_conversion.folder import read_groups
 from dataset_conversion.raw import RawDataset, find_dataset
 from dataset_conversion.user_error import UserError
-from law_synth.cases import resize_mask
 from law_synth.generation.generate import PRESETS
 from law_synth.generation.hard_cases import HardCases, read_hard_cases
 from law_synth.generation.leaks import HeldOutMasks, refuse_leaks
@@ -24,6 +23,7 @@ from law_synth.generation.nested_masks import Nesting, find_nestings
 from law_synth.generation.quality import judge_of_fold
 from law_synth.generation.sampling import Sampling, derived_seed
 from law_synth.requirements_hint import package_versions
+from law_synth.resize import resize_mask
 from law_synth.run_folder import TrainedRun, newest_run, read_run
 
 if TYPE_CHECKING:
@@ -133,6 +133,7 @@ class GenerationPlan:
             "reason": reason,
             "seed": sample.seed,
             "source_case": sample.source.case,
+            "source_group": sample.source.group,
             "source_slice": sample.source.index,
             "source_mask": sample.source.name,
             "mask_sha256": mask_hash(mask),

@@ -17,7 +17,7 @@ from law_synth.evaluation.features import nearest, thumbnails, with_mirrored
 if TYPE_CHECKING:
     import torch
 
-    from law_synth.cases import Fold
+    from dataset_conversion.folds import Fold
     from law_synth.evaluation.segmenter import Segmenter
     from law_synth.slices import Geometry, Slice, SliceView
 

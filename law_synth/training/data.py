@@ -26,9 +26,9 @@ from torch import Tensor
 
 from dataset_conversion.user_error import disk_full
 from law_synth.base.model import BaseModel
-from law_synth.cases import resize_image, resize_mask
 from law_synth.classes import condition, one_hot
 from law_synth.objective import Batch
+from law_synth.resize import resize_image, resize_mask
 from law_synth.slices import Slice, SliceView
 
 ENCODED_AT_ONCE = 8  # images per pass of the VAE

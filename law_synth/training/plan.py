@@ -7,11 +7,11 @@ import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from dataset_conversion.folds import leak_free_fold
 from dataset_conversion.raw import RawDataset, find_dataset
 from dataset_conversion.user_error import UserError
 from law_synth.base.model import BaseModel
 from law_synth.base.seen import base_config, chosen_slices, view_with_base
-from law_synth.cases import leak_free_fold
 from law_synth.classes import joined, lesion_classes
 from law_synth.requirements_hint import package_versions
 from law_synth.run_folder import FORMAT, default_run_folder, slices_of

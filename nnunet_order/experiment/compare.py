@@ -105,7 +105,7 @@ class Compare:
         if self.execution.carry_out(
             experiment, lambda: write_json(self.out / "experiment.json", plan.record())
         ):
-            print_table(table_rows(self.out, plan.segmentations, plan.paper), self.out)
+            print_table(table_rows(self.out, plan), self.out)
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dataset_conversion.folds import Fold, leak_free_fold
 from dataset_conversion.raw import COLOUR_ENDINGS, RawDataset
 from dataset_conversion.splits import DEFAULT_FOLDS, splits_files
-from dataset_conversion.user_error import UserError
 from nnunet_order.experiment.stage import Stage
 
 REAL_DATASET = "Dataset001_Real"
@@ -158,25 +158,15 @@ def is_volumetric(dataset: RawDataset) -> bool:
     return dataset.file_ending not in COLOUR_ENDINGS
 
 
-def refuse_shared_groups(dataset: RawDataset, folds: Sequence[int | str], on: str) -> None:
+def refuse_shared_groups(dataset: RawDataset, folds: Sequence[Fold], on: str) -> None:
     """UserError: a group (patient, sequence) is on both sides of one of `folds`.
 
     One that is also in a test set is only warned of: the published splits of the polyp sets are so.
     """
-    if not (dataset.folder / "groups.json").is_file():
-        return
-    splits = dataset.read_splits() if any(fold != "all" for fold in folds) else []
     tested = {dataset.groups[case.id] for case in dataset.test_cases} if on == "test" else set()
     for fold in folds:
-        training = [case.id for case in dataset.training_cases] if fold == "all" else splits[fold]["train"]
-        trained = {dataset.groups[case_id] for case_id in training}
-        validated = set() if fold == "all" else {dataset.groups[case_id] for case_id in splits[fold]["val"]}
-        if shared := sorted(trained & validated):
-            raise UserError(
-                f"{dataset.folder}: found group {shared[0]} ({len(shared)} such) in training and validation "
-                f"of fold {fold}, expected each on one side; make splits_final.json by group"
-            )
-        if shared := sorted(trained & tested):
+        training, _ = leak_free_fold(dataset, fold)
+        if shared := sorted(tested.intersection(dataset.groups[case_id] for case_id in training)):
             logger.warning(
                 "%s: group %s (%d such) is in training and test cases: the test is easier than new patients",
                 *(dataset.folder.name, shared[0], len(shared)),

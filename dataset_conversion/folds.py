@@ -1,27 +1,13 @@
-"""Which cases a fold may see, and how their images and masks come to the model's square size."""
+"""Which cases a fold trains on and which it holds out, and that no patient is on both sides."""
 
 from __future__ import annotations
 
 from typing import Literal
 
-import numpy as np
-from PIL import Image
-
 from dataset_conversion.raw import RawDataset
 from dataset_conversion.user_error import UserError
 
 Fold = int | Literal["all"]
-
-
-def resize_image(image: np.ndarray, size: int) -> np.ndarray:
-    """uint8 (Y, X, 3) -> (size, size, 3), a plain Lanczos resize without crop, as ADC does."""
-    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.LANCZOS))
-
-
-def resize_mask(mask: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
-    """uint8 mask (Y, X) of class numbers -> (size, size) or `size` = (height, width), nearest neighbour."""
-    height, width = (size, size) if isinstance(size, int) else size
-    return np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST))
 
 
 def fold_cases(dataset: RawDataset, fold: Fold) -> tuple[list[str], list[str]]:
