@@ -30,6 +30,7 @@ from law_synth.generation.manifest import write_chunk, write_rows
 from law_synth.generation.masks import mask_hash
 from law_synth.resize import resize_mask
 from law_synth.slices import Slice, SliceView, view_of
+from nnunet_order.metrics import interval, resampled_means
 
 SIZE, PER_CASE = 32, 2
 LABELS = {"background": 0, "kidney": 1, "tumour": 2}
@@ -187,7 +188,7 @@ def test_each_class_is_measured(generated, environment, judge, tmp_path, caplog)
         assert rows[name, "synthetic", "own - shuffled"]["low"] > 0.05
     both = [rows[f"mDice {name}", "synthetic", "own mask"]["value"] for name in ("kidney", "tumour")]
     assert rows["mDice", "synthetic", "own mask"]["value"] == pytest.approx(np.mean(both))
-    assert "slices of one volume are not" in rows["mDice", "synthetic", "own mask"]["protocol"]
+    assert "bootstrap over patients" in rows["mDice", "synthetic", "own mask"]["protocol"]
     assert rows["contrast tumour", "synthetic", "own mask"]["value"] > 0.1
     assert not any(against.startswith("small") for _, _, against in rows)
     (distance,) = (row for key, row in rows.items() if key == ("FD-EfficientNetLite0", "synthetic", "train"))
@@ -198,6 +199,12 @@ def test_each_class_is_measured(generated, environment, judge, tmp_path, caplog)
     assert [case["case"] for case in cases] == [f"law_{index:06d}" for index in range(8)]
     assert {case["source_case"] for case in cases} == {"ct_2", "ct_3", "ct_4", "ct_5"}
     assert all(case["source_slice"].isdigit() for case in cases)
+    contrasts = np.array([[float(case["contrast_tumour"])] for case in cases])
+    patients = ["patient_1" if case["source_case"] in ("ct_2", "ct_3") else "patient_2" for case in cases]
+    of_patients, of_images = (interval(resampled_means(contrasts, groups=g)) for g in (patients, None))
+    row = rows["contrast tumour", "synthetic", "own mask"]
+    assert (row["low"], row["high"]) == pytest.approx(of_patients, abs=1e-6)
+    assert (row["low"], row["high"]) != pytest.approx(of_images, abs=1e-6)
     for case in cases:
         shares = [float(case[f"lesion_ratio_{name}"]) for name in ("kidney", "tumour")]
         assert sum(shares) == pytest.approx(float(case["lesion_ratio"])) and min(shares) > 0

@@ -320,11 +320,13 @@ def test_a_patient_on_both_sides_is_refused(ct_dataset, tmp_path, caplog):
     copy = Path(shutil.copytree(ct_dataset, tmp_path / ct_dataset.name))
     groups = json.loads((copy / "groups.json").read_text())
     (copy / "groups.json").write_text(json.dumps(groups | {"ct_1": "patient_9", "ct_2": "patient_9"}))
-    with pytest.raises(UserError, match=r"found group patient_9 \(1 such\) in training") as error:
+    with pytest.raises(
+        UserError, match=r"validation case ct_1 \(1 such\) and training cases of its group"
+    ) as error:
         stages_of(copy, tmp_path / "out", folds=[0])
     assert "\n" not in str(error.value)
     compare = Compare(str(copy), tmp_path / "out", trainers=(TRAINER,), folds=("0",))
-    with pytest.raises(UserError, match="found group patient_9"):
+    with pytest.raises(UserError, match="its group patient_9"):
         Comparison(compare, read_dataset(copy)).experiment()
     # Published test sets share sequences with training cases: said, not refused.
     (copy / "groups.json").write_text(json.dumps(groups | {"ct_7": "patient_0"}))

@@ -22,6 +22,7 @@ class Kind(NamedTuple):
     test_cases: int
     trainer_options: str
     init_base: dict
+    train: dict
     min_agreement: float
 
 
@@ -32,6 +33,7 @@ KINDS = {
         *(60, 24),
         "epochs=5 learning_rate=5e-3",
         {"vae_steps": 200, "unet_steps": 450},
+        {"learning_rate": 3e-4, "max_steps": 160},
         min_agreement=0.1,
     ),
     # Small organs among many: in as many steps of the default optimizer ORDER finds none of them. The wide
@@ -42,7 +44,8 @@ KINDS = {
         "Dataset991_PhantomCT",
         *(24, 12),
         "epochs=12 learning_rate=1e-2 optimizer_name=AdamW",
-        {"vae_steps": 600, "unet_steps": 700, "batch_size": 8, "flips": "horizontal", "window": (-160, 240)},
+        {"vae_steps": 600, "unet_steps": 600, "batch_size": 8, "flips": "horizontal", "window": (-160, 240)},
+        {"learning_rate": 1e-3, "max_steps": 200},
         min_agreement=0.0,
     ),
 }
@@ -127,9 +130,8 @@ class Demo:
                 "preset": "light",
                 "batch_size": 16,
                 "gradient_accumulation": 1,
-                "learning_rate": 3e-4,
-                "max_steps": 160,
                 "sample_every": 40,
+                **kind.train,
             },
             "generate": {"min_agreement": kind.min_agreement},
         }
