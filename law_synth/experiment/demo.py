@@ -45,11 +45,11 @@ KINDS = {
         *(16, 8),
         "epochs=12 learning_rate=1e-2 optimizer_name=AdamW",
         {"vae_steps": 500, "unet_steps": 500, "batch_size": 8, "flips": "horizontal", "window": (-160, 240)},
-        {"learning_rate": 1e-3, "max_steps": 200, "sample_every": 50},
+        {"learning_rate": 1e-3, "max_steps": 160, "sample_every": 40},
         min_agreement=0.0,
     ),
 }
-SLICES = 12
+SLICES = 10
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Demo:
     size: int = 64
     """Side of a picture or slice in pixels."""
     slices: int | None = None
-    """Of a volume, with --kind ct; by default 12."""
+    """Of a volume, with --kind ct; by default 10."""
     seed: int = 0
     """Of drawing, training and generation."""
     jobs: int = 2
