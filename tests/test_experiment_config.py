@@ -114,7 +114,7 @@ def test_the_demo_is_an_ordinary_experiment(tmp_path, kind):
     Train(dataset=config.dataset, **config.train_options("law")).check()
     words = shlex.split(demo.draw_command)
     assert words[words.index("--out") + 1] == Path(config.dataset).name and "--seed 3" in demo.draw_command
-    assert ("--kind ct --slices 12" in demo.draw_command) == (kind == "ct")
+    assert ("--kind ct --slices 10" in demo.draw_command) == (kind == "ct")
 
 
 def test_the_demo_of_pictures_has_no_slices(tmp_path):
