@@ -110,7 +110,10 @@ def protocol(evaluation: Evaluation) -> dict:
 
 
 def print_summary(evaluation: Evaluation, out: Path) -> None:
-    """Print one row per test set and label (where there are several) and prediction, overlap in percent."""
+    """Print one row per test set and label (where there are several) and prediction, overlap in percent.
+
+    N in G: so many images of so many patients or videos.
+    """
     labels = list(evaluation.dataset.regions)
     rows = [row for row in evaluation.rows if len(labels) > 1 or row["label"] == FOREGROUND_MEAN]
     title = "Mean and 95 % interval (HD95 in mm or pixels, else %)"
@@ -129,6 +132,7 @@ def print_summary(evaluation: Evaluation, out: Path) -> None:
         table.add_column(head, justify="right", no_wrap=True)
     for row in rows:
         number = f"{row['N']}" if row["N"] == row["N_scored"] else f"{row['N_scored']} of {row['N']}"
+        number += f"\n[dim]in {row['groups']}[/dim]" * (row["groups"] < row["N"])
         cells = [*(row[key] for key in words.values()), number]
         cells += [_cell(row, column, 1 if column == "HD95" else 100) for column in MEANS]
         cells += [_cell(row, "delta_mDice", 100, "+") if "delta_mDice" in row else ""] * delta

@@ -17,7 +17,7 @@ from PIL import Image
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # otherwise imports retry the network for 23 s
 # Before torch is imported: where two test processes share two cores, threads that spin while they wait take
-# them from each other (small networks took 50 times as long).
+# them from each other (a test of two tiny networks took 187 s, not 25).
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
     os.environ.pop(name, None)  # the user's own data sets stay out of the tests

@@ -16,10 +16,11 @@ from dataset_conversion.raw_writer import write_json
 from dataset_conversion.user_error import UserError
 from nnunet_order.evaluation_report import write_csv
 from nnunet_order.experiment.compare import PRESETS, Compare, Comparison
+from nnunet_order.experiment.comparison_table import score_rows
 from nnunet_order.experiment.execution import Execution
-from nnunet_order.experiment.scores import read_scores
+from nnunet_order.experiment.scores import CaseScores, read_scores
 from nnunet_order.experiment.segmentation import Segmentation, dataset_digest, prepare_real
-from nnunet_order.metrics import interval_over_seeds_and_cases
+from nnunet_order.metrics import FOREGROUND_MEAN, interval_over_seeds_and_cases
 
 ORDER, MK_UNET = "nnUNetTrainerORDER", "nnUNetTrainerMKUNet"
 
@@ -185,6 +186,31 @@ def write_scores(out: Path, one: Segmentation, test_set: str, dice: list[float])
     scores = [{"Dice": d, "IoU": d / (2 - d), "HD95": 1.0, "NSD": d} for d in dice]
     rows = [names | {"case": f"{one.fold}_{i}"} | values for i, values in enumerate(scores)]
     write_csv(folder / "per_case.csv", rows)
+
+
+def test_rows_per_label_with_intervals_over_patients():
+    """Ten slices of each of 20 patients; the paper's numbers are of the mean over the labels."""
+    generator, cases = np.random.default_rng(0), [f"c{index:03d}" for index in range(200)]
+    dice = np.repeat(generator.uniform(0.3, 0.6, (2, 20)), 10, axis=1)  # (seeds, cases)
+    gain = np.repeat(generator.normal(0.1, 0.05, (2, 20)), 10, axis=1)
+    scores = [
+        CaseScores(trainer, "T", label, cases, [(0,), (1,)], {"real": {"Dice": values, "IoU": values / 2}})
+        for label in (FOREGROUND_MEAN, "kidney", "tumour")
+        for trainer, values in ((ORDER, dice), (MK_UNET, dice + gain * (label == "tumour")))
+    ]
+    patients = {case: f"p{index // 10}" for index, case in enumerate(cases)}
+    paper = {ORDER: (81.3, 81.7), MK_UNET: None}
+    rows = {(row["label"], row["trainer"]): row for row in score_rows(scores, paper, patients)}
+    assert [label for label, trainer in rows if trainer == ORDER] == [FOREGROUND_MEAN, "kidney", "tumour"]
+    assert [row["paper_mDice"] for row in rows.values()] == [0.813] + 5 * [None]
+    row = rows["tumour", MK_UNET]
+    assert (row["cases"], row["groups"], row["runs"]) == (200, 20, 2)
+    assert row["delta_mDice"] == pytest.approx(gain.mean(), abs=1e-6)
+    of_patients = interval_over_seeds_and_cases(gain, list(patients.values()))
+    assert (row["delta_mDice_low"], row["delta_mDice_high"]) == pytest.approx(of_patients, abs=1e-6)
+    of_slices = interval_over_seeds_and_cases(gain)
+    assert np.ptp(of_patients) > 1.3 * np.ptp(of_slices)
+    assert rows["kidney", MK_UNET]["delta_mDice"] == 0 and "delta_mDice" not in rows["kidney", ORDER]
 
 
 def test_validation_cases_of_all_folds_are_pooled_per_seed(tmp_path):

@@ -161,6 +161,8 @@ def test_tables_hold_the_mean_and_every_label(finished):
     rows = [row for row in read_csv(finished / "results" / "segmentation.csv") if row["stratum"] == "all"]
     law = {row["label"]: row for row in rows if (row["arm"], row["metric"]) == ("law", "mDice")}
     assert law.keys() == {FOREGROUND_MEAN, "kidney", "tumour"}
+    # Both test volumes are of one patient: nothing is known of others.
+    assert {(row["cases"], row["groups"], row["low"]) for row in law.values()} == {("2", "1", "")}
     for label in ("kidney", "tumour"):
         scored = [
             float(row["Dice"])

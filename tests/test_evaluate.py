@@ -17,7 +17,7 @@ from nnunet_order.evaluate import Evaluate, score_folders
 from nnunet_order.evaluation_report import Evaluation
 from nnunet_order.examples import chosen_examples, shown_slice
 from nnunet_order.figures import compare_bars, draw_examples
-from nnunet_order.metrics import FOREGROUND_MEAN, binary_metrics
+from nnunet_order.metrics import FOREGROUND_MEAN, binary_metrics, interval, resampled_means
 
 SIZE = 48
 
@@ -249,6 +249,27 @@ def test_labels_of_another_folder(polyps, tmp_path):
     truth = write_predictions(tmp_path / "second_reader", polyps, shift=0)
     Evaluate(str(polyps), (str(predicted),), tmp_path / "out", labels=truth).run()
     assert {row["test_set"] for row in read_csv(tmp_path / "out" / "summary.csv")} == {"second_reader"}
+
+
+def test_intervals_are_over_patients(polyps, tmp_path, capsys):
+    """Three patients of two like images each, in groups.json."""
+    predicted = write_predictions(tmp_path / "predicted", polyps, shift=3)
+    for index, shift in enumerate((0, 0, 3, 4, 9, 9)):
+        truth = np.array(Image.open(polyps / "labelsTs" / f"case{index}.png"))
+        Image.fromarray(np.roll(truth, shift, (0, 1))).save(predicted / f"case{index}.png")
+    Evaluate(str(polyps), (str(predicted),), tmp_path / "alone").run()
+    groups = {f"case{index}": f"patient {index // 2}" for index in range(6)}
+    (polyps / "groups.json").write_text(json.dumps(groups))
+    capsys.readouterr()
+    Evaluate(str(polyps), (str(predicted),), tmp_path / "grouped").run()
+    assert "in 3" in capsys.readouterr().out
+    alone, grouped = (read_csv(tmp_path / name / "summary.csv")[0] for name in ("alone", "grouped"))
+    assert (alone["groups"], grouped["groups"], grouped["N"]) == ("6", "3", "6")
+    assert alone["mDice"] == grouped["mDice"]
+    dice = np.array([[float(row["Dice"])] for row in read_csv(tmp_path / "grouped" / "per_case.csv")])
+    expected = interval(resampled_means(dice, groups=list(groups.values())))
+    assert (float(grouped["mDice_low"]), float(grouped["mDice_high"])) == pytest.approx(expected)
+    assert grouped["mDice_low"] != alone["mDice_low"]
 
 
 def test_validation_cases_of_a_fold(polyps, tmp_path):

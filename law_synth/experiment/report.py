@@ -132,7 +132,7 @@ def arm_colours(arms: Sequence[str]) -> dict[str, tuple[str, str]]:
 def score_groups(results, scores: Sequence, differences: Sequence) -> list[dict]:
     """Per trainer and test set, and for each of its labels: means and differences by arm, scatter panels."""
     groups = []
-    for (trainer, test_set), labels in results.groups.items():
+    for (trainer, test_set), labels in results.by_test_set.items():
         panels = {label: label_panel(results, group, scores, differences) for label, group in labels.items()}
         cases = next(iter(labels.values())).cases
         groups.append({"trainer": trainer, "test_set": test_set, "labels": panels, "cases": cases})
@@ -211,7 +211,7 @@ def picture_context(results) -> dict:
     colours = {
         arm: dark for arm, (_, dark) in arm_colours(results.arms).items()
     }  # on photos: the bright ones
-    tiles = sum(3 * (2 + len(next(iter(labels.values())).values)) for labels in results.groups.values())
+    tiles = sum(3 * (2 + len(next(iter(labels.values())).values)) for labels in results.by_test_set.values())
     tiles += 2 * figures.SHOWN_MASKS * (1 + len(figures.first_syntheses(results)))
     display = display_of(results)
     painter = figures.Painter(results, display, colours, thumbnail_side(tiles))
@@ -221,7 +221,7 @@ def picture_context(results) -> dict:
         "grids": figures.generated_grids(painter),
         "examples": [
             {"trainer": trainer, "test_set": test_set, "rows": figures.predictions(painter, labels)}
-            for (trainer, test_set), labels in results.groups.items()
+            for (trainer, test_set), labels in results.by_test_set.items()
         ],
         "deltas": figures.delta_maps(painter),
     }

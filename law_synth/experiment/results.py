@@ -99,12 +99,12 @@ class Results:
         return list(dict.fromkeys(group.label for group in self.scores)) or [FOREGROUND_MEAN]
 
     @cached_property
-    def groups(self) -> dict[tuple[str, str], dict[str, CaseScores]]:
+    def by_test_set(self) -> dict[tuple[str, str], dict[str, CaseScores]]:
         """(Trainer, test set) -> label -> scores; the mean comes first."""
-        groups: dict[tuple[str, str], dict[str, CaseScores]] = {}
+        found: dict[tuple[str, str], dict[str, CaseScores]] = {}
         for one in self.scores:
-            groups.setdefault((one.trainer, one.test_set), {})[one.label] = one
-        return groups
+            found.setdefault((one.trainer, one.test_set), {})[one.label] = one
+        return found
 
     @cached_property
     def axis(self) -> int:

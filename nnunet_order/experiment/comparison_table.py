@@ -24,37 +24,52 @@ SHOWN = ("mDice", "mIoU")
 
 
 def table_rows(out: Path, plan: Comparison) -> list[dict]:
-    """A row per test set, label and trainer, also written to results/table.csv; shares between 0 and 1.
-
-    Of several labels their mean comes first, which is what the paper's numbers are of. `delta_` is the
-    difference to the first trainer on the same case, fold and seed.
-    """
-    found: dict[tuple[str, str], dict[str, CaseScores]] = {}
-    for one in read_scores(out, plan.record(), missing=[]):
-        found.setdefault((one.test_set, one.label), {})[one.trainer] = one
+    """`score_rows` with the sizes of the networks, also written to results/table.csv."""
+    scores = read_scores(out, plan.record(), missing=[])
     models = {one.trainer: out / one.model for one in plan.segmentations}
     sizes = {trainer: network_size(model, trainer) for trainer, model in models.items()}
-    rows = []
-    for (test_set, label), of_trainers in found.items():
-        first = of_trainers[next(iter(plan.paper))]
-        of_cases = [plan.source.groups[case] for case in first.cases]
-        for trainer, published in plan.paper.items():
-            scores = of_trainers[trainer]
-            row = {"test_set": test_set, "label": label, "trainer": trainer, **sizes[trainer]}
-            row |= {"cases": len(of_cases), "groups": len(set(of_cases)), "runs": len(scores.trainings)}
-            for place, name in enumerate(SHOWN):
-                values = _of_cases(scores, name)
-                row |= _with_interval(name, values, of_cases)
-                if scores is not first:
-                    row |= _with_interval(f"delta_{name}", values - _of_cases(first, name), of_cases)
-                known = published is not None and label == FOREGROUND_MEAN
-                row[f"paper_{name}"] = round(published[place] / 100, 6) if known else None
-            rows.append(row)
+    rows = [row | sizes[row["trainer"]] for row in score_rows(scores, plan.paper, plan.source.groups)]
     path = out / TABLE
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     write_csv(partial, rows)
     partial.replace(path)
+    return rows
+
+
+def score_rows(
+    scores: Sequence[CaseScores],
+    paper: Mapping[str, tuple[float, float] | None],
+    groups: Mapping[str, str],
+) -> list[dict]:
+    """A row per test set, label and trainer; shares between 0 and 1.
+
+    Of several labels their mean comes first, which is what the paper's numbers are of. `delta_` is the
+    difference to the first trainer on the same case, fold and seed.
+
+    Args:
+        paper: trainer -> the paper's mDice and mIoU in percent.
+        groups: case -> its patient or video.
+    """
+    found: dict[tuple[str, str], dict[str, CaseScores]] = {}
+    for one in scores:
+        found.setdefault((one.test_set, one.label), {})[one.trainer] = one
+    rows = []
+    for (test_set, label), of_trainers in found.items():
+        first = of_trainers[next(iter(paper))]
+        of_cases = [groups[case] for case in first.cases]
+        for trainer, published in paper.items():
+            scored = of_trainers[trainer]
+            row = {"test_set": test_set, "label": label, "trainer": trainer, "cases": len(of_cases)}
+            row |= {"groups": len(set(of_cases)), "runs": len(scored.trainings)}
+            for place, name in enumerate(SHOWN):
+                values = _of_cases(scored, name)
+                row |= _with_interval(name, values, of_cases)
+                if scored is not first:
+                    row |= _with_interval(f"delta_{name}", values - _of_cases(first, name), of_cases)
+                known = published is not None and label == FOREGROUND_MEAN
+                row[f"paper_{name}"] = round(published[place] / 100, 6) if known else None
+            rows.append(row)
     return rows
 
 
@@ -83,7 +98,7 @@ def network_size(model: Path, trainer: str) -> dict[str, float]:
 def print_table(rows: Sequence[Mapping], out: Path) -> None:
     """Print the rows, overlap in percent, the paper's numbers in brackets.
 
-    N is the number of cases, and of the patients or videos they are of where those are fewer.
+    N in G: so many cases of so many patients or videos.
     """
     title = "Mean and 95 % interval over cases and seeds, in %; the paper's in brackets"
     table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
@@ -100,8 +115,8 @@ def print_table(rows: Sequence[Mapping], out: Path) -> None:
         size = f"{row['parameters']:,}", f"{row[f'gflops_{COUNTED_SIDE}px']:.3g}"
         cells = [row["test_set"], *[row["label"]] * several]
         cells += [row["trainer"].removeprefix("nnUNetTrainer") or "nnUNetTrainer", *size]
-        alike = row["groups"] < row["cases"]
-        cells += [f"{row['cases']}\nof {row['groups']}" if alike else str(row["cases"]), str(row["runs"])]
+        number = f"{row['cases']}" + f"\n[dim]in {row['groups']}[/dim]" * (row["groups"] < row["cases"])
+        cells += [number, str(row["runs"])]
         for name in SHOWN:
             published = row[f"paper_{name}"]
             beside = "" if published is None else f" ({100 * published:.1f})"
