@@ -110,36 +110,38 @@ def protocol(evaluation: Evaluation) -> dict:
 
 
 def print_summary(evaluation: Evaluation, out: Path) -> None:
-    """Print one row per test set and label (where there are several) and prediction, overlap in percent.
+    """Print a table per test set (and label, of several), a row per prediction, overlap in percent.
 
     N in G: so many images of so many patients or videos.
     """
-    labels = list(evaluation.dataset.regions)
-    rows = [row for row in evaluation.rows if len(labels) > 1 or row["label"] == FOREGROUND_MEAN]
-    title = "Mean and 95 % interval (HD95 in mm or pixels, else %)"
-    if len(evaluation.test_sets) == 1:
-        title = f"{rows[0]['test_set']}\n{title}"
-    table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 0))
-    words = {"Test set": "test_set", "Label": "label", "Prediction": "prediction"}
-    if len(evaluation.test_sets) == 1:
-        del words["Test set"]
-    if len(labels) == 1:
-        del words["Label"]
-    for head in words:
-        table.add_column(head, overflow="fold")
-    delta = len(evaluation.folders) > 1
-    for head in ["N", *MEANS, *["mDice\n- first"] * delta]:
-        table.add_column(head, justify="right", no_wrap=True)
-    for row in rows:
-        number = f"{row['N']}" if row["N"] == row["N_scored"] else f"{row['N_scored']} of {row['N']}"
-        number += f"\n[dim]in {row['groups']}[/dim]" * (row["groups"] < row["N"])
-        cells = [*(row[key] for key in words.values()), number]
-        cells += [_cell(row, column, 1 if column == "HD95" else 100) for column in MEANS]
-        cells += [_cell(row, "delta_mDice", 100, "+") if "delta_mDice" in row else ""] * delta
-        table.add_row(*cells, end_section=row["prediction"] == list(evaluation.folders)[-1])
     console = Console()
-    console.print(table)
+    console.print("Mean and 95 % interval (HD95 in mm or pixels, else %)", style="italic")
+    heads = ["N", *MEANS, *["mDice\n- first"] * (len(evaluation.folders) > 1)]
+    for title, rows in per_label(evaluation.rows).items():
+        table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 0))
+        table.add_column("Prediction", overflow="fold")
+        for head in heads:
+            table.add_column(head, justify="right", no_wrap=True)
+        for row in rows:
+            number = f"{row['N']}" if row["N"] == row["N_scored"] else f"{row['N_scored']} of {row['N']}"
+            number += f"\n[dim]in {row['groups']}[/dim]" * (row["groups"] < row["N"])
+            cells = [_cell(row, column, 1 if column == "HD95" else 100) for column in MEANS]
+            cells += [_cell(row, "delta_mDice", 100, "+")] if "delta_mDice" in row else []
+            table.add_row(row["prediction"], number, *cells)
+        console.print(table)
     console.print(f"Results in {out}", soft_wrap=True)
+
+
+def per_label(rows: Sequence[Mapping]) -> dict[str, list[Mapping]]:
+    """Title of a table -> its rows: one per test set, and per label where there are several."""
+    labels = {row["label"] for row in rows} - {FOREGROUND_MEAN}
+    tables: dict[str, list[Mapping]] = {}
+    for row in rows:
+        if len(labels) > 1:
+            tables.setdefault(f"{row['test_set']}: {row['label']}", []).append(row)
+        elif row["label"] == FOREGROUND_MEAN:
+            tables.setdefault(row["test_set"], []).append(row)
+    return tables
 
 
 def _cell(row: Mapping, column: str, scale: float, sign: str = "") -> str:

@@ -11,7 +11,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from nnunet_order.evaluation_report import write_csv
+from nnunet_order.evaluation_report import per_label, write_csv
 from nnunet_order.experiment.scores import CaseScores, nan_mean, read_scores
 from nnunet_order.metrics import FOREGROUND_MEAN, MEANS, interval_over_seeds_and_cases
 
@@ -96,35 +96,40 @@ def network_size(model: Path, trainer: str) -> dict[str, float]:
 
 
 def print_table(rows: Sequence[Mapping], out: Path) -> None:
-    """Print the rows, overlap in percent, the paper's numbers in brackets.
+    """Print a table per test set and label, overlap in percent, the paper's numbers in brackets.
 
     N in G: so many cases of so many patients or videos.
     """
-    title = "Mean and 95 % interval over cases and seeds, in %; the paper's in brackets"
-    table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    several = len({row["label"] for row in rows}) > 1
-    for head in ("Test set", *["Label"] * several, "Trainer"):
-        table.add_column(head, overflow="fold")
-    for head in ("Parameters", "GFLOPs", "N", "Runs"):
-        table.add_column(head, justify="right", overflow="fold")
-    for name in SHOWN:
-        table.add_column(name, justify="right")
-        table.add_column(f"{name} - first", justify="right")
-    last = rows[-1]["trainer"]
-    for row in rows:
-        size = f"{row['parameters']:,}", f"{row[f'gflops_{COUNTED_SIDE}px']:.3g}"
-        cells = [row["test_set"], *[row["label"]] * several]
-        cells += [row["trainer"].removeprefix("nnUNetTrainer") or "nnUNetTrainer", *size]
-        number = f"{row['cases']}" + f"\n[dim]in {row['groups']}[/dim]" * (row["groups"] < row["cases"])
-        cells += [number, str(row["runs"])]
-        for name in SHOWN:
-            published = row[f"paper_{name}"]
-            beside = "" if published is None else f" ({100 * published:.1f})"
-            cells += [_cell(row, name, "") + beside, _cell(row, f"delta_{name}", "+")]
-        table.add_row(*cells, end_section=row["trainer"] == last)
     console = Console()
-    console.print(table)
+    console.print(
+        "Mean and 95 % interval over cases and seeds, in %; the paper's in brackets", style="italic"
+    )
+    for title, of_label in per_label(rows).items():
+        table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 0))
+        table.add_column("Trainer", overflow="fold")
+        for head in ("Size\nGFLOPs", "N x runs"):
+            table.add_column(head, justify="right", no_wrap=True)
+        for name in SHOWN:
+            table.add_column(name, justify="right", no_wrap=True)
+            table.add_column(f"{name}\n- first", justify="right", no_wrap=True)
+        for row in of_label:
+            table.add_row(*_cells(row))
+        console.print(table)
     console.print(f"Results in {out / TABLE}", soft_wrap=True)
+
+
+def _cells(row: Mapping) -> list[str]:
+    parameters = row["parameters"]
+    size = f"{parameters / 1e3:.1f} K" if parameters < 1e6 else f"{parameters / 1e6:.1f} M"
+    size += f"\n[dim]{row[f'gflops_{COUNTED_SIDE}px']:.3g}[/dim]"
+    number = f"{row['cases']} x {row['runs']}"
+    number += f"\n[dim]in {row['groups']}[/dim]" * (row["groups"] < row["cases"])
+    cells = [row["trainer"].removeprefix("nnUNetTrainer") or "nnUNetTrainer", size, number]
+    for name in SHOWN:
+        published = row[f"paper_{name}"]
+        beside = "" if published is None else f" ({100 * published:.1f})"
+        cells += [_cell(row, name, "", beside), _cell(row, f"delta_{name}", "+")]
+    return cells
 
 
 def _of_cases(scores: CaseScores, name: str) -> np.ndarray:
@@ -140,8 +145,8 @@ def _with_interval(name: str, values: np.ndarray, groups: Sequence[str]) -> dict
     return {name: round(mean, 6), f"{name}_low": round(low, 6), f"{name}_high": round(high, 6)}
 
 
-def _cell(row: Mapping, name: str, sign: str) -> str:
+def _cell(row: Mapping, name: str, sign: str, beside: str = "") -> str:
     if name not in row:
         return ""
     value, low, high = (100 * row[key] for key in (name, f"{name}_low", f"{name}_high"))
-    return f"{value:{sign}.1f} [dim]\\[{low:{sign}.1f}, {high:{sign}.1f}][/dim]"
+    return f"{value:{sign}.1f}{beside}\n[dim]{low:{sign}.1f}..{high:{sign}.1f}[/dim]"
