@@ -27,7 +27,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from nnunet_order.metrics import interval_over_seeds_and_cases
+from nnunet_order.metrics import interval, resampled_means
 
 ARMS = {
     "uniform": ("uniform", "light"),
@@ -143,7 +143,7 @@ def show(options: LawWeightings) -> None:
                 gain = 100 * (
                     by_seed(both[0], shared, column, largest) - by_seed(both[1], shared, column, largest)
                 )
-                low, high = interval_over_seeds_and_cases(gain)
+                low, high = interval(resampled_means(gain[..., None]))
                 cell += f" ({gain.mean():+.1f} [{low:+.1f}, {high:+.1f}])"
             cells.append(cell)
         for name, against in (("FD-EfficientNetLite0", "train"), ("EfficientNetLite0", "near copies")):

@@ -2,7 +2,7 @@
 
     python benchmarks/study_table.py benchmarks/results --baseline MKUNet
 
-Intervals: 95 %, bootstrap over images of each image's Dice averaged over the seeds that both variants have.
+Intervals: 95 %, bootstrap over the seeds that both variants have and over images, ClinicDB's by video.
 """
 
 from __future__ import annotations
@@ -17,7 +17,16 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from dataset_conversion.polyps import CLINICDB_FIRST_FRAMES, CLINICDB_LAST_FRAME, sequence_of
 from nnunet_order.metrics import interval, resampled_means
+
+# The runs list the frames in their order.
+VIDEOS = {
+    "CVC-ClinicDB": [
+        sequence_of(f"clinicdb_{frame}", list(CLINICDB_FIRST_FRAMES))
+        for frame in range(1, CLINICDB_LAST_FRAME + 1)
+    ]
+}
 
 
 @dataclass(frozen=True)
@@ -63,17 +72,12 @@ class StudyTable:
         seeds = [seed for name, seed in results if name == variant and (self.baseline, seed) in results]
         if variant == self.baseline or split == "train" or not seeds:
             return ""
-        difference = np.mean(
-            [
-                np.subtract(
-                    results[variant, seed]["per_image_dice"][split],
-                    results[self.baseline, seed]["per_image_dice"][split],
-                )
-                for seed in seeds
-            ],
-            axis=0,
+        ours, theirs = (
+            np.array([results[name, seed]["per_image_dice"][split] for seed in seeds])
+            for name in (variant, self.baseline)
         )
-        low, high = interval(resampled_means(difference[:, None], seed=0))
+        difference = ours - theirs  # (seeds, images)
+        low, high = interval(resampled_means(difference[..., None], groups=VIDEOS.get(split)))
         return f" ({difference.mean():+.1f} [{low:+.1f}, {high:+.1f}])"
 
 

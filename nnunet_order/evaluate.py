@@ -23,10 +23,10 @@ from nnunet_order.metrics import (
     FOREGROUND_MEAN,
     MEANS,
     METRICS,
-    interval,
     label_metrics,
     mean_over_cases,
     resampled_means,
+    with_interval,
 )
 
 CASES_PER_WORKER = 64  # a worker takes seconds to start
@@ -37,9 +37,9 @@ class Evaluate:
     """Score folders of predictions: mDice, mIoU, HD95 and NSD per test set and label, with 95 % intervals.
 
     Writes per_case.csv, summary.csv, summary.json and examples.png (best, median and worst case; of a volume
-    the slice with the most of its rarest label). With several folders, each is also compared with the first,
-    case by case, and drawn in comparison.png. A volume is one case. A label that neither truth nor prediction
-    of a case has is left out of that label's mean.
+    the slice with the most of its rarest label). With several folders, the means of each are also compared
+    with the first's and drawn in comparison.png. A volume is one case. A label that neither truth nor
+    prediction of a case has is left out of that label's mean.
     """
 
     dataset: str
@@ -243,9 +243,3 @@ def summary_rows(selected: Mapping[str, np.ndarray], groups: Sequence[str], seed
                 reference[column] = mean, samples
         rows.append(row)
     return rows
-
-
-def with_interval(column: str, value: float, samples: np.ndarray) -> dict[str, float]:
-    """Value and interval as three columns."""
-    low, high = interval(samples)
-    return {column: value, f"{column}_low": low, f"{column}_high": high}

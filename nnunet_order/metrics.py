@@ -97,27 +97,37 @@ def label_metrics(
 
 
 def mean_over_cases(values: np.ndarray) -> float:
-    """Foreground mean of (cases, labels): per label over the cases without NaN, then over the labels.
+    """Foreground mean of (cases, labels) or (trainings, cases, labels): per label, then over the labels.
 
-    The order is nnU-Net's (`evaluate_predictions.compute_metrics_on_folder`); a label that no case has is
-    left out.
+    Per label over all cases, and trainings, without NaN. The order is nnU-Net's
+    (`evaluate_predictions.compute_metrics_on_folder`); a label that no case has is left out.
     """
-    return float(_weighted_mean(np.ones((1, len(values))), values)[0])
+    trainings = values.reshape(-1, *values.shape[-2:])
+    ones = np.ones((1, len(trainings))), np.ones((1, trainings.shape[1]))
+    return float(_weighted_mean(*ones, trainings)[0])
 
 
 def resampled_means(
     values: np.ndarray, seed: int = 0, resamples: int = RESAMPLES, groups: Sequence[str] | None = None
 ) -> np.ndarray:
-    """`mean_over_cases` of bootstrap samples of the cases: (cases, labels) -> (resamples,).
+    """`mean_over_cases` of bootstrap samples of the cases, and of the trainings: -> (resamples,).
 
-    The same seed draws the same cases, so that the difference of two calls is a paired bootstrap. Of one
-    group, or one case, nothing is known about the spread: all NaN.
+    The same seed draws the same cases and trainings, so that the difference of two calls is a paired
+    bootstrap. One training counts as fixed: then the spread is that of the cases alone. Of one group, or one
+    case, nothing is known about the spread: all NaN.
 
     Args:
+        values: (cases, labels) or (trainings, cases, labels); NaN is left out.
         groups: (cases,), the patient or video of each case; whole groups are drawn (see `draw_cases`).
     """
-    counts = draw_cases(np.random.default_rng(seed), len(values), resamples, groups)
-    return np.full(resamples, np.nan) if counts is None else _weighted_mean(counts, values)
+    trainings = values.reshape(-1, *values.shape[-2:])
+    generator = np.random.default_rng(seed)
+    of_cases = draw_cases(generator, trainings.shape[1], resamples, groups)
+    if of_cases is None:
+        return np.full(resamples, np.nan)
+    number = len(trainings)
+    of_trainings = generator.multinomial(number, np.full(number, 1 / number), size=resamples)
+    return _weighted_mean(of_trainings, of_cases, trainings)
 
 
 def draw_cases(
@@ -142,34 +152,24 @@ def interval(samples: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def interval_over_seeds_and_cases(
-    values: np.ndarray, groups: Sequence[str] | None = None, resamples: int = 10_000, seed: int = 0
-) -> tuple[float, float]:
-    """Percentile bootstrap 95 % interval of the mean of (seeds, cases), both resampled; NaN is left out.
+def with_interval(column: str, value: float, samples: np.ndarray) -> dict[str, float]:
+    """Value and `interval` as three columns of a table."""
+    low, high = interval(samples)
+    return {column: value, f"{column}_low": low, f"{column}_high": high}
 
-    Of paired differences it is the interval of the difference. One seed counts as fixed: then the interval is
-    over the cases alone. One group, or one case, says nothing about the spread: NaN.
+
+def _weighted_mean(of_trainings: np.ndarray, of_cases: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Mean of (trainings, cases, labels) -> (samples,); each pair is counted as often as both were drawn.
 
     Args:
-        groups: (cases,), the patient or video of each case; whole groups are drawn (see `draw_cases`).
+        of_trainings: (samples, trainings), how often a sample holds each.
+        of_cases: (samples, cases).
     """
-    seeds, cases = values.shape
-    generator = np.random.default_rng(seed)
-    of_seeds = generator.multinomial(seeds, np.full(seeds, 1 / seeds), size=resamples).astype(np.float32)
-    of_cases = draw_cases(generator, cases, resamples, groups)
-    if of_cases is None:
-        return float("nan"), float("nan")
+    of_cases = of_cases.astype(float)
     total, number = (
-        # Each pair is counted as often as both were drawn.
-        np.einsum("rc,rc->r", of_seeds @ part, of_cases.astype(np.float32))
-        for part in (np.nan_to_num(values), np.isfinite(values).astype(float))
-    )
-    return interval(np.divide(total, number, out=np.full(resamples, np.nan), where=number > 0))
-
-
-def _weighted_mean(counts: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Mean of (cases, labels) with each case counted as (samples, cases) says -> (samples,)."""
-    total, number = counts @ np.nan_to_num(values), counts @ np.isfinite(values)  # (samples, labels)
+        sum(drawn[:, None] * (of_cases @ part) for drawn, part in zip(of_trainings.T, parts, strict=True))
+        for parts in (np.nan_to_num(values), np.isfinite(values).astype(float))
+    )  # (samples, labels)
     labels = (number > 0).sum(axis=1)
     of_labels = np.divide(total, number, out=np.zeros_like(total), where=number > 0)
-    return np.divide(of_labels.sum(axis=1), labels, out=np.full(len(counts), np.nan), where=labels > 0)
+    return np.divide(of_labels.sum(axis=1), labels, out=np.full(len(labels), np.nan), where=labels > 0)

@@ -14,13 +14,14 @@ from dataset_conversion.phantom import ConvertPhantom
 from dataset_conversion.raw import read_dataset
 from dataset_conversion.raw_writer import write_json
 from dataset_conversion.user_error import UserError
+from nnunet_order.evaluate import summarise
 from nnunet_order.evaluation_report import write_csv
 from nnunet_order.experiment.compare import PRESETS, Compare, Comparison
 from nnunet_order.experiment.comparison_table import score_rows
 from nnunet_order.experiment.execution import Execution
 from nnunet_order.experiment.scores import CaseScores, read_scores
 from nnunet_order.experiment.segmentation import Segmentation, dataset_digest, prepare_real
-from nnunet_order.metrics import FOREGROUND_MEAN, interval_over_seeds_and_cases
+from nnunet_order.metrics import FOREGROUND_MEAN, METRICS, interval, resampled_means
 
 ORDER, MK_UNET = "nnUNetTrainerORDER", "nnUNetTrainerMKUNet"
 
@@ -42,27 +43,32 @@ def comparison(verb: Compare) -> Comparison:
     return Comparison(verb, read_dataset(Path(verb.dataset)))
 
 
+def interval_of(values: np.ndarray, groups: list | None = None) -> tuple[float, float]:
+    """Of the mean of (seeds, cases)."""
+    return interval(resampled_means(values[..., None], groups=groups))
+
+
 def test_interval_over_seeds_and_cases():
     generator = np.random.default_rng(0)
     values = generator.normal(size=(4, 60)) + generator.normal(size=(4, 1)) + generator.normal(size=60)
-    low, high = interval_over_seeds_and_cases(values)
+    low, high = interval_of(values)
     draws = [
         values[generator.integers(4, size=4)][:, generator.integers(60, size=60)].mean()
         for _ in range(10_000)
     ]
     assert (low, high) == pytest.approx(np.percentile(draws, [2.5, 97.5]), abs=0.05)
     assert low < values.mean() < high
-    assert interval_over_seeds_and_cases(values) == (low, high)
-    one_seed = interval_over_seeds_and_cases(values[:1])
+    assert interval_of(values) == (low, high)
+    one_seed = interval_of(values[:1])
     assert one_seed[1] - one_seed[0] < high - low
-    assert np.isnan(interval_over_seeds_and_cases(values[:, :1])).all()
+    assert np.isnan(interval_of(values[:, :1])).all()
 
 
 def test_interval_leaves_nan_out():
     values = np.array([[0.2, 0.4, np.nan, 0.6], [0.3, np.nan, np.nan, 0.5]])
-    without = interval_over_seeds_and_cases(values)
+    without = interval_of(values)
     assert 0.2 <= without[0] < 0.45 < without[1] <= 0.6
-    assert np.isnan(interval_over_seeds_and_cases(np.full((2, 3), np.nan))).all()
+    assert np.isnan(interval_of(np.full((2, 3), np.nan))).all()
 
 
 def test_stages_and_commands(compare):
@@ -193,8 +199,12 @@ def test_rows_per_label_with_intervals_over_patients():
     generator, cases = np.random.default_rng(0), [f"c{index:03d}" for index in range(200)]
     dice = np.repeat(generator.uniform(0.3, 0.6, (2, 20)), 10, axis=1)  # (seeds, cases)
     gain = np.repeat(generator.normal(0.1, 0.05, (2, 20)), 10, axis=1)
+    seen = {"real": np.ones((2, 200), bool)}
     scores = [
-        CaseScores(trainer, "T", label, cases, [(0,), (1,)], {"real": {"Dice": values, "IoU": values / 2}})
+        CaseScores(
+            *(trainer, "T", label, cases, [(0,), (1,)]),
+            *({"real": {"Dice": values[..., None], "IoU": values[..., None] / 2}}, seen),
+        )
         for label in (FOREGROUND_MEAN, "kidney", "tumour")
         for trainer, values in ((ORDER, dice), (MK_UNET, dice + gain * (label == "tumour")))
     ]
@@ -206,11 +216,47 @@ def test_rows_per_label_with_intervals_over_patients():
     row = rows["tumour", MK_UNET]
     assert (row["cases"], row["groups"], row["runs"]) == (200, 20, 2)
     assert row["delta_mDice"] == pytest.approx(gain.mean(), abs=1e-6)
-    of_patients = interval_over_seeds_and_cases(gain, list(patients.values()))
+    of_patients = interval_of(gain, list(patients.values()))
     assert (row["delta_mDice_low"], row["delta_mDice_high"]) == pytest.approx(of_patients, abs=1e-6)
-    of_slices = interval_over_seeds_and_cases(gain)
+    of_slices = interval_of(gain)
     assert np.ptp(of_patients) > 1.3 * np.ptp(of_slices)
     assert rows["kidney", MK_UNET]["delta_mDice"] == 0 and "delta_mDice" not in rows["kidney", ORDER]
+
+
+def test_means_and_differences_are_those_of_evaluate(tmp_path):
+    """Two of ten volumes have a tumour, and one network finds one in each of the other eight."""
+    kidney = np.full(10, 0.9)
+    none, everywhere = np.array([0.2, 0.2, *8 * [np.nan]]), np.array([0.3, 0.3, *8 * [0.0]])
+    found = {ORDER: np.stack([kidney, none], 1), MK_UNET: np.stack([kidney, everywhere], 1)}
+    runs = [
+        Segmentation("real", "Dataset001_Real", trainer, "all", 0, "all", "", "test", "cpu")
+        for trainer in found
+    ]
+    for one in runs:
+        (tmp_path / one.scores).mkdir(parents=True)
+        rows = [
+            {"test_set": "T", "case": f"c{case}", "prediction": "real", "label": label}
+            | dict.fromkeys(METRICS, "" if np.isnan(dice) else dice)
+            for case, of_case in enumerate(found[one.trainer])
+            for label, dice in zip(("kidney", "tumour"), of_case, strict=True)
+        ]
+        write_csv(tmp_path / one.scores / "per_case.csv", rows)
+    entries = [one.entry() for one in runs]
+    description = {"on": "test", "trainers": list(found), "segmentations": entries}
+    groups = {f"c{case}": f"c{case}" for case in range(10)}
+    scores = read_scores(tmp_path, description, missing=[])
+    rows = score_rows(scores, dict.fromkeys(found), groups)
+    values = {trainer: np.repeat(dice[..., None], len(METRICS), 2) for trainer, dice in found.items()}
+    expected = summarise(values, groups, {"T": list(groups)}, ["kidney", "tumour"], seed=0)
+    assert [row["trainer"] for row in rows] == [row["prediction"] for row in expected]
+    columns = [f"{name}{end}" for name in ("mDice", "delta_mDice") for end in ("", "_low", "_high")]
+    for row, of_evaluate in zip(rows, expected, strict=True):
+        assert row["label"] == of_evaluate["label"]
+        for column in columns:
+            assert row.get(column) == pytest.approx(of_evaluate.get(column), abs=1e-6, nan_ok=True)
+    tumour = rows[-1]
+    assert tumour["delta_mDice"] == pytest.approx(0.06 - 0.2)
+    assert tumour["delta_mDice_high"] < 0
 
 
 def test_validation_cases_of_all_folds_are_pooled_per_seed(tmp_path):
@@ -229,4 +275,4 @@ def test_validation_cases_of_all_folds_are_pooled_per_seed(tmp_path):
     assert (scores.test_set, scores.trainings) == ("validation", [(0,), (1,)])
     assert scores.cases == ["0_0", "0_1", "1_0", "1_1"]
     expected = np.array([[0.1, 0.5, 0.1, 0.75], [0.2, 0.5, 0.2, 0.75]])
-    assert scores.values["real"]["Dice"] == pytest.approx(expected)
+    assert scores.values["real"]["Dice"][..., 0] == pytest.approx(expected)

@@ -54,7 +54,7 @@ def scatters(group: CaseScores, arms: Sequence[str], reference: str) -> list[dic
     for arm in arms:
         if arm == reference or reference not in group.values or arm not in group.values:
             continue
-        pair = np.stack([group.values[name]["Dice"] for name in (reference, arm)])  # (2, trainings, cases)
+        pair = np.stack([group.of_cases(name, "Dice") for name in (reference, arm)])  # (2, trainings, cases)
         both = np.isfinite(pair).all(axis=0)
         x, y = nan_mean(np.where(both, pair, np.nan), axis=1)
         known = np.isfinite(x)

@@ -119,7 +119,7 @@ def mask_sizes(results: Results) -> dict[tuple[str, str], float]:
 
 def example_cases(group: CaseScores, arm: str) -> list[tuple[str, str]]:
     """(Rank, case): best, median and worst case by the Dice of an arm, averaged over its trainings."""
-    dice = nan_mean(group.values[arm]["Dice"], axis=0)
+    dice = nan_mean(group.of_cases(arm, "Dice"), axis=0)
     ranked = sorted(np.flatnonzero(np.isfinite(dice)).tolist(), key=lambda index: (-dice[index], index))
     if not ranked:
         return []
@@ -227,7 +227,7 @@ def _dice_of(labels: Mapping[str, CaseScores], arm: str, entry: Mapping, case: s
     for label, group in labels.items():
         training = next((index for index, key in enumerate(group.trainings) if key in keys), None)
         known = training is not None and arm in group.values
-        value = group.values[arm]["Dice"][training, group.cases.index(case)] if known else math.nan
+        value = group.of_cases(arm, "Dice")[training, group.cases.index(case)] if known else math.nan
         dice[label] = 100 * float(value)
     return dice
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from nnunet_order.experiment.scores import CaseScores, nan_mean
-from nnunet_order.metrics import MEANS, interval_over_seeds_and_cases
+from nnunet_order.metrics import MEANS, interval, mean_over_cases, resampled_means
 
 ALL = "all"
 STRATA = {
@@ -24,7 +24,7 @@ Shares = Mapping[str, Mapping[str, float]]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over cases of their mean over trainings, with its 95 % interval."""
+    """A mean over trainings and cases, or the difference of two, with its 95 % interval."""
 
     value: float
     low: float
@@ -60,7 +60,7 @@ class Difference:
     metric: str
     estimate: Estimate
     p_value: float
-    """Two-sided Wilcoxon signed-rank test of the groups' differences, averaged over cases and trainings."""
+    """Two-sided Wilcoxon signed-rank test of the groups' differences, see `case_gains`."""
     p_holm: float
     """Holm-corrected over the arms of a trainer, test set, label, stratum and metric."""
 
@@ -74,22 +74,26 @@ class Difference:
         return apart and self.estimate.trainings > 1
 
 
-def estimate(values: np.ndarray, groups: np.ndarray) -> Estimate | None:
-    """Estimate of (trainings, cases); None without a single number. One training: interval over cases alone.
+def estimate(values: np.ndarray, groups: np.ndarray, minus: np.ndarray | None = None) -> Estimate | None:
+    """Estimate of the mean of (trainings, cases, labels), less that of `minus`; None without a single number.
 
-    NaN is left out: a case without anything to find, or a training that has not seen it.
+    The mean is `metrics.mean_over_cases`, the interval that of `metrics.resampled_means`. NaN is left out: a
+    case without anything to find, or a training that has not seen it.
 
     Args:
         groups: (cases,), the patient or video of each; the interval is over them.
+        minus: what to compare with, on the same trainings and cases.
     """
-    known = np.isfinite(values)
-    seen = known.any(axis=0)
-    values, groups = values[known.any(axis=1)][:, seen], groups[seen]
-    if not values.size:
+    sides = [values] if minus is None else [values, minus]
+    known = np.any([np.isfinite(side).any(axis=2) for side in sides], axis=0)
+    rows, seen = known.any(axis=1), known.any(axis=0)
+    if not rows.any():
         return None
-    low, high = interval_over_seeds_and_cases(values, groups)
-    mean = float(nan_mean(values, axis=0).mean())
-    return Estimate(mean, low, high, *values.shape, len(np.unique(groups)))
+    sides, groups = [side[rows][:, seen] for side in sides], groups[seen]
+    mean, *less = (mean_over_cases(side) for side in sides)
+    samples, *less_samples = (resampled_means(side, groups=groups) for side in sides)
+    low, high = interval(samples - sum(less_samples))
+    return Estimate(mean - sum(less), low, high, *sides[0].shape[:2], len(np.unique(groups)))
 
 
 def scores(scored: Sequence[CaseScores], shares: Shares, groups: Mapping[str, str]) -> list[Score]:
@@ -136,6 +140,20 @@ def strata(cases: Sequence[str], shares: Mapping[str, float]) -> dict[str, np.nd
     return {ALL: np.ones(len(cases), bool)} | {name: some for name, some in chosen.items() if some.any()}
 
 
+def case_gains(values: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """(cases,), how much better an arm's overlap is: the mean over labels, then trainings.
+
+    A label that neither arm nor truth has of a case is left out (NaN). One that an arm alone has found where
+    there is nothing counts as 0 against 1: the other rightly found none.
+
+    Args:
+        values: (trainings, cases, labels), Dice or IoU; `reference` likewise.
+    """
+    either = np.isfinite(values) | np.isfinite(reference)
+    rightly_empty = [np.where(either & np.isnan(side), 1.0, side) for side in (values, reference)]
+    return nan_mean(nan_mean(np.subtract(*rightly_empty), axis=2), axis=0)
+
+
 def group_means(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
     """Mean of the (cases,) of each group; NaN is left out, and where nothing is left, the mean is NaN."""
     return np.array([nan_mean(values[groups == group], axis=0) for group in np.unique(groups)])
@@ -161,19 +179,16 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def _compare(
     scored: CaseScores, stratum: str, chosen: np.ndarray, groups: np.ndarray, metric: str, reference: str
 ) -> list[Difference]:
-    column = MEANS[metric]
-    gains = {
-        arm: (values[column] - scored.values[reference][column])[:, chosen]
-        for arm, values in scored.values.items()
-        if arm != reference
-    }
-    found = {arm: (gain, mean) for arm, gain in gains.items() if (mean := estimate(gain, groups[chosen]))}
-    p_values = [
-        signed_rank(group_means(nan_mean(gain, axis=0), groups[chosen])) for gain, _ in found.values()
-    ]
+    found, p_values = {}, []
+    for arm in scored.values:
+        if arm == reference:
+            continue
+        pair = [side[:, chosen] for side in scored.pair(arm, reference, MEANS[metric])]
+        if mean := estimate(pair[0], groups[chosen], minus=pair[1]):
+            found[arm] = mean
+            p_values.append(signed_rank(group_means(case_gains(*pair), groups[chosen])))
+    corrected = holm(p_values)
     return [
-        Difference(
-            scored.trainer, scored.test_set, scored.label, stratum, arm, metric, mean, p_value, corrected
-        )
-        for (arm, (_, mean)), p_value, corrected in zip(found.items(), p_values, holm(p_values), strict=True)
+        Difference(scored.trainer, scored.test_set, scored.label, stratum, arm, metric, mean, p_value, p_holm)
+        for (arm, mean), p_value, p_holm in zip(found.items(), p_values, corrected, strict=True)
     ]

@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from nnunet_order.evaluation_report import per_label, write_csv
-from nnunet_order.experiment.scores import CaseScores, nan_mean, read_scores
-from nnunet_order.metrics import FOREGROUND_MEAN, MEANS, interval_over_seeds_and_cases
+from nnunet_order.experiment.scores import CaseScores, read_scores
+from nnunet_order.metrics import FOREGROUND_MEAN, MEANS, mean_over_cases, resampled_means, with_interval
 
 if TYPE_CHECKING:
     from nnunet_order.experiment.compare import Comparison
@@ -45,7 +45,7 @@ def score_rows(
     """A row per test set, label and trainer; shares between 0 and 1.
 
     Of several labels their mean comes first, which is what the paper's numbers are of. `delta_` is the
-    difference to the first trainer on the same case, fold and seed.
+    difference of the mean to the first trainer's, its interval that of the paired bootstrap.
 
     Args:
         paper: trainer -> the paper's mDice and mIoU in percent.
@@ -63,10 +63,12 @@ def score_rows(
             row = {"test_set": test_set, "label": label, "trainer": trainer, "cases": len(of_cases)}
             row |= {"groups": len(set(of_cases)), "runs": len(scored.trainings)}
             for place, name in enumerate(SHOWN):
-                values = _of_cases(scored, name)
-                row |= _with_interval(name, values, of_cases)
+                mean, samples = _of_cases(scored, name, of_cases)
+                numbers = with_interval(name, mean, samples)
                 if scored is not first:
-                    row |= _with_interval(f"delta_{name}", values - _of_cases(first, name), of_cases)
+                    first_mean, first_samples = _of_cases(first, name, of_cases)
+                    numbers |= with_interval(f"delta_{name}", mean - first_mean, samples - first_samples)
+                row |= {column: round(value, 6) for column, value in numbers.items()}
                 known = published is not None and label == FOREGROUND_MEAN
                 row[f"paper_{name}"] = round(published[place] / 100, 6) if known else None
             rows.append(row)
@@ -132,17 +134,11 @@ def _cells(row: Mapping) -> list[str]:
     return cells
 
 
-def _of_cases(scores: CaseScores, name: str) -> np.ndarray:
-    """(trainings, cases) of one of MEANS; `compare` knows one arm."""
+def _of_cases(scores: CaseScores, name: str, groups: Sequence[str]) -> tuple[float, np.ndarray]:
+    """One of MEANS and its bootstrap samples; `compare` knows one arm."""
     (values,) = scores.values.values()
-    return values[MEANS[name]]
-
-
-def _with_interval(name: str, values: np.ndarray, groups: Sequence[str]) -> dict[str, float]:
-    """Mean of (runs, cases) and its interval as three columns."""
-    low, high = interval_over_seeds_and_cases(values, groups)
-    mean = float(nan_mean(values.ravel(), axis=0))
-    return {name: round(mean, 6), f"{name}_low": round(low, 6), f"{name}_high": round(high, 6)}
+    of_metric = values[MEANS[name]]
+    return mean_over_cases(of_metric), resampled_means(of_metric, groups=groups)
 
 
 def _cell(row: Mapping, name: str, sign: str, beside: str = "") -> str:

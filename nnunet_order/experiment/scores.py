@@ -21,18 +21,30 @@ class CaseScores:
     trainer: str
     test_set: str
     label: str
-    """Name of a label or region, or `FOREGROUND_MEAN`, the mean over a case's labels."""
+    """Name of a label or region, or `FOREGROUND_MEAN` for all of them."""
     cases: list[str]
     trainings: list[tuple]
     """One per row: (seed,) where the cases of all folds are pooled, else (fold, seed)."""
     values: dict[str, dict[str, np.ndarray]]
-    """Arm -> metric -> (trainings, cases); NaN: nothing to find, or not there."""
+    """Arm -> metric -> (trainings, cases, labels); NaN: nothing to find and nothing found, or not scored."""
+    scored: dict[str, np.ndarray]
+    """Arm -> (trainings, cases), whether that training's prediction of the case has been scored."""
+
+    def of_cases(self, arm: str, metric: str) -> np.ndarray:
+        """(trainings, cases), the mean over a case's labels."""
+        return nan_mean(self.values[arm][metric], axis=2)
+
+    def pair(self, arm: str, reference: str, metric: str) -> tuple[np.ndarray, np.ndarray]:
+        """Values of two arms (trainings, cases, labels) where both are scored, else NaN."""
+        both = (self.scored[arm] & self.scored[reference])[..., None]
+        first, second = (np.where(both, self.values[one][metric], np.nan) for one in (arm, reference))
+        return first, second
 
 
 def read_scores(folder: Path, description: Mapping, missing: list[str]) -> list[CaseScores]:
     """Scores by trainer, test set and label, in the order of experiment.json."""
     pooled = description["on"] == VALIDATION
-    found: dict[tuple[str, str], dict[str, dict[tuple[str, tuple, str], np.ndarray]]] = {}
+    found: dict[tuple[str, str], dict[tuple[str, tuple, str], dict[str, np.ndarray]]] = {}
     for entry in description["segmentations"]:
         path = folder / entry["scores"] / "per_case.csv"
         if not path.is_file():
@@ -41,31 +53,19 @@ def read_scores(folder: Path, description: Mapping, missing: list[str]) -> list[
         training = (entry["seed"],) if pooled else (entry["fold"], entry["seed"])
         for (test_set, case), labels in read_case_scores(path).items():
             group = found.setdefault((entry["trainer"], VALIDATION if pooled else test_set), {})
-            for label, values in labels.items():
-                group.setdefault(label, {})[entry["arm"], training, case] = values
+            group[entry["arm"], training, case] = labels
     order = {trainer: position for position, trainer in enumerate(description["trainers"])}
     ranked = sorted(found.items(), key=lambda item: order.get(item[0][0], len(order)))
-    return [
-        _as_arrays(trainer, test_set, label, values)
-        for (trainer, test_set), labels in ranked
-        for label, values in labels.items()
-    ]
+    return [one for (trainer, test_set), group in ranked for one in _of_labels(trainer, test_set, group)]
 
 
 def read_case_scores(path: Path) -> dict[tuple[str, str], dict[str, np.ndarray]]:
-    """(Test set, case) -> label -> values of `METRICS`, from per_case.csv of one prediction.
-
-    First the mean over a case's labels; the label itself where there is only one.
-    """
+    """(Test set, case) -> label -> values of `METRICS`, from per_case.csv of one prediction."""
     scores: dict[tuple[str, str], dict[str, np.ndarray]] = {}
     for row in read_csv(path):
         values = np.array([float(row[metric] or "nan") for metric in METRICS])
         scores.setdefault((row["test_set"], row["case"]), {})[row["label"]] = values
-    means = {key: nan_mean(np.array(list(labels.values())), axis=0) for key, labels in scores.items()}
-    return {
-        key: {FOREGROUND_MEAN: means[key], **(labels if len(labels) > 1 else {})}
-        for key, labels in scores.items()
-    }
+    return scores
 
 
 def nan_mean(values: np.ndarray, axis: int) -> np.ndarray:
@@ -82,14 +82,31 @@ def read_csv(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def _as_arrays(trainer: str, test_set: str, label: str, group: Mapping) -> CaseScores:
-    """(arm, training, case) -> values of `METRICS`, as arrays in which trainings and cases are paired."""
+def _of_labels(trainer: str, test_set: str, group: Mapping) -> list[CaseScores]:
+    """Of all labels together and, of several, of each; from (arm, training, case) -> label -> values."""
     arms, trainings, cases = (list(dict.fromkeys(column)) for column in zip(*group, strict=True))
     trainings = sorted(trainings, key=lambda training: tuple(map(str, training)))
     cases = sorted(cases)
+    labels = list(dict.fromkeys(label for found in group.values() for label in found))
     row, column = ({key: index for index, key in enumerate(keys)} for keys in (trainings, cases))
-    arrays = {arm: np.full((len(METRICS), len(trainings), len(cases)), np.nan) for arm in arms}
-    for (arm, training, case), values in group.items():
-        arrays[arm][:, row[training], column[case]] = values
-    by_metric = {arm: dict(zip(METRICS, array, strict=True)) for arm, array in arrays.items()}
-    return CaseScores(trainer, test_set, label, cases, trainings, by_metric)
+    arrays = {arm: np.full((len(METRICS), len(row), len(column), len(labels)), np.nan) for arm in arms}
+    scored = {arm: np.zeros((len(row), len(column)), bool) for arm in arms}
+    for (arm, training, case), found in group.items():
+        scored[arm][row[training], column[case]] = True
+        for place, label in enumerate(labels):
+            arrays[arm][:, row[training], column[case], place] = found[label]
+    chosen = {FOREGROUND_MEAN: slice(None)}
+    if len(labels) > 1:
+        chosen |= {label: slice(place, place + 1) for place, label in enumerate(labels)}
+    return [
+        CaseScores(
+            trainer,
+            test_set,
+            label,
+            cases,
+            trainings,
+            {arm: dict(zip(METRICS, array[..., places], strict=True)) for arm, array in arrays.items()},
+            scored,
+        )
+        for label, places in chosen.items()
+    ]
