@@ -83,8 +83,6 @@ class ConvertSubset:
         splits = source_splits(source, self.splits)
         kept = drawn_cases([case.id for case in source.training_cases], splits, self.fraction, self.seed)
         splits = restricted_splits(splits, kept)
-        if not splits and len(kept) >= DEFAULT_FOLDS:
-            splits = default_splits(sorted(kept))
         refuse_other_splits(out, splits)
         with new_folder(out) as partial:
             self._write(source, kept, splits, partial)
@@ -135,14 +133,23 @@ def check_shrinkable(source: RawDataset) -> None:
 
 
 def source_splits(source: RawDataset, given: Path | None = None) -> list[Split]:
-    """The folds that `given` or else splits_final.json holds; none when there is no such file.
+    """The folds that `given` or else splits_final.json holds, else nnU-Net's own; none of under 5 cases.
 
-    UserError: `given` is not there, a fold names a case that is not.
+    UserError: `given` is not there or holds no folds, a fold names a case that is not.
     """
     if given is not None and not given.is_file():
         raise UserError(f"{given}: not found, expected a file like splits_final.json; correct --splits")
     path = next((path for path in [given, *splits_files(source.folder)] if path and path.is_file()), None)
-    splits = load_json(path) if path else []
+    case_ids = [case.id for case in source.training_cases]
+    if path is None:
+        return default_splits(case_ids) if len(case_ids) >= DEFAULT_FOLDS else []
+    splits = load_json(path)
+    if not isinstance(splits, list) or not all(
+        isinstance(fold, dict) and {"train", "val"} <= fold.keys() for fold in splits
+    ):
+        raise UserError(
+            f'{path}: found no folds, expected [{{"train": [...], "val": [...]}}, ...]; correct it'
+        )
     for case_id in sorted({case_id for fold in splits for ids in fold.values() for case_id in ids}):
         source.case(case_id)
     return splits
@@ -151,7 +158,7 @@ def source_splits(source: RawDataset, given: Path | None = None) -> list[Split]:
 def drawn_cases(case_ids: Sequence[str], splits: Sequence[Split], fraction: float, seed: int) -> set[str]:
     """A share of the cases, drawn among those that are in training and validation of the same folds.
 
-    At least one case of each such part; without folds at least the five that nnU-Net needs to make some.
+    At least one case of each such part; without folds at least five, if there are so many.
     """
     sides = [(set(fold["train"]), set(fold["val"])) for fold in splits]
     parts = defaultdict(list)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import errno
+import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from rich.console import Console
+from rich.logging import RichHandler
 
 
 class UserError(ValueError):
@@ -34,10 +38,13 @@ def disk_full(path: Path) -> Iterator[None]:
 
 
 def run_command(command: Callable[[], None]) -> None:
-    """Run a console script's body; a `UserError` becomes one line on stderr and exit code 2.
+    """Run a console script's body with its log on stderr; a `UserError` becomes a line there and exit code 2.
 
     Other exceptions keep their traceback: they are ours to mend. Ctrl-C exits with 130, as shells expect.
     """
+    # Not on stdout, which is for what a command is asked to print: a script, a list for a cluster.
+    handler = RichHandler(console=Console(stderr=True), show_time=False, show_path=False)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
     try:
         command()
     except UserError as error:

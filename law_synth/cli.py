@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Annotated
 
 import tyro
-from rich.logging import RichHandler
 
 from dataset_conversion.user_error import run_command
 from law_synth.audit.audit import Audit
@@ -34,9 +32,6 @@ Verb = (
 
 def main() -> None:
     """Entry point of the console script."""
-    logging.basicConfig(
-        level=logging.INFO, format="%(message)s", handlers=[RichHandler(show_time=False, show_path=False)]
-    )
     verb = tyro.cli(
         tyro.conf.OmitSubcommandPrefixes[Verb],
         prog="law-synth",

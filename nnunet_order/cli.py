@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from typing import Annotated
 
 import tyro
-from rich.logging import RichHandler
 
 from dataset_conversion.folder import ConvertFolder
 from dataset_conversion.kits19 import ConvertKits19
@@ -60,9 +58,6 @@ Verb = (
 
 def main() -> None:
     """Entry point of the console script."""
-    logging.basicConfig(
-        level=logging.INFO, format="%(message)s", handlers=[RichHandler(show_time=False, show_path=False)]
-    )
     verb = tyro.cli(
         tyro.conf.OmitSubcommandPrefixes[Verb],
         prog="nnunet-order",

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from nnunet_order.experiment.runner import Experiment, make_workers
 from nnunet_order.experiment.stage import Stage
+from nnunet_order.trainer_options import OPTIONS_VARIABLE
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +72,12 @@ class Demo:
         train = f"nnUNetv2_train 990 2d 0 {model} --c"
         predict = f"nnUNetv2_predict -i {RAW}/imagesTs -o {predictions} -d 990 -c 2d -f 0 {model}"
         modest = {"nnUNet_def_n_proc": "1", "nnUNet_compile": "f"}
-        seeded = {**modest, "NNUNET_ORDER_SEED": str(self.seed), "nnUNet_n_proc_DA": "0"}
+        seeded = {
+            **modest,
+            "NNUNET_ORDER_SEED": str(self.seed),
+            "nnUNet_n_proc_DA": "0",
+            OPTIONS_VARIABLE: "",
+        }
         return [
             Stage(f"train_{name}", (train,), (fold,), ("plan",), seeded),
             Stage(

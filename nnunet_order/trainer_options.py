@@ -24,13 +24,14 @@ HYPER_PARAMETERS = (
 MAY_BE_ZERO = ("decoupled_weight_decay", "rotation_probability")  # which turns them off
 
 
-def trainer_options(recipe: type) -> dict[str, int | float | str]:
-    """Hyper-parameter -> value from NNUNET_ORDER_OPTIONS ("epochs=5 learning_rate=5e-3"); empty if not set.
+def trainer_options(recipe: type, text: str | None = None) -> dict[str, int | float | str]:
+    """Hyper-parameter -> value from "epochs=5 learning_rate=5e-3"; by default from NNUNET_ORDER_OPTIONS.
 
     Types are those of the attributes of `recipe`. UserError: not NAME=VALUE, an unknown name, a value of
     another type or not positive.
     """
-    return dict(_parse(text, recipe) for text in os.environ.get(OPTIONS_VARIABLE, "").split())
+    text = os.environ.get(OPTIONS_VARIABLE, "") if text is None else text
+    return dict(_parse(option, recipe) for option in text.split())
 
 
 def _parse(text: str, recipe: type) -> tuple[str, int | float | str]:

@@ -16,11 +16,13 @@ from dataset_conversion.raw_writer import write_json
 from dataset_conversion.user_error import UserError
 from nnunet_order.evaluate import summarise
 from nnunet_order.evaluation_report import write_csv
-from nnunet_order.experiment.compare import PRESETS, Compare, Comparison
+from nnunet_order.experiment.compare import PRESETS, SCALES, Compare, Comparison
 from nnunet_order.experiment.comparison_table import score_rows
 from nnunet_order.experiment.execution import Execution
+from nnunet_order.experiment.inputs import dataset_digest
 from nnunet_order.experiment.scores import CaseScores, read_scores
-from nnunet_order.experiment.segmentation import Segmentation, dataset_digest, prepare_real
+from nnunet_order.experiment.segmentation import Segmentation, prepare_real
+from nnunet_order.experiment.stage import stage_keys
 from nnunet_order.metrics import FOREGROUND_MEAN, METRICS, interval, resampled_means
 
 ORDER, MK_UNET = "nnUNetTrainerORDER", "nnUNetTrainerMKUNet"
@@ -103,7 +105,8 @@ def test_scales_change_sizes_and_steps_only(compare):
         stages = comparison(verb).experiment().stages
         shapes.add(tuple((stage.name, stage.after, stage.outputs) for stage in stages))
         train = next(stage for stage in stages if stage.name.startswith("segment_"))
-        assert ("NNUNET_ORDER_OPTIONS" in train.environment) == (scale != "paper")
+        options = train.environment["NNUNET_ORDER_OPTIONS"]
+        assert options == ("" if scale == "paper" else SCALES[scale].options)
     assert len(shapes) == 1
 
 
@@ -111,7 +114,6 @@ def test_presets_name_trainers_that_exist():
     from nnunetv2.training.nnUNetTrainer.variants.training_length import nnUNetTrainer_Xepochs as stock
 
     from nnunet_order import trainers
-    from nnunet_order.experiment.compare import SCALES
 
     for preset in PRESETS.values():
         assert all(hasattr(trainers, name) for name in preset)
@@ -141,6 +143,10 @@ def test_numbered_folds_are_measured_on_their_validation_cases(compare):
         {"folds": ("first",)},
         {"on": "validation"},
         {"fraction": 0.0},
+        {"seeds": (-1,)},
+        {"trainers": ("nnUNetTrainerODRER",)},
+        {"trainers": ("nnUNetTrainer", "nnUNetTrainer_5epochs"), "scale": "cpu"},
+        {"trainer_options": "epoch=3"},
         {"execution": Execution(dry_run=True, jobs=0)},
     ],
 )
@@ -160,20 +166,38 @@ def test_dry_run_and_list_write_nothing(compare, capsys):
     assert not compare.out.exists()
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"kind": "law-synth experiment", "syntheses": [1]}, "found an experiment of law-synth experiment"),
+        ({"format": 1}, "found an experiment of an unknown kind"),
+        (None, "found other content"),
+    ],
+)
+def test_a_folder_with_something_else_is_left_alone(compare, content, message):
+    compare.out.mkdir()
+    path = compare.out / ("notes.json" if content is None else "experiment.json")
+    write_json(path, content or {})
+    before = path.read_bytes()
+    with pytest.raises(UserError, match=message):
+        compare.run()
+    assert path.read_bytes() == before and [*compare.out.iterdir()] == [path]
+
+
 def test_a_changed_image_changes_the_digest(phantoms, tmp_path):
     copy = tmp_path / phantoms.name
     shutil.copytree(phantoms, copy)
-    before = dataset_digest(read_dataset(phantoms), None)
-    assert dataset_digest(read_dataset(copy), None) == before
+    before = dataset_digest(read_dataset(phantoms), [])
+    assert dataset_digest(read_dataset(copy), []) == before
     images = sorted((copy / "imagesTr").iterdir())
     first, second = images[0].read_bytes(), images[1].read_bytes()
     images[0].write_bytes(second)
     images[1].write_bytes(first)
-    assert dataset_digest(read_dataset(copy), None) != before
+    assert dataset_digest(read_dataset(copy), []) != before
 
 
 def test_the_users_own_folds_come_along(phantoms, tmp_path, monkeypatch):
-    """Those that nnU-Net would use; without any, what the experiment depends on is another thing."""
+    """Those that nnU-Net would use; others are another experiment, its default written out is not."""
     source = read_dataset(phantoms)
     alone = prepare_real(source, 1.0, None, seed=0)[0]
     place = tmp_path / phantoms.name / "splits_final.json"
@@ -182,7 +206,21 @@ def test_the_users_own_folds_come_along(phantoms, tmp_path, monkeypatch):
     real = prepare_real(source, 1.0, None, seed=0)[0]
     assert f"--splits {place}" in real.commands[0] and "--splits" not in alone.commands[0]
     write_json(place, source.read_splits()[1:])
-    assert len({one.inputs for one in (alone, real, prepare_real(source, 1.0, None, seed=0)[0])}) == 3
+    fewer = prepare_real(source, 1.0, None, seed=0)[0]
+    monkeypatch.delenv("nnUNet_preprocessed")
+    write_json(place, source.read_splits())
+    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path))
+    default = prepare_real(source, 1.0, None, seed=0)[0]
+    keys = [stage_keys([one])["real"] for one in (alone, default, real, fewer)]
+    assert keys[0] == keys[1] and len(set(keys)) == 3
+
+
+def test_a_data_set_that_has_moved_is_the_same(compare, phantoms, tmp_path):
+    moved = shutil.copytree(phantoms, tmp_path / "elsewhere" / phantoms.name)
+    keys = [
+        comparison(replace(compare, dataset=str(folder))).experiment().keys for folder in (phantoms, moved)
+    ]
+    assert keys[0] == keys[1]
 
 
 def write_scores(out: Path, one: Segmentation, test_set: str, dice: list[float]) -> None:

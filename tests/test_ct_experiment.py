@@ -7,6 +7,8 @@ import gzip
 import json
 import logging
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +28,8 @@ from law_synth.slices import view_of
 from nnunet_order.evaluation_report import write_csv
 from nnunet_order.experiment.compare import Compare, Comparison
 from nnunet_order.experiment.execution import Execution
-from nnunet_order.experiment.segmentation import dataset_digest
+from nnunet_order.experiment.inputs import dataset_digest
+from nnunet_order.experiment.stage import stage_keys
 from nnunet_order.metrics import FOREGROUND_MEAN, METRICS
 
 ARMS = ("real", "uniform", "law")
@@ -292,6 +295,34 @@ def test_plan_of_volumes(ct_dataset, tmp_path, caplog):
     assert "--samples 7" in given["generate_law_fold_0_seed_0"]
 
 
+def test_what_is_printed_for_scripts_has_no_notes_in_it(ct_dataset, tmp_path):
+    """That volumes keep their size is said on stderr: stdout is what a cluster's loop reads."""
+    (tmp_path / "ct.toml").write_text(f'dataset = "{ct_dataset}"\ndevice = "cpu"\nmax_side = 64\n')
+    command = [Path(sys.executable).parent / "law-synth", "experiment", "ct.toml", "--list-stages"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert all(len(line.split("\t")) == 3 for line in done.stdout.splitlines())
+    assert "is left out" in " ".join(done.stderr.split())
+
+
+def test_changed_files_of_the_users_run_their_stages_again(ct_dataset, tmp_path):
+    def keys() -> dict[str, str]:
+        options = {"base": str(tmp_path / "base"), "generate": {"masks": str(tmp_path / "masks")}}
+        plan = make_plan(make_config(content(ct_dataset, folds=[0], **options), "ct.toml"), tmp_path / "out")
+        return stage_keys(plan.stages)
+
+    for name in ("base/unet/weights.safetensors", "masks/a.png"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_bytes(bytes(9))
+    before = keys()
+    (tmp_path / "masks" / "b.png").write_bytes(b"new")
+    masks = keys()
+    (tmp_path / "base" / "unet" / "weights.safetensors").write_bytes(bytes(8) + b"1")
+    base = keys()
+    train, generate = "train_law_fold_0_seed_0", "generate_law_fold_0_seed_0"
+    assert masks[train] == before[train] and masks[generate] != before[generate]
+    assert base[train] != before[train] and base["plan"] == before["plan"]
+
+
 def test_presets_of_the_paper_plan_on_volumes(ct_dataset, tmp_path):
     for scale in ("cpu", "paper"):
         preset = preset_content("paper-table2", scale, str(ct_dataset))
@@ -316,6 +347,10 @@ def test_epochs_are_those_of_the_real_slices(ct_dataset, tmp_path):
     trainings += [stage for stage in plan.stages if stage.name.startswith(f"segment_law_{TRAINER}")]
     options = {stage.environment["NNUNET_ORDER_OPTIONS"] for stage in trainings}
     assert len(trainings) == 2 and options == {f"iterations_per_epoch={wanted}"}
+    changes = {"trainer_options": "samples_per_step=2 minimum_iterations=1"}
+    assert make_plan(make_config(content(ct_dataset, **changes), "x"), tmp_path).iterations == one_pass(
+        6, 5, 2
+    )
 
 
 def test_a_patient_on_both_sides_is_refused(ct_dataset, tmp_path, caplog):
@@ -350,9 +385,9 @@ def test_dry_run_and_list_of_a_ct_experiment(ct_dataset, tmp_path, capsys, monke
 
 def test_digest_of_compressed_volumes_sees_content(ct_dataset, tmp_path):
     copy = Path(shutil.copytree(ct_dataset, tmp_path / ct_dataset.name))
-    before = dataset_digest(read_dataset(copy), None)
+    before = dataset_digest(read_dataset(copy), [])
     path = next((copy / "imagesTr").iterdir())
     content = bytearray(gzip.decompress(path.read_bytes()))
     content[len(content) // 2] ^= 1
     path.write_bytes(gzip.compress(bytes(content)))
-    assert dataset_digest(read_dataset(copy), None) != before
+    assert dataset_digest(read_dataset(copy), []) != before

@@ -121,7 +121,8 @@ def test_every_arm_is_measured(finished):
     (synthesis,) = record["syntheses"]
     assert (finished.out / synthesis["evaluation"] / "evaluation.json").is_file()
     assert finished.tables().keys() >= {"segmentation.csv", "differences.csv", "synthesis.csv"}
-    assert "law" in (finished.out / "report.html").read_text()
+    page = (finished.out / "report.html").read_text()
+    assert "law: " in page and "mDice" in page  # a sentence about the arm
 
 
 def test_arms_share_plans_budget_and_seed(finished):
@@ -182,6 +183,15 @@ def test_a_changed_arm_runs_again_and_the_others_do_not(finished, tmp_path):
     assert all("law" in name or name == "report" for name in undone), undone
 
 
+def test_an_arm_does_not_take_the_number_of_one_that_was_removed(finished, tmp_path):
+    """Its data set is still there."""
+    fewer = finished.copied(tmp_path, ('"law"]', '"ratio"]'))
+    record = fewer.out / "experiment.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"syntheses": []}))
+    script = fewer.run("--dry-run")
+    assert "Dataset102_ratio_fold_all_seed_3" in script and "Dataset101" not in script
+
+
 def test_one_stage_alone_waits_for_those_before_it(tmp_path, monkeypatch, capsys):
     folder = Folder.drawn(tmp_path)
     monkeypatch.chdir(tmp_path)
@@ -206,6 +216,8 @@ def test_the_real_arm_is_a_comparison(finished, tmp_path, capsys):
     A second trainer's scores are drawn to pair with it.
     """
     copy = finished.copied(tmp_path)
+    record = copy.out / "experiment.json"
+    record.write_text(record.read_text().replace("law-synth experiment", "nnunet-order compare", 1))
     before = copy.records()
     compare = Compare(
         str(finished.root / "Dataset940_Phantom"),

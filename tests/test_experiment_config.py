@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import tyro
 from dataset_conversion.user_error import UserError
 from law_synth.evaluation.evaluate import Evaluate
 from law_synth.experiment.command_line import command_line
-from law_synth.experiment.config import make_config, read_config
+from law_synth.experiment.config import PATHS, TABLES, make_config, read_config
 from law_synth.experiment.demo import Demo
 from law_synth.experiment.presets import PRESETS, SCALES, preset_content
 from law_synth.generation.generate import Generate
@@ -43,6 +44,15 @@ from law_synth.training.train import Train
             "found rounds 2 and the judge nnUNetTrainerMKUNet, expected one of the segmenters",
         ),
         ({"segmenters": [], "generate": {"min_agreement": 0.5}}, "expected a trainer that judges"),
+        ({"train": 3}, r"found train = 3, expected a table \[train\]"),
+        ({"arm": ["x"]}, r"found arm = \['x'\], expected a table \[arm\]"),
+        ({"arm": {"law": 2}}, r"found law = 2, expected a table \[law\]"),
+        ({"arm": {"mine": {"weighting": "law"}}}, r"found a table \[arm.mine\], expected mine among arms"),
+        ({"arm": {"real": {"weighting": "law"}}}, r"found a table \[arm.real\]"),
+        ({"arms": ["mine"], "arm": {"mine": {"dice": False}}}, r"\[arm.mine\]: found no weighting"),
+        ({"arms": ["a b"], "arm": {"a b": {"weighting": "law"}}}, "found the arm a b, expected letters"),
+        ({"arms": ["law-round2"], "arm": {"law-round2": {"weighting": "law"}}}, "found the arm law-round2"),
+        ({"arms": ["real"], "segmenters": []}, "found neither synthetic arms nor segmenters"),
     ],
 )
 def test_bad_configurations_end_in_one_line(content, message):
@@ -78,6 +88,17 @@ joint = true
         read_config(path)
     with pytest.raises(UserError, match="cannot be read"):
         read_config(tmp_path / "other.toml")
+
+
+def test_an_arm_named_after_a_weighting_has_it_whatever_else_it_changes():
+    config = make_config({"dataset": "500", "arm": {"ratio": {"learning_rate": 1e-4}}}, "kvasir.toml")
+    assert config.train_options("ratio") == {"weighting": "ratio", "learning_rate": 1e-4}
+
+
+def test_all_options_that_name_files_are_known():
+    for kind, ours in TABLES.values():
+        files = {field.name for field in fields(kind) if "Path" in str(field.type)} - {*ours}
+        assert files <= {*PATHS}, kind
 
 
 @pytest.mark.parametrize(

@@ -14,11 +14,14 @@ from nnunet_order.experiment.segmentation import is_volumetric
 def iterations_per_epoch(config: Config, source: RawDataset) -> int:
     """Training steps per epoch of this package's trainers: as without LAW, one pass over the real cases."""
     from nnunet_order.schedule import one_pass
+    from nnunet_order.trainer_options import trainer_options
     from nnunet_order.trainers import PaperRecipeTrainer as Recipe
 
+    options = trainer_options(Recipe, config.trainer_options)
+    batch = options.get("samples_per_step", Recipe.samples_per_step)
     cases = min(len(fold_cases(source, fold)[0]) for fold in config.folds) * config.fraction
-    passed = one_pass(cases, median_slices(source), Recipe.samples_per_step)
-    return max(Recipe.minimum_iterations, passed)
+    passed = one_pass(cases, median_slices(source), batch)
+    return max(options.get("minimum_iterations", Recipe.minimum_iterations), passed)
 
 
 def median_slices(dataset: RawDataset) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -34,7 +35,9 @@ TABLES = {
     "evaluate": (Evaluate, ("dataset", "real", "segmenter", "out", "device", "dry_run")),
 }
 
-PATHS = ("masks", "inception", "clip_pretrained")  # options in the tables that name files of the user's
+# Options in the tables that name files of the user's.
+PATHS = ("masks", "mask_groups", "inception", "clip_pretrained")
+NAME = r"[\w+-][\w.+-]*"  # of arms, which become names of files
 
 Options = dict[str, Any]
 
@@ -90,10 +93,7 @@ class Config:
             values = getattr(self, name)
             if len(set(values)) < len(values) or (not values and name != "folds"):
                 raise UserError(f"found {name} {list(values)}, expected one or more, each once; correct it")
-        for arm in self.arms:
-            if arm not in (REAL, *WEIGHTINGS, *self.arm):
-                known = ", ".join((REAL, *WEIGHTINGS, *self.arm))
-                raise UserError(f"found the arm {arm}, expected one of {known}; or add a table [arm.{arm}]")
+        self._check_arms()
         if not 0 < self.fraction <= 1:
             raise UserError(f"found fraction {self.fraction}, expected above 0 and up to 1; change it")
         if self.synthetic_per_real is not None and not self.synthetic_per_real > 0:
@@ -122,6 +122,29 @@ class Config:
                 "give judge"
             )
 
+    def _check_arms(self) -> None:
+        for arm in self.arms:
+            if arm not in (REAL, *WEIGHTINGS, *self.arm):
+                known = ", ".join((REAL, *WEIGHTINGS, *self.arm))
+                raise UserError(f"found the arm {arm}, expected one of {known}; or add a table [arm.{arm}]")
+            if not re.fullmatch(NAME, arm) or re.search(r"-round\d+$", arm):
+                raise UserError(
+                    f"found the arm {arm}, expected letters, digits and . _ + - without -round2 at the end, "
+                    "as it becomes a file's name; rename it"
+                )
+        for name, options in self.arm.items():
+            if name not in self.synthetic_arms:
+                raise UserError(
+                    f"found a table [arm.{name}], expected {name} among arms {list(self.arms)}; add it there "
+                    "or remove the table"
+                )
+            if name not in WEIGHTINGS and "weighting" not in options:
+                raise UserError(
+                    f"[arm.{name}]: found no weighting, expected one of {', '.join(WEIGHTINGS)}; add it"
+                )
+        if not self.synthetic_arms and not self.segmenters:
+            raise UserError("found neither synthetic arms nor segmenters, expected some of either; add them")
+
     @property
     def judging_trainer(self) -> str | None:
         """Trainer whose models judge synthetic cases, or None."""
@@ -137,8 +160,9 @@ class Config:
         return [arm for arm in self.arms if arm != REAL]
 
     def train_options(self, arm: str) -> Options:
-        """Options of law-synth train for an arm: [train], then its own."""
-        return {**self.train, **self.arm.get(arm, {"weighting": arm})}
+        """Options of law-synth train for an arm: [train], then its own; its name may be its weighting."""
+        weighting = {"weighting": arm} if arm in WEIGHTINGS else {}
+        return {**self.train, **weighting, **self.arm.get(arm, {})}
 
 
 def read_config(path: Path) -> Config:
@@ -149,9 +173,13 @@ def read_config(path: Path) -> Config:
 def make_config(content: Mapping[str, Any], where: str) -> Config:
     """A checked configuration from the content of a file."""
     tables = {name: content[name] for name in (*TABLES, "arm") if name in content}
+    of_arms = tables.get("arm", {})
+    for name, table in [*tables.items(), *(of_arms.items() if isinstance(of_arms, Mapping) else [])]:
+        if not isinstance(table, Mapping):
+            raise UserError(f"{where}: found {name} = {table}, expected a table [{name}]; correct it")
     for name, (kind, ours) in TABLES.items():
         _check_table(f"{where} [{name}]", kind, tables.get(name) or {}, ours)
-    for name, options in tables.get("arm", {}).items():
+    for name, options in of_arms.items():
         _check_table(f"{where} [arm.{name}]", Train, options, TRAIN)
     plain = {name: value for name, value in content.items() if name not in tables}
     config = replace(

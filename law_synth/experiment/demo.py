@@ -60,8 +60,8 @@ class Demo:
     Everything is an experiment of the ordinary kind; a killed demo goes on where it was.
     """
 
-    out: Path = Path("law_demo")
-    """Folder for data, models and the report."""
+    out: Path | None = None
+    """Folder for data, models and the report; by default law_demo, of CT volumes law_demo_ct."""
     kind: Literal["endoscopy", "ct"] = "endoscopy"
     """Pictures of polyps, or CT volumes with kidneys and tumours, whose slices LAW learns."""
     cases: int | None = None
@@ -78,10 +78,10 @@ class Demo:
     """Stages at a time."""
 
     def run(self) -> None:
-        from dataset_conversion.raw_writer import write_json
         from law_synth.experiment.config import make_config
         from law_synth.experiment.plan import make_plan
         from law_synth.requirements_hint import require
+        from nnunet_order.experiment.execution import begin, begun_record
         from nnunet_order.experiment.runner import Experiment, make_workers
         from nnunet_order.experiment.stage import Stage
 
@@ -89,15 +89,20 @@ class Demo:
         require("metrics", "timm", "open_clip")
         draw = self.draw_command
         began = time.perf_counter()
-        folder = self.out.resolve()
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = self._folder.resolve()
         dataset = KINDS[self.kind].dataset
+        kind = f"law-synth demo --kind {self.kind}"
+        begin(folder, {**begun_record(folder), "kind": kind})
         Experiment(folder / "drawn", (Stage("draw", (draw,), (dataset,)),)).run()
         plan = make_plan(make_config(self.content, "demo"), folder)
-        write_json(folder / "experiment.json", plan.record("law-synth demo"))
+        begin(folder, plan.record("law-synth demo", kind))
         Experiment(folder, plan.stages).run(make_workers(self.jobs, ()))
         minutes = (time.perf_counter() - began) / 60
         logger.info("all of it took %.1f minutes; the report is %s", minutes, folder / "report.html")
+
+    @property
+    def _folder(self) -> Path:
+        return self.out or Path("law_demo_ct" if self.kind == "ct" else "law_demo")
 
     @property
     def draw_command(self) -> str:
@@ -119,7 +124,7 @@ class Demo:
         kind = KINDS[self.kind]
         return {
             "title": kind.title,
-            "dataset": str(self.out.resolve() / "drawn" / kind.dataset),
+            "dataset": str(self._folder.resolve() / "drawn" / kind.dataset),
             "arms": ["real", "law"],
             "segmenters": ["nnUNetTrainerORDER", "nnUNetTrainer_1epoch"],
             "seeds": [self.seed],

@@ -42,7 +42,6 @@ class Experiment:
     execution: tyro.conf.OmitArgPrefixes[Execution] = field(default_factory=Execution)
 
     def run(self) -> None:
-        from dataset_conversion.raw_writer import write_json
         from law_synth.experiment.plan import make_plan
         from law_synth.requirements_hint import require
         from nnunet_order.experiment.runner import Experiment as Stages
@@ -50,12 +49,8 @@ class Experiment:
         require("synth", "diffusers", "transformers", "accelerate", "jinja2")
         folder = self._folder().resolve()
         plan = make_plan(self._config(), folder)
-
-        def begin() -> None:
-            self._check_folder(folder)
-            write_json(folder / "experiment.json", plan.record(shlex.join(["law-synth", *sys.argv[1:]])))
-
-        if self.execution.carry_out(Stages(folder, plan.stages), begin):
+        record = plan.record(shlex.join(["law-synth", *sys.argv[1:]]))
+        if self.execution.carry_out(Stages(folder, plan.stages), record):
             logger.info("the report is %s", folder / "report.html")
 
     def _config(self):
@@ -80,16 +75,3 @@ class Experiment:
         if self.out is not None:
             return self.out
         return Path(self.config.stem if self.config else f"{self.preset}-{self.scale}")
-
-    @staticmethod
-    def _check_folder(folder: Path) -> None:
-        """UserError: the folder holds something that is no experiment."""
-        if folder.exists() and not folder.is_dir():
-            raise UserError(
-                f"{folder}: found a file, expected a folder for the experiment; choose another --out"
-            )
-        if folder.is_dir() and any(folder.iterdir()) and not (folder / "experiment.json").is_file():
-            raise UserError(
-                f"{folder}: found other content, expected an experiment or nothing; choose another --out"
-            )
-        folder.mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -18,13 +17,16 @@ from law_synth.classes import lesion_classes
 from law_synth.evaluation.evaluate import Evaluate
 from law_synth.experiment.budget import iterations_per_epoch, samples
 from law_synth.experiment.command_line import command_line
-from law_synth.experiment.config import REAL, Config
+from law_synth.experiment.config import PATHS, REAL, Config, Options
 from law_synth.experiment.synthesis import Synthesis
 from law_synth.generation.generate import Generate
 from law_synth.training.train import Train
+from nnunet_order.experiment.execution import begun_record
+from nnunet_order.experiment.inputs import files_digest
 from nnunet_order.experiment.segmentation import (
     REAL_DATASET,
     Segmentation,
+    check_trainers,
     prepare_real,
     refuse_shared_groups,
 )
@@ -60,14 +62,13 @@ class ExperimentPlan:
     @cached_property
     def datasets(self) -> dict[Synthesis, str]:
         """Names of the synthetic data sets; one that exists keeps its number when arms are added."""
-        record = self.folder / "experiment.json"
-        known = {}
-        if record.is_file():
-            entries = json.loads(record.read_text(encoding="utf-8"))["syntheses"]
-            known = {entry["name"]: int(Path(entry["dataset"]).name[7:10]) for entry in entries}
+        entries = begun_record(self.folder).get("syntheses", [])
+        known = {entry["name"]: int(Path(entry["dataset"]).name[7:10]) for entry in entries}
+        # Also of arms that were removed, whose data are still there.
+        kept = {int(path.name[7:10]) for path in (self.folder / RAW).glob("Dataset[0-9][0-9][0-9]_*")}
         numbers = {}
         for synthesis in self.syntheses:
-            taken = {*known.values(), *numbers.values()}
+            taken = {*known.values(), *numbers.values(), *kept}
             free = next(number for number in range(FIRST_NUMBER, 1000) if number not in taken)
             numbers[synthesis] = known.get(synthesis.name, free)
         return {one: f"Dataset{number:03d}_{one.name}" for one, number in numbers.items()}
@@ -152,7 +153,9 @@ class ExperimentPlan:
         after_base = "plan" if self.config.init_base is None else f"base_fold_{one.fold}"
         if one.round == 1:
             verb = self._train(one)
-            yield Stage(f"train_{one.model}", (self._command(verb),), (str(one.run),), ("plan", after_base))
+            after = ("plan", after_base)
+            base = files_digest([Path(self.config.base)]) if self.config.init_base is None else ""
+            yield Stage(f"train_{one.model}", (self._command(verb),), (str(one.run),), after, inputs=base)
         dataset = RAW / self.datasets[one]
         judged = self._judged_by(one)
         if one.round > 1:
@@ -194,7 +197,9 @@ class ExperimentPlan:
         outputs = [str(dataset)]
         if one.fold != "all":  # written for nnU-Net, too
             outputs.append(f"nnUNet_preprocessed/{dataset.name}/splits_final.json")
-        return Stage(f"generate_{one.name}", (self._command(verb),), tuple(outputs), tuple(after))
+        read = self._user_files(self.config.generate)
+        command = (self._command(verb),)
+        return Stage(f"generate_{one.name}", command, tuple(outputs), tuple(after), inputs=read)
 
     def _audit(self, one: Synthesis, dataset: Path, judged: Segmentation | None) -> Stage:
         filtered = judged and (self.config.generate.get("min_agreement") or one.round > 1)
@@ -209,7 +214,14 @@ class ExperimentPlan:
         if judge:
             verb = replace(verb, segmenter=Path(judge.model))
             after.append(f"segment_{judge.name}")
-        return Stage(f"evaluate_{one.name}", (self._command(verb),), (str(one.evaluation),), tuple(after))
+        read = self._user_files(self.config.evaluate)
+        outputs = (str(one.evaluation),)
+        return Stage(f"evaluate_{one.name}", (self._command(verb),), outputs, tuple(after), inputs=read)
+
+    @staticmethod
+    def _user_files(options: Options) -> str:
+        """Digest of the files that a table names."""
+        return files_digest(Path(options[name]) for name in PATHS if options.get(name))
 
     def _real_judge(self, one: Synthesis) -> Segmentation | None:
         """The real-only model of the same fold and seed."""
@@ -232,12 +244,13 @@ class ExperimentPlan:
         positional = ("dataset",) if isinstance(verb, Evaluate | Audit) else ()
         return command_line(f"law-synth {type(verb).__name__.lower()}", verb, positional) + self._device
 
-    def record(self, command: str) -> dict:
+    def record(self, command: str, kind: str = "law-synth experiment") -> dict:
         """Content of experiment.json."""
         config = self.config
         rounds = range(2, config.rounds + 1)
         return {
             "format": FORMAT,
+            "kind": kind,
             "title": config.title,
             "command": command,
             "config": asdict(config),
@@ -286,6 +299,8 @@ def make_plan(config: Config, folder: Path) -> ExperimentPlan:
         import torch
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    judge = [config.judging_trainer] if config.judging_trainer else []
+    check_trainers({*config.segmenters, *judge}, config.trainer_options)
     iterations = iterations_per_epoch(config, source)
     refuse_shared_groups(source, config.folds, on)
     plan = ExperimentPlan(config, source, folder, device, on, iterations)

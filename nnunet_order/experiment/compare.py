@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 from dataclasses import asdict, dataclass, field
@@ -13,14 +12,14 @@ from typing import Literal
 import tyro
 
 from dataset_conversion.raw import RawDataset, find_dataset
-from dataset_conversion.raw_writer import write_json
 from dataset_conversion.user_error import UserError
 from nnunet_order.experiment.comparison_table import print_table, table_rows
-from nnunet_order.experiment.execution import Execution
+from nnunet_order.experiment.execution import Execution, begun_record
 from nnunet_order.experiment.runner import Experiment
 from nnunet_order.experiment.segmentation import (
     REAL_DATASET,
     Segmentation,
+    check_trainers,
     prepare_real,
     refuse_shared_groups,
 )
@@ -102,9 +101,7 @@ class Compare:
     def run(self) -> None:
         plan = Comparison(self, find_dataset(self.dataset))
         experiment = plan.experiment()
-        if self.execution.carry_out(
-            experiment, lambda: write_json(self.out / "experiment.json", plan.record())
-        ):
+        if self.execution.carry_out(experiment, plan.record()):
             print_table(table_rows(self.out, plan), self.out)
 
 
@@ -124,11 +121,17 @@ class Comparison:
                 "found both or neither of --preset and --trainers, expected one of them; give e.g. "
                 "--trainers nnUNetTrainerMKUNet nnUNetTrainerORDER"
             )
-        chosen = PRESETS[verb.preset] if verb.preset else dict.fromkeys(verb.trainers)
-        if len(chosen) < len(verb.trainers):
-            raise UserError("found a trainer twice, expected different --trainers; remove one")
+        chosen = (
+            list(PRESETS[verb.preset].items()) if verb.preset else [(name, None) for name in verb.trainers]
+        )
         stock = SCALES[verb.scale].stock
-        return {stock if name == STOCK else name: numbers for name, numbers in chosen.items()}
+        found = {stock if name == STOCK else name: numbers for name, numbers in chosen}
+        if len(found) < len(chosen):
+            raise UserError(
+                f"found a trainer twice (of --scale {verb.scale}, {STOCK} is {stock}), expected different "
+                "--trainers; remove one"
+            )
+        return found
 
     @cached_property
     def folds(self) -> tuple[int | str, ...]:
@@ -172,22 +175,27 @@ class Comparison:
     def device(self) -> str:
         if self.verb.device != "auto":
             return self.verb.device
-        begun = self.verb.out / "experiment.json"
-        if begun.is_file():  # a cluster's login node has no GPU, and its stages must be the same
-            return json.loads(begun.read_text(encoding="utf-8"))["config"]["device"]
+        # A cluster's login node has no GPU, and its stages must be the same.
+        if begun := begun_record(self.verb.out).get("config", {}).get("device"):
+            return begun
         import torch
 
         return "cuda" if torch.cuda.is_available() else "cpu"
+
+    @property
+    def options(self) -> str:
+        """NNUNET_ORDER_OPTIONS of our trainers."""
+        given = self.verb.trainer_options
+        return SCALES[self.verb.scale].options if given is None else given
 
     @cached_property
     def segmentations(self) -> list[Segmentation]:
         """Trainings in the order of the table."""
         verb = self.verb
-        if not verb.seeds or len(set(verb.seeds)) < len(verb.seeds):
-            raise UserError(f"found --seeds {verb.seeds}, expected different numbers; correct them")
-        options = SCALES[verb.scale].options if verb.trainer_options is None else verb.trainer_options
+        if not verb.seeds or len(set(verb.seeds)) < len(verb.seeds) or min(verb.seeds) < 0:
+            raise UserError(f"found --seeds {verb.seeds}, expected different numbers from 0; correct them")
         return [
-            Segmentation("real", REAL_DATASET, trainer, fold, seed, fold, options, self.on, self.device)
+            Segmentation("real", REAL_DATASET, trainer, fold, seed, fold, self.options, self.on, self.device)
             for trainer in self.paper
             for fold in self.folds
             for seed in verb.seeds
@@ -198,6 +206,7 @@ class Comparison:
         verb = self.verb
         if not 0 < verb.fraction <= 1:
             raise UserError(f"found --fraction {verb.fraction}, expected above 0, at most 1; correct it")
+        check_trainers(self.paper, self.options)
         refuse_shared_groups(self.source, self.folds, self.on)
         stages = prepare_real(self.source, verb.fraction, SCALES[verb.scale].max_side, seed=0)
         for segmentation in self.segmentations:
@@ -209,6 +218,7 @@ class Comparison:
         verb = self.verb
         return {
             "format": 1,
+            "kind": "nnunet-order compare",
             "title": f"{verb.preset or 'Comparison of trainers'} on {self.source.folder.name}",
             "command": shlex.join(["nnunet-order", *sys.argv[1:]]),
             "config": {**asdict(verb), "out": str(verb.out), "device": self.device},

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
+from dataset_conversion.raw_writer import write_json
+from dataset_conversion.user_error import UserError
 from nnunet_order.experiment.runner import Experiment, make_workers
 
 
@@ -24,10 +28,11 @@ class Execution:
     stage: str | None = None
     """Run this stage alone, on a cluster for example."""
 
-    def carry_out(self, experiment: Experiment, begin: Callable[[], None]) -> bool:
-        """Show or run the stages; whether all of them have run. `begin` is called before the first one does.
+    def carry_out(self, experiment: Experiment, record: Mapping) -> bool:
+        """Show or run the stages; whether all of them have run.
 
-        UserError: options that contradict each other, or whatever ends a stage.
+        `record` becomes experiment.json before the first one does. UserError: options that contradict each
+        other, a folder with something else in it, or whatever ends a stage.
         """
         workers = make_workers(self.jobs, self.gpus)
         if self.dry_run:
@@ -35,9 +40,45 @@ class Execution:
         elif self.list_stages:
             experiment.list_stages()
         else:
-            begin()
+            begin(experiment.folder, record)
             if self.stage is None:
                 experiment.run(workers)
                 return True
             experiment.run_stage(self.stage, workers[0])
         return False
+
+
+def begin(folder: Path, record: Mapping) -> None:
+    """Write experiment.json. UserError: the folder holds something else, or an experiment of another kind.
+
+    An experiment of the same kind that has changed is gone on with, its changed stages from scratch.
+    """
+    path = folder / "experiment.json"
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder}: found a file, expected a folder for the experiment; choose another --out")
+    if folder.is_dir() and any(folder.iterdir()) and not path.is_file():
+        raise UserError(
+            f"{folder}: found other content, expected an experiment or nothing; choose another --out"
+        )
+    if path.is_file():
+        found = begun_record(folder).get("kind")
+        if found != record["kind"]:
+            raise UserError(
+                f"{path}: found an experiment of {found or 'an unknown kind'}, expected one of "
+                f"{record['kind']}; choose another --out"
+            )
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(path, dict(record))
+
+
+def begun_record(folder: Path) -> dict:
+    """Content of experiment.json; empty where there is none. UserError: it is damaged."""
+    path = folder / "experiment.json"
+    if not path.is_file():
+        return {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(
+            f"{path}: malformed ({error}), expected an experiment; choose another --out"
+        ) from error

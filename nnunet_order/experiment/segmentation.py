@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import logging
-import os
 import shlex
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from dataset_conversion.folds import Fold, leak_free_fold
 from dataset_conversion.raw import COLOUR_ENDINGS, RawDataset
-from dataset_conversion.splits import DEFAULT_FOLDS, splits_files
+from dataset_conversion.splits import splits_files
+from dataset_conversion.subset import source_splits
+from dataset_conversion.user_error import UserError
+from nnunet_order.experiment.inputs import dataset_digest
 from nnunet_order.experiment.stage import Stage
+from nnunet_order.trainer_options import OPTIONS_VARIABLE, trainer_options
 
 REAL_DATASET = "Dataset001_Real"
 PREDICT_PROCESSES = "-npp 1 -nps 1"
-END = 1 << 16  # bytes at the end of a .gz that tell it from another
 
 logger = logging.getLogger(__name__)
 
@@ -111,8 +113,7 @@ class Segmentation:
     @property
     def _training_environment(self) -> dict[str, str]:
         environment = {**self._environment, "NNUNET_ORDER_SEED": str(self.seed)}
-        if self.options:
-            environment["NNUNET_ORDER_OPTIONS"] = self.options
+        environment[OPTIONS_VARIABLE] = self.options  # also none: the user's own shell may export some
         if self.device == "cpu":
             environment["nnUNet_n_proc_DA"] = "0"  # then a training repeats itself bit by bit
             environment["nnUNet_def_n_proc"] = "1"  # the default of 8 starts as many at the end of a training
@@ -126,10 +127,12 @@ def prepare_real(source: RawDataset, fraction: float, max_side: int | None, seed
     whatever `max_side` says.
     """
     raw, preprocessed = f"nnUNet_raw/{REAL_DATASET}", f"nnUNet_preprocessed/{REAL_DATASET}"
-    convert = ["nnunet-order", "convert", "subset", "--dataset", str(source.folder.resolve()), "--out", raw]
-    splits = next((path for path in splits_files(source.folder) if path.is_file()), None)
-    if splits is not None:
-        convert += ["--splits", str(splits.resolve())]
+    place = ["--dataset", str(source.folder.resolve())]
+    folds = next((path for path in splits_files(source.folder) if path.is_file()), None)
+    if folds is not None:
+        place += ["--splits", str(folds.resolve())]
+    splits = source_splits(source, folds)
+    convert = ["nnunet-order", "convert", "subset", *place, "--out", raw]
     if fraction < 1:
         convert += ["--fraction", str(fraction), "--seed", str(seed)]
     if max_side is not None and is_volumetric(source):
@@ -142,15 +145,34 @@ def prepare_real(source: RawDataset, fraction: float, max_side: int | None, seed
         convert += ["--max-side", str(max_side)]
     number = int(REAL_DATASET[7:10])
     plan = [f"nnUNetv2_plan_and_preprocess -d {number} -c 2d -np 1 -npfp 1 --verify_dataset_integrity"]
-    if splits is not None or len(source.training_cases) >= DEFAULT_FOLDS:
+    if splits:
         plan.append(f"cp {raw}/splits_final.json {preprocessed}/splits_final.json")
     # So that it writes nothing there: stage "plan" owns that folder with the splits in it.
     unset = {"nnUNet_preprocessed": ""}
     inputs = dataset_digest(source, splits)
+    read = (shlex.join(place),)
     return [
-        Stage("real", (shlex.join(convert),), (raw,), environment=unset, inputs=inputs),
+        Stage("real", (shlex.join(convert),), (raw,), environment=unset, inputs=inputs, places=read),
         Stage("plan", tuple(plan), (preprocessed,), ("real",), {"nnUNet_n_proc_DA": "1"}),
     ]
+
+
+def check_trainers(trainers: Iterable[str], options: str) -> None:
+    """UserError: a trainer that nnUNetv2_train would not find, or options that ours do not know."""
+    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+    from nnunet_order.trainers import PaperRecipeTrainer
+
+    trainer_options(PaperRecipeTrainer, options)
+    for trainer in trainers:
+        try:
+            with contextlib.redirect_stdout(sys.stderr):  # it tells where it searches
+                recursive_find_trainer_class_by_name(trainer)
+        except RuntimeError as error:
+            raise UserError(
+                f"found no trainer {trainer}, expected one that nnUNetv2_train -tr finds; correct the name "
+                "or see nnunet-order doctor"
+            ) from error
 
 
 def is_volumetric(dataset: RawDataset) -> bool:
@@ -171,28 +193,3 @@ def refuse_shared_groups(dataset: RawDataset, folds: Sequence[Fold], on: str) ->
                 "%s: group %s (%d such) is in training and test cases: the test is easier than new patients",
                 *(dataset.folder.name, shared[0], len(shared)),
             )
-
-
-def dataset_digest(dataset: RawDataset, splits: Path | None) -> str:
-    """sha256 of all files of a raw data set that an experiment reads, of their ids, and of its folds."""
-    digest = hashlib.sha256()
-    names = ("dataset.json", "test_sets.json", "groups.json")
-    parts = [(name, dataset.folder / name) for name in names if (dataset.folder / name).is_file()]
-    parts += [("splits", splits)] if splits else []
-    for kind, cases in (("Tr", dataset.training_cases), ("Ts", dataset.test_cases)):
-        for case in cases:
-            files = [*case.images, *([case.label] if case.label else [])]
-            parts += [(f"{kind}/{case.id}/{place}", path) for place, path in enumerate(files)]
-    for name, path in parts:
-        digest.update(f"{name} {hashlib.sha256(_telling_bytes(path)).hexdigest()}\n".encode())
-    return digest.hexdigest()
-
-
-def _telling_bytes(path: Path) -> bytes:
-    """A file's content; of a .gz, which may be huge, size and end: it ends in the CRC-32 of all it holds."""
-    if path.suffix != ".gz":
-        return path.read_bytes()
-    with path.open("rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - END))
-        return f"{size} ".encode() + file.read()

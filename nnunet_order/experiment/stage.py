@@ -35,6 +35,8 @@ class Stage:
     """Variables besides the experiment's."""
     inputs: str = ""
     """Digest of what it reads from outside the experiment's folder."""
+    places: tuple[str, ...] = ()
+    """Words in its commands that say where that lies: data that have moved are the same data."""
 
 
 def stage_keys(stages: Sequence[Stage]) -> dict[str, str]:
@@ -46,7 +48,10 @@ def stage_keys(stages: Sequence[Stage]) -> dict[str, str]:
         assert stage.commands and stage.outputs, stage.name
         assert set(stage.after) <= keys.keys(), f"{stage.name} is not behind all of {stage.after}"
         before = {name: keys[name] for name in stage.after}
-        content = [stage.commands, dict(stage.environment), stage.inputs, before]
+        commands = list(stage.commands)
+        for place in stage.places:
+            commands = [command.replace(place, "") for command in commands]
+        content = [commands, dict(stage.environment), stage.inputs, before]
         keys[stage.name] = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     return keys
 

@@ -52,6 +52,11 @@ class StageFiles:
     def log(self) -> Path:
         return self.folder / "logs" / f"{self.stage.name}.txt"
 
+    @property
+    def aside(self) -> Path:
+        """Outputs on which a command could not go on, while it is tried from scratch."""
+        return self.folder / "stages" / f"{self.stage.name}.before"
+
     def is_done(self) -> bool:
         """Whether it was finished as it stands now and its outputs are still there."""
         return _read(self.record).get("key") == self.key and not self.missing_outputs()
@@ -71,6 +76,29 @@ class StageFiles:
             _remove(self.folder / output)
         self.record.unlink(missing_ok=True)
         self.begun.unlink(missing_ok=True)
+        _remove(self.aside)
+
+    def set_aside(self, progress: dict) -> None:
+        """Move the outputs away, unless older ones already are: those have come further."""
+        if not self.aside.exists():
+            write_json(self.aside / "begun.json", progress)
+            for place, output in enumerate(self.stage.outputs):
+                if (self.folder / output).exists():
+                    os.replace(self.folder / output, self.aside / str(place))
+        for output in self.stage.outputs:
+            _remove(self.folder / output)
+
+    def put_back(self) -> None:
+        """Undo `set_aside`, if anything was."""
+        if not self.aside.exists():
+            return
+        for output in self.stage.outputs:
+            _remove(self.folder / output)
+        for place, output in enumerate(self.stage.outputs):
+            if (self.aside / str(place)).exists():
+                os.replace(self.aside / str(place), self.folder / output)
+        os.replace(self.aside / "begun.json", self.begun)
+        _remove(self.aside)
 
     def tail(self) -> str:
         """The end of its log since the last command was started."""
@@ -83,8 +111,9 @@ class StageFiles:
 class StageRun:
     """Runs a stage's commands; `poll` carries it on.
 
-    A stage that was begun goes on; if that fails, its outputs are removed and it runs once more from scratch:
-    a kill in the middle of a foreign program's write may leave a file on which nothing can go on.
+    A stage that was begun goes on; if that fails, its outputs are set aside and it runs once more from
+    scratch: a kill in the middle of a foreign program's write may leave a file on which nothing can go on. If
+    that fails, too, the files were not to blame but, say, a busy GPU: they are put back.
     """
 
     def __init__(self, files: StageFiles, environment: Mapping[str, str]):
@@ -134,9 +163,10 @@ class StageRun:
         failed = bool(code) or (complete and bool(self.files.missing_outputs()))
         if failed and self._resumed:
             logger.info("%s cannot go on: from scratch", self.stage.name)
-            self.files.clear()
+            self.files.set_aside(self._progress)
             self._resumed, self._finished, self._attempts = False, 0, self._attempts + 1
         elif failed:
+            self.files.put_back()
             raise self._error(code)
         elif complete:
             self._complete()
@@ -158,6 +188,12 @@ class StageRun:
             self._process = None
         self._release()
 
+    @property
+    def _progress(self) -> dict:
+        """Content of the record of a stage that has begun."""
+        begun = {"name": self.stage.name, "key": self.files.key, "outputs": list(self.stage.outputs)}
+        return begun | {"attempts": self._attempts, "finished_commands": self._finished}
+
     def _make_room(self) -> None:
         files = self.files
         if files.record.exists() or files.begun.exists():
@@ -172,9 +208,7 @@ class StageRun:
 
     def _next_command(self) -> None:
         command = self.stage.commands[self._finished]
-        begun = {"name": self.stage.name, "key": self.files.key, "outputs": list(self.stage.outputs)}
-        progress = {"attempts": self._attempts, "finished_commands": self._finished}
-        write_json(self.files.begun, begun | progress)
+        write_json(self.files.begun, self._progress)
         program, *arguments = shlex.split(command)
         family = [sys.executable, "-I", "-S", guard.__file__, str(os.getpid())]
         argv = [*family, find_program(program), *arguments]
@@ -214,6 +248,7 @@ class StageRun:
         }
         write_json(self.files.record, record)
         self.files.begun.unlink(missing_ok=True)
+        _remove(self.files.aside)
         self._release()
 
     def _error(self, code: int) -> UserError:
