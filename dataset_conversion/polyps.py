@@ -186,8 +186,10 @@ def read_sequences(folder: Path | None) -> list[int]:
         return list(CLINICDB_FIRST_FRAMES)
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            return sorted(int(row["first"]) for row in csv.DictReader(file))
-    except (OSError, KeyError, TypeError, ValueError) as error:
+            first = sorted(int(row["first"]) for row in csv.DictReader(file))
+        first[0]  # at least one
+        return first
+    except (OSError, LookupError, TypeError, ValueError) as error:
         raise UserError(
             f"{path}: cannot be read ({error!r}), expected columns sequence,first,last; correct it"
         ) from error

@@ -75,10 +75,10 @@ class RawDatasetWriter:
             if error is not None:
                 raise error
             self._finish()
+            if self._splits:
+                write_splits(self.out, self._splits, self.folder)
         n_training = len(self._training)
         logger.info("wrote %s: %d training, %d test cases", self.out, n_training, len(self._ids) - n_training)
-        if self._splits:
-            write_splits(self.out, self._splits)
 
     def add_training_case(self, case_id: str, image: np.ndarray, label: np.ndarray) -> None:
         """Write image (H, W) or (H, W, C) and label (H, W). UserError: id, size, values, NaN/Inf."""
@@ -225,13 +225,18 @@ def check_out(out: Path) -> None:
                 )
 
 
-def write_splits(folder: Path, splits: list[Split]) -> None:
-    """Write splits_final.json into the raw folder and, if it is set, $nnUNet_preprocessed/<name>/.
+def write_splits(folder: Path, splits: list[Split], unfinished: Path | None = None) -> None:
+    """Write splits_final.json into a raw folder and, if it is set, $nnUNet_preprocessed/<name>/.
 
-    UserError, before anything is written: one of the two holds different splits.
+    Before the raw folder takes its name: one without its folds would be trained on nnU-Net's own, which may
+    part patients. UserError, before anything is written: one of the two holds different splits.
+
+    Args:
+        folder: the raw folder under its final name.
+        unfinished: where its files are now; default: there.
     """
     refuse_other_splits(folder, splits)
-    paths = splits_files(folder)
+    paths = [*splits_files(folder)[:-1], (unfinished or folder) / "splits_final.json"]
     for path in paths:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, splits)

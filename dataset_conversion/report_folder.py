@@ -26,17 +26,30 @@ def new_folder(out: Path) -> Iterator[Path]:
     try:
         with disk_full(out):
             yield partial
-            if out.is_dir():
-                out.rmdir()
-            os.replace(partial, out)
+            take_name(partial, out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def take_name(partial: Path, out: Path) -> None:
+    """Rename a finished folder to `out`, which is free or empty. UserError: it has been filled since."""
+    if out.is_dir():
+        try:
+            out.rmdir()
+        except OSError as error:
+            raise UserError(
+                f"{out}: found content that was not there before, expected an empty folder; remove it and "
+                "give the same command again"
+            ) from error
+    os.replace(partial, out)
 
 
 def check_report_folder(out: Path, files: Collection[str]) -> None:
     """UserError unless `out` is free, or holds nothing but earlier `files`, which will be replaced."""
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: found a file, expected a folder to write into; choose another --out")
+    if not out.name:
+        raise UserError(f"found --out {out}, expected a folder with a name of its own; choose another --out")
     other = sorted(path.name for path in out.iterdir() if path.name not in files) if out.is_dir() else []
     if other:
         raise UserError(f"{out}: found {other[0]} in it, expected an empty folder; choose another --out")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from dataset_conversion.dataset_json import load_json
 from dataset_conversion.raw_writer import write_json
+from dataset_conversion.report_folder import take_name
 from dataset_conversion.user_error import UserError, disk_full
 
 JOURNAL = ".journal"
@@ -33,10 +33,8 @@ def resumable_folder(out: Path, options: dict) -> Iterator[Path]:
         write_json(journal / "options", options)
         with disk_full(out):
             yield partial
-            shutil.rmtree(journal)
-            if out.is_dir():
-                out.rmdir()
-            os.replace(partial, out)
+            take_name(partial, out)
+            shutil.rmtree(out / JOURNAL)
     finally:
         if not any(journal.glob("*.json")):
             shutil.rmtree(partial, ignore_errors=True)

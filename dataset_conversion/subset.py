@@ -85,15 +85,15 @@ class ConvertSubset:
         splits = restricted_splits(splits, kept)
         refuse_other_splits(out, splits)
         with new_folder(out) as partial:
-            self._write(source, kept, splits, partial)
+            self._write(source, kept, partial)
+            if splits:
+                write_splits(out, splits, partial)
         logger.info(
             "wrote %s: %d of %d training cases, %d test cases",
             *(out, len(kept), len(source.training_cases), len(source.test_cases)),
         )
-        if splits:
-            write_splits(out, splits)
 
-    def _write(self, source: RawDataset, kept: set[str], splits: list[Split], folder: Path) -> None:
+    def _write(self, source: RawDataset, kept: set[str], folder: Path) -> None:
         notes = Notes()
 
         def copy(part_and_case: tuple[str, Case]) -> None:
@@ -117,8 +117,6 @@ class ConvertSubset:
             write_json(folder / "groups.json", groups)
         if source.test_sets:
             write_json(folder / "test_sets.json", source.test_sets)
-        if splits:
-            write_json(folder / "splits_final.json", splits)
 
 
 def check_shrinkable(source: RawDataset) -> None:

@@ -18,8 +18,9 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from dataset_conversion.raw_writer import write_json
 from dataset_conversion.user_error import UserError
-from nnunet_order.complexity import planned_unet, write_json
+from nnunet_order.complexity import planned_unet
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -13,6 +12,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from dataset_conversion.raw_writer import write_json
 from dataset_conversion.user_error import UserError
 
 if TYPE_CHECKING:
@@ -214,11 +214,3 @@ def print_tables(rows: Sequence[dict], convention: str, with_fvcore: bool) -> No
 def beside(ours: str, paper: str) -> str:
     """Ours, and below it the paper's."""
     return f"{ours}\n[dim]({paper})[/dim]" if paper else ours
-
-
-def write_json(path: Path, content: dict) -> None:
-    """Write `content`, or leave the file as it was."""
-    partial = path.with_name(f".{path.name}.partial")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    partial.replace(path)

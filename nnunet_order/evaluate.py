@@ -164,7 +164,7 @@ def score_folders(
     jobs = [(truth, folder / names[case]) for folder in folders.values() for case, truth in truths.items()]
     score = partial(score_case, dataset, tolerance)
     workers = min(processes, 1 + len(jobs) // CASES_PER_WORKER)
-    if workers == 1:
+    if workers <= 1:
         results = list(track(map(score, jobs), "Scoring", total=len(jobs)))
     else:
         # spawn, as nnU-Net: forking a process that holds torch's threads can hang.

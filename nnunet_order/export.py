@@ -35,8 +35,9 @@ INSTALL_HINT = "pip install 'law-order[onnx]'"
 class Export:
     """Write a trained model as one ONNX file with everything that prediction needs.
 
-    Any 2D nnU-Net model will do, whatever its trainer. The file takes any batch, height and width, and is
-    compared with torch before it is kept. `nnunet-order predict` runs it if the images were PNG, BMP or TIFF.
+    Any 2D nnU-Net model will do, whatever its trainer. The file takes any batch and size (of networks other
+    than this package's, multiples of the metadata's size_multiple) and is compared with torch before it is
+    kept. `nnunet-order predict` runs it if the images were PNG, BMP or TIFF.
     """
 
     model: Path

@@ -31,9 +31,10 @@ class FiniteLoss(nn.Module):
         highest = output[0] if isinstance(output, list) else output
         truth = target[0] if isinstance(target, list) else target
         weights = terms.weight_ce, terms.weight_dice
-        values = {}
-        for name, (terms.weight_ce, terms.weight_dice) in {"cross-entropy": (1, 0), "Dice": (0, 1)}.items():
-            values[name] = float(terms(highest, truth))
+        terms.weight_ce, terms.weight_dice = 1, 0
+        values = {"cross-entropy": float(terms(highest, truth))}
+        terms.weight_ce, terms.weight_dice = 0, 1
+        values["Dice"] = float(terms(highest, truth))
         terms.weight_ce, terms.weight_dice = weights
         broken = (~torch.isfinite(highest)).sum()
         return (

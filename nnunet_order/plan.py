@@ -10,6 +10,7 @@ from pathlib import Path
 
 import tyro
 
+from dataset_conversion.dataset_json import load_json
 from dataset_conversion.raw import RawDataset, find_dataset, nnunet_folder
 from dataset_conversion.raw_writer import write_json
 from dataset_conversion.user_error import UserError
@@ -46,6 +47,11 @@ class Plan:
         if self.reuse_plans_from is not None:
             self._reuse_plans()
             return
+        if not {*self.attention_stages} <= {0, 1, 2, 3}:
+            raise UserError(
+                f"found --attention-stages {' '.join(map(str, self.attention_stages))}, expected some of "
+                "0 1 2 3; correct them"
+            )
         folder = preprocessed_folder(self.dataset)
         plans = with_network(
             read_planned(folder, f"{self.source}.json"),
@@ -59,9 +65,7 @@ class Plan:
         plans["plans_name"] = "ORDERPlans"
         plans["configurations"] = {"2d": plans["configurations"]["2d"]}
         target = folder / "ORDERPlans.json"
-        temporary = target.with_suffix(".partial")
-        temporary.write_text(json.dumps(plans, indent=4) + "\n")
-        os.replace(temporary, target)
+        write_json(target, plans)
         settings = plans["configurations"]["2d"]
         logger.info("wrote %s: patch %s, batch %d", target, settings["patch_size"], settings["batch_size"])
         logger.info("train with: nnUNetv2_train %s 2d 0 -p ORDERPlans", self.dataset)
@@ -79,7 +83,7 @@ class Plan:
         plans = plans_for(target, read_planned(source, f"{self.source}.json"))
         check_same_task(target, read_planned(source, "dataset.json"), source)
         path = folder / f"{self.source}.json"
-        if path.is_file() and json.loads(path.read_text()) != plans:
+        if path.is_file() and load_json(path) != plans:
             raise UserError(
                 f"{path}: found other plans, expected none or those of {source.name}; delete that folder "
                 "(and the models trained with it) or choose another data set"
@@ -122,7 +126,7 @@ def read_planned(folder: Path, name: str) -> dict:
             f"found no {path}; run: nnUNetv2_plan_and_preprocess -d {folder.name[7:10]} -c 2d "
             "--verify_dataset_integrity"
         )
-    return json.loads(path.read_text())
+    return load_json(path)
 
 
 def preprocessed_folder(dataset: str) -> Path:
@@ -132,7 +136,7 @@ def preprocessed_folder(dataset: str) -> Path:
         raise UserError(
             "nnUNet_preprocessed is not set; export nnUNet_preprocessed=FOLDER (nnunet-order doctor)"
         )
-    pattern = f"Dataset{int(dataset):03d}_*" if dataset.isdigit() else dataset
+    pattern = f"Dataset{int(dataset):03d}_*" if dataset.isdigit() else Path(dataset).name or "Dataset"
     found = sorted(path for path in Path(root).glob(pattern) if path.is_dir())
     if len(found) != 1:
         names = ", ".join(path.name for path in found) or "none"

@@ -47,8 +47,13 @@ def with_network(
         sigmoid_head: one output channel instead of two, see `networks.SigmoidHead`.
 
     Raises:
-        UserError: no such configuration, or it is not 2D.
+        UserError: no such configuration, it is not 2D, or sizes that nothing can be trained with.
     """
+    if largest_patch < SIDE_MULTIPLE or batch_size < 1:
+        raise UserError(
+            f"found largest patch {largest_patch} and batch size {batch_size}, expected at least "
+            f"{SIDE_MULTIPLE} and 1; change them"
+        )
     plans = deepcopy(plans)
     if configuration not in plans["configurations"]:
         known = ", ".join(plans["configurations"])

@@ -81,7 +81,13 @@ class Segmenter:
 
     def read(self, path: Path, notes: Notes) -> np.ndarray:
         """Read an image file as the model wants it, (H, W, 3) or (H, W); UserError for other images."""
-        return (read_rgb if self.channels == 3 else read_grey)(path, notes)
+        if self.channels == 1:
+            return read_grey(path, notes)
+        pixels = read_rgb(path, notes)
+        with Image.open(path) as image:
+            if image.mode in ("1", "L", "LA"):  # perhaps one of an image's three files, nnU-Net's other way
+                raise UserError(f"{path}: found a grey image, expected RGB as in training; convert it")
+        return pixels
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """Image (H, W, 3) or (H, W) of grey or RGB values as stored, to its label map (H, W), uint16."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import random
+from types import MethodType
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,14 @@ from nnunet_order.trainer_options import trainer_options
 SEED_VARIABLE = "NNUNET_ORDER_SEED"
 SHORT_RUN_LEARNING_RATE = 5e-3  # the paper's 1e-4 needs its 100 epochs; see docs/reproduction.md
 one_line_errors()
+
+
+def environment_seed() -> int | None:
+    """NNUNET_ORDER_SEED; None where it is not set, or empty. UserError: not a whole number from 0."""
+    text = os.environ.get(SEED_VARIABLE, "")
+    if text and not text.isdigit():
+        raise UserError(f"{SEED_VARIABLE}: found {text}, expected a whole number from 0; correct it")
+    return int(text) if text else None
 
 
 class PaperRecipeTrainer(nnUNetTrainer):
@@ -72,9 +81,9 @@ class PaperRecipeTrainer(nnUNetTrainer):
         dataset_json: dict,
         device: torch.device = torch.device("cuda"),  # noqa: B008, nnU-Net's own signature
     ):
-        threads = os.environ.get("OMP_NUM_THREADS")
-        if device.type == "cpu" and threads:  # nnUNetv2_train takes all cores, so two of them collide
-            torch.set_num_threads(int(threads))
+        threads = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]  # of nested levels, the outer one
+        if device.type == "cpu" and threads.isdigit() and int(threads):
+            torch.set_num_threads(int(threads))  # nnUNetv2_train takes all cores, so two of them collide
         options = trainer_options(PaperRecipeTrainer)
         vars(self).update(options)
         labels = PlansManager(plans).get_label_manager(dataset_json)
@@ -92,8 +101,7 @@ class PaperRecipeTrainer(nnUNetTrainer):
         self.num_epochs, self.initial_lr = self.epochs, self.learning_rate
         self.weight_decay, self.save_every = self.decoupled_weight_decay, self.checkpoint_every
         self.enable_deep_supervision = False
-        seed = os.environ.get(SEED_VARIABLE)
-        self.seed = None if seed is None else int(seed)
+        self.seed = environment_seed()
         self.print_to_log_file(
             f"{type(self).__name__}: patch {self.configuration_manager.patch_size}, "
             f"batch {self.configuration_manager.batch_size}, seed {self.seed}, "
@@ -212,14 +220,14 @@ class nnUNetTrainerORDER_fp32(nnUNetTrainerORDER):
             num_output_channels,
             enable_deep_supervision,
         )
-        forward = network.forward
-
-        def full_precision_forward(x: torch.Tensor) -> torch.Tensor:
-            with autocast_off(x.device.type):
-                return forward(x.float())
-
-        network.forward = full_precision_forward
+        network.forward = MethodType(full_precision_forward, network)  # which copies along with the network
         return network
+
+
+def full_precision_forward(network: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """The network's own forward pass in float32."""
+    with autocast_off(x.device.type):
+        return type(network).forward(network, x.float())
 
 
 class nnUNetTrainerORDER_none(nnUNetTrainerORDER):
@@ -229,7 +237,7 @@ class nnUNetTrainerORDER_none(nnUNetTrainerORDER):
 
 
 class nnUNetTrainerORDER_early(nnUNetTrainerORDER):
-    """Tables 6, "stages 3-4 (early)": the highest skip; the paper's stage 4 has none."""
+    """Table 6, "stages 3-4 (early)": the highest skip; the paper's stage 4 has none."""
 
     network_options = {"attention_stages": [3]}  # noqa: RUF012
 

@@ -207,6 +207,10 @@ def test_predict_keeps_frame_numbers(order_model, tmp_path):
         (lambda images: (images / "a.png").unlink(), "found no image"),
         (lambda images: Image.new("RGB", (64, 64)).save(images / "a.jpg"), "two images named a"),
         (lambda images: (images / "a.png").rename(images / "b.png").write_bytes(b"broken"), "cannot be read"),
+        (
+            lambda images: Image.new("L", (64, 64)).save((images / "a.png").rename(images / "b.png")),
+            "found a grey",
+        ),
     ],
 )
 def test_predict_refuses_bad_input_in_one_line(order_model, tmp_path, prepare, message):

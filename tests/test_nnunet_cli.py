@@ -274,6 +274,9 @@ def test_reused_plans_take_the_reader_of_their_data_set_and_never_replace_others
         (Plan("906", reuse_plans_from="902"), "found none for data set 902"),
         (Plan("906", source="Other", reuse_plans_from="901"), "found no .*Other.json; run"),
         (Plan("906", batch_size=2, reuse_plans_from="901"), "found options of ORDER's plans"),
+        (Plan("/somewhere/Dataset902_Other"), "found none for data set /somewhere/Dataset902_Other"),
+        (Plan(""), "found none for data set"),
+        (Plan("901", attention_stages=(7,)), "found --attention-stages 7, expected some of 0 1 2 3"),
     ):
         with pytest.raises(UserError, match=message):
             plan.run()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +15,8 @@ from PIL import Image
 
 from dataset_conversion.raw import find_dataset, read_dataset
 from dataset_conversion.raw_writer import RGB, RawDatasetWriter, write_splits
+from dataset_conversion.report_folder import new_folder
+from dataset_conversion.resumable import resumable_folder
 from dataset_conversion.splits import grouped_splits
 from dataset_conversion.user_error import UserError
 
@@ -354,6 +358,29 @@ def test_splits_go_where_nnunet_reads_them_and_never_over_others(tmp_path, monke
     with pytest.raises(UserError, match="found other splits"):
         write_splits(folder, splits[:2])
     assert json.loads(target.read_text()) == splits
+
+
+def test_a_raw_folder_never_stands_without_its_folds(tmp_path, monkeypatch):
+    """nnU-Net would draw its own, which part patients."""
+    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path / "preprocessed"))
+    (tmp_path / "preprocessed").write_text("a file in the way")
+    out = tmp_path / "raw" / "Dataset500_Polyps"
+    with pytest.raises(OSError), RawDatasetWriter(out, RGB, LABELS) as writer:
+        for index in range(2):
+            writer.add_training_case(f"case_{index}", *picture(index))
+        writer.set_splits(grouped_splits({"case_0": "1", "case_1": "2"}, folds=2))
+    assert not out.exists()
+
+
+def test_content_that_appears_meanwhile_stops_in_a_line(tmp_path):
+    for folder in (new_folder, functools.partial(resumable_folder, options={})):
+        out = tmp_path / "Dataset500_Polyps"
+        out.mkdir()
+        with pytest.raises(UserError, match="was not there before"), folder(out) as partial:
+            (partial / "a").touch()
+            (out / ".DS_Store").touch()
+        assert [path.name for path in out.iterdir()] == [".DS_Store"]
+        shutil.rmtree(out)
 
 
 def test_conflicting_splits_stop_a_conversion(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import random
@@ -331,3 +332,27 @@ def test_fp32_trainer_leaves_autocast(make):
         with torch.autocast("cpu", dtype=torch.bfloat16):
             types[trainer_class] = trainer.network(x).dtype
     assert types == {nnUNetTrainerORDER: torch.bfloat16, nnUNetTrainerORDER_fp32: torch.float32}
+    copied = copy.deepcopy(trainer.network)  # as averages of weights are made
+    torch.nn.utils.vector_to_parameters(torch.zeros(42_457), copied.parameters())
+    assert not copied(x).any() and trainer.network(x).any()
+
+
+def test_variables_that_are_empty_odd_or_wrong(make, monkeypatch):
+    from nnunet_order.trainers import nnUNetTrainerORDER
+
+    before = torch.get_num_threads()
+    monkeypatch.setenv("OMP_NUM_THREADS", "1,2")  # of two nested levels
+    monkeypatch.setenv("NNUNET_ORDER_SEED", "")
+    assert make(nnUNetTrainerORDER).seed is None and torch.get_num_threads() == 1
+    torch.set_num_threads(before)
+    for wrong in ("-1", "abc"):
+        monkeypatch.setenv("NNUNET_ORDER_SEED", wrong)
+        with pytest.raises(UserError, match=f"found {wrong}, expected a whole number"):
+            make(nnUNetTrainerORDER)
+
+
+@pytest.mark.parametrize("changes", [{"largest_patch": 16}, {"batch_size": 0}])
+def test_sizes_that_nothing_can_be_trained_with(plans, changes):
+    options = {"batch_size": 2, "largest_patch": 64, "sigmoid_head": True} | changes
+    with pytest.raises(UserError, match="expected at least 32 and 1"):
+        with_network(plans, "2d", "nnunet_order.networks.ORDER", {}, **options)

@@ -11,6 +11,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from dataset_conversion.report_folder import report_folder
 from nnunet_order.evaluation_report import per_label, write_csv
 from nnunet_order.experiment.scores import CaseScores, read_scores
 from nnunet_order.metrics import FOREGROUND_MEAN, MEANS, mean_over_cases, resampled_means, with_interval
@@ -29,11 +30,8 @@ def table_rows(out: Path, plan: Comparison) -> list[dict]:
     models = {one.trainer: out / one.model for one in plan.segmentations}
     sizes = {trainer: network_size(model, trainer) for trainer, model in models.items()}
     rows = [row | sizes[row["trainer"]] for row in score_rows(scores, plan.paper, plan.source.groups)]
-    path = out / TABLE
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    write_csv(partial, rows)
-    partial.replace(path)
+    with report_folder(out / TABLE.parent, [TABLE.name]) as partial:
+        write_csv(partial / TABLE.name, rows)
     return rows
 
 
@@ -126,7 +124,8 @@ def _cells(row: Mapping) -> list[str]:
     size += f"\n[dim]{row[f'gflops_{COUNTED_SIDE}px']:.3g}[/dim]"
     number = f"{row['cases']} x {row['runs']}"
     number += f"\n[dim]in {row['groups']}[/dim]" * (row["groups"] < row["cases"])
-    cells = [row["trainer"].removeprefix("nnUNetTrainer") or "nnUNetTrainer", size, number]
+    short = row["trainer"].removeprefix("nnUNetTrainer")
+    cells = [row["trainer"] if short[:1] in ("", "_") else short, size, number]  # stock ones keep their names
     for name in SHOWN:
         published = row[f"paper_{name}"]
         beside = "" if published is None else f" ({100 * published:.1f})"
