@@ -107,6 +107,7 @@ class TrainedRun:
         unet = base.unet.to(dtype)
         if self.config["trains_decoder"]:
             unet = UNet2DConditionModel.from_pretrained(self.folder / "unet", torch_dtype=dtype)
+            base.unet = unet  # the base's own is 3.4 GB that nothing needs
         return controlnet.eval(), unet.eval()
 
 

@@ -49,7 +49,7 @@ class Window:
     @property
     def is_identity(self) -> bool:
         """Whether the values are seen as they are, as those of 8-bit files."""
-        return set(self.low) == {0.0} and set(self.high) == {255.0}
+        return self.dtype == "uint8" and set(self.low) == {0.0} and set(self.high) == {255.0}
 
     @property
     def json(self) -> dict:

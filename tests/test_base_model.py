@@ -205,6 +205,9 @@ def test_folders_that_are_not_a_base(copy, tmp_path):
     refused(Path("word"), "no such folder")
     (copy / "model_index.json").rename(copy / "renamed.json")
     refused(copy, "no model_index.json")
+    (copy / ".training").mkdir()  # weights lie there already, the list of cases does not
+    refused(copy, "a base that is not finished")
+    (copy / ".training").rmdir()
     (copy / "model_index.json").write_text("{")
     refused(copy, "model_index.json", "malformed")
 

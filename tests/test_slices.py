@@ -110,6 +110,8 @@ class TestWindow:
             find_window(read_dataset(folder), ["ct_0", "ct_5"])
 
     def test_back_and_forth_costs_half_a_grey_level(self):
+        assert not Window((0.0,), (255.0,), "int16").is_identity  # a window like any other
+        assert Window((0.0,), (255.0,), "uint8").is_identity
         window = Window((-100.0,), (200.0,), "int16")
         values = np.arange(-100, 201, dtype=np.float32).reshape(1, 1, -1)
         back = window.from_rgb(window.to_rgb(values))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import signal
@@ -23,8 +24,10 @@ from dataset_conversion.phantom import ConvertPhantom
 from dataset_conversion.user_error import UserError
 from law_synth.base.model import load_base
 from law_synth.base.tiny import write_tiny_base
+from law_synth.folder_lock import hold
 from law_synth.run_folder import newest_run, read_run
 from law_synth.training.data import Sampler, latent_mask, set_aside
+from law_synth.training.loop import _objective
 from law_synth.training.train import Train
 
 
@@ -290,6 +293,35 @@ def test_mixed_precision_keeps_trained_weights_in_fp32(options):
     assert {weight.dtype for weight in state["weights"].values()} == {torch.float32}
 
 
+@pytest.mark.parametrize("precision", ["bf16", "no"])
+def test_training_begins_with_the_bases_own_weights(options, precision):
+    """Halved and back they would differ from the teacher's, and from what an unchanged run exports."""
+    base, fresh = load_base(options.base), load_base(options.base)
+    networks = _objective(replace(options, mixed_precision=precision), base, classes=1).networks
+    ours, theirs = (dict(unet.named_parameters()) for unet in (networks.unet, fresh.unet))
+    trained = [name for name, parameter in ours.items() if parameter.requires_grad]
+    assert trained and all(torch.equal(ours[name], theirs[name]) for name in trained)
+    frozen = {parameter.dtype for parameter in ours.values() if not parameter.requires_grad}
+    assert frozen == {torch.bfloat16 if precision == "bf16" else torch.float32}
+
+
+def test_one_process_at_a_time(options):
+    replace(options, max_steps=1).run()
+    before = weights_of(options.out)
+    lock = hold(options.out / ".training")
+    with pytest.raises(UserError, match="found another process that writes there") as error:
+        options.run()
+    assert "\n" not in str(error.value)
+    lock.release()
+    assert all(torch.equal(before[name], tensor) for name, tensor in weights_of(options.out).items())
+    options.run()
+
+
+def test_an_empty_prompt_is_a_prompt(options):
+    replace(options, max_steps=1, prompt="").run()
+    assert read_run(options.out).prompt == ""
+
+
 def test_gradient_checkpointing_changes_no_loss(options, tmp_path):
     options.run()
     replace(options, gradient_checkpointing=True, out=tmp_path / "checkpointing").run()
@@ -394,6 +426,7 @@ def test_odd_data(options, world):
         ({"weighting": "difficulty", "dice": False}, "found --dice with --weighting difficulty"),
         ({"preset": "light", "beta_t": 1.0}, "found --beta-t with --weighting law --preset light"),
         ({"mixed_precision": "fp16"}, "found --mixed-precision fp16 on a CPU"),
+        ({"dice": False, "joint": True, "lambda_dice": 7.0}, "found --lambda-dice with --weighting law"),
     ],
 )
 def test_bad_options_are_one_line(options, changes, message):
@@ -415,7 +448,7 @@ def test_another_training_in_the_folder_is_refused(options, tmp_path):
         replace(options, out=tmp_path / "other" / "thesis.txt").run()
 
 
-def test_base_that_saw_other_cases_is_refused(options, world, tmp_path):
+def test_base_that_saw_other_cases_is_refused(options, world, tmp_path, caplog):
     """A base from init-base must not know the validation cases of the fold."""
     shutil.copytree(world / "base", tmp_path / "base")
     from dataset_conversion.raw import find_dataset
@@ -426,6 +459,10 @@ def test_base_that_saw_other_cases_is_refused(options, world, tmp_path):
     with pytest.raises(UserError, match="found a base trained on"):
         replace(options, base=str(tmp_path / "base")).run()
     replace(options, base=str(tmp_path / "base"), fold="all", max_steps=1).run()
+    (tmp_path / "base" / "base_config.json").write_text(json.dumps(about | {"dataset": "Dataset500_All"}))
+    with caplog.at_level(logging.WARNING):
+        replace(options, base=str(tmp_path / "base"), dry_run=True, out=tmp_path / "other").run()
+    assert "was trained on Dataset500_All: make sure that it holds no validation or test case" in caplog.text
 
 
 def test_dry_run_writes_nothing(options):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dataset_conversion.raw import nnunet_folder
+from dataset_conversion.raw import RawDataset, nnunet_folder
 from dataset_conversion.user_error import UserError
 from law_synth.audit.finding import Finding, NotPossible, changed, leak
 from law_synth.audit.subject import RUN_KEYS
@@ -30,7 +31,7 @@ def check_sources(subject: Subject, options: Audit) -> tuple[list[Finding], str]
     for row in subject.rows:
         own = row["source_case"]
         name = own or mask_stem(row["source_mask"])
-        group = None if own or subject.source is None else mask_group(row["source_mask"], subject.source)
+        group = None if own or subject.source is None else _group_of_mask(row, held_out, subject.source)
         if subject.source is not None and name in subject.held_out:
             findings.append(leak(row["case"], f"its mask is that of {name}", _what(subject, name)))
         elif group in held_out:
@@ -47,6 +48,12 @@ def check_sources(subject: Subject, options: Audit) -> tuple[list[Finding], str]
     elsewhere = sum(row["source_case"] is None for row in subject.rows)
     extra = f", {elsewhere} of them from elsewhere" if elsewhere else ""
     return findings, f"{len(subject.rows)} masks{extra}; training cases of fold {subject.run['fold']}"
+
+
+def _group_of_mask(row: dict, held_out: Mapping[str, str], source: RawDataset) -> str | None:
+    """Patient of a mask without image: as recorded (from --mask-groups, say) or else as its name tells."""
+    recorded = row.get("source_group")
+    return recorded if recorded in held_out else mask_group(row["source_mask"], source)
 
 
 def check_training_cases(subject: Subject, options: Audit) -> tuple[list[Finding], str]:
@@ -97,11 +104,13 @@ def check_run(subject: Subject, options: Audit) -> tuple[list[Finding], str]:
 
 def check_base(subject: Subject, options: Audit) -> tuple[list[Finding], str]:
     """The base model is the one recorded, and by its own record saw none of the held-out cases."""
-    from law_synth.base.files import hash_base
+    from law_synth.base.files import hash_base, is_unfinished
     from law_synth.base.init_base import CONFIG as BASE_CONFIG
 
     recorded = subject.run["base"]
     folder = Path(options.base) if options.base else _find_base(recorded["source"])
+    if is_unfinished(folder):
+        raise NotPossible(f"{folder} is what an interrupted init-base left, which does not tell its cases")
     findings = []
     if hash_base(folder) != recorded["hash"]:
         findings.append(changed(f"{folder}", "another base than the run's", "what that one saw is not known"))

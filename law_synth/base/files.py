@@ -35,6 +35,11 @@ def find_base(source: str) -> Path:
     return folder
 
 
+def is_unfinished(folder: Path) -> bool:
+    """Whether init-base was interrupted there: weights may lie there that nothing tells the cases of."""
+    return (folder / ".training").is_dir() and not (folder / "base_config.json").is_file()
+
+
 def hash_base(folder: Path) -> str:
     """sha256 over names and contents of the weights and configurations that are loaded."""
     digest = hashlib.sha256()
@@ -64,11 +69,14 @@ def _files(part: Path) -> list[Path]:
 
 
 def _check(folder: Path, source: str) -> None:
+    if is_unfinished(folder):
+        raise UserError(
+            f"{source}: found a base that is not finished, expected all of it; give its init-base again"
+        )
     index = folder / "model_index.json"
     if not index.is_file():
-        hint = " (is its init-base unfinished?)" if (folder / ".training").is_dir() else ""
         raise UserError(
-            f"{source}: found no model_index.json{hint}, expected a model in diffusers layout; single-file "
+            f"{source}: found no model_index.json, expected a model in diffusers layout; single-file "
             "checkpoints must be converted first"
         )
     content = read_json(index)

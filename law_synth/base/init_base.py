@@ -18,6 +18,7 @@ from dataset_conversion.raw_writer import write_json
 from dataset_conversion.user_error import UserError, disk_full
 from law_synth.base.losses import Flips
 from law_synth.base.seen import CONFIG, SLICES_PER_CASE, check_window, chosen_slices, evenly
+from law_synth.folder_lock import hold
 from law_synth.requirements_hint import package_versions, require
 
 if TYPE_CHECKING:
@@ -166,8 +167,12 @@ class InitBase:
         if not held_back:
             logger.warning("%d cases are too few to hold some back: PSNR is of training images", len(cases))
         shown = evenly(held_back or kept[:HELD_BACK], HELD_BACK)
-        claim(self.out, options)  # only now: whatever is wrong with the data leaves nothing behind
-        results = train_base(self, self.out / WORK, device, images[kept], images[shown])
+        lock = hold(self.out / WORK)  # only now: whatever is wrong with the data leaves nothing behind
+        try:
+            claim(self.out, options)
+            results = train_base(self, self.out / WORK, device, images[kept], images[shown])
+        finally:
+            lock.release()
         folder = view.dataset.folder.resolve()
         return {
             "dataset": folder.name,

@@ -151,7 +151,7 @@ def _load_sampler(plan: GenerationPlan) -> ImageSampler:
             f"{run.folder}: found other weights than law_config.json says, expected a run at rest; wait "
             "until the training has saved them, then give the command again"
         )
-    base = load_base(run.base_source, plan.device)
+    base = load_base(run.base_source)  # the sampler moves what it needs
     with quiet():
         controlnet, unet = run.load_student(base, torch.float32)
         return ImageSampler(base, controlnet, unet, plan.sampling, plan.device, plan.view.classes.count)

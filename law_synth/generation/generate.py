@@ -105,6 +105,11 @@ class Generate:
                 "found --mask-groups or --drop-held-out-masks without --masks, expected the folder of masks; "
                 "name it"
             )
+        if self.masks is None and self.slices_per_mask != type(self).slices_per_mask:
+            raise UserError(
+                "found --slices-per-mask without --masks, expected volumes of masks to take slices from; "
+                "drop it"
+            )
         if self.hard_cases is not None and self.masks is not None:
             raise UserError(
                 "found --hard-cases with --masks, expected the training cases' masks, whose Dice it holds; "

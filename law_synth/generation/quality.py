@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 from dataset_conversion.raw import RawDataset
 from law_synth.evaluation.agreement import MEAN, agreement
 from law_synth.evaluation.features import nearest, thumbnails, with_mirrored
+from nnunet_order.export import read_json
 
 if TYPE_CHECKING:
     import torch
@@ -102,5 +102,4 @@ def judge_of_fold(folder: Path, dataset: RawDataset, fold: Fold, device: torch.d
 
 
 def _same(folder: Path, dataset: RawDataset) -> bool:
-    plans = json.loads((folder / "plans.json").read_text(encoding="utf-8"))
-    return plans.get("dataset_name") == dataset.folder.resolve().name
+    return read_json(folder / "plans.json").get("dataset_name") == dataset.folder.resolve().name

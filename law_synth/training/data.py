@@ -135,11 +135,15 @@ def load_training_data(
         masks.append(torch.from_numpy(resize_mask(mask, size).copy()))
     images, masks = torch.stack(images), torch.stack(masks)
     latents = _encode_cached(base, images, cache)
+    at_latent_size = [  # a few at a time: one number per class and pixel is many times the masks
+        latent_mask(one_hot(some, view.classes.count), base.latent_factor, downsampling)
+        for some in masks.split(ENCODED_AT_ONCE)
+    ]
     return TrainingData(
         slices=slices,
         images=images,
         masks=masks,
-        latent_masks=latent_mask(one_hot(masks, view.classes.count), base.latent_factor, downsampling),
+        latent_masks=torch.cat(at_latent_size),
         mean=latents["mean"],
         std=latents["std"],
         text=base.encode_prompts(["", prompt]).cpu(),
@@ -148,7 +152,9 @@ def load_training_data(
 
 def _encode_cached(base: BaseModel, images: Tensor, cache: Path) -> dict[str, Tensor]:
     """Posterior of every image, (N, C, h, w) each; kept under a name made of the images and the base."""
-    key = hashlib.sha256(images.numpy().tobytes() + base.hash.encode()).hexdigest()[:16]
+    digest = hashlib.sha256(images.numpy())
+    digest.update(base.hash.encode())
+    key = digest.hexdigest()[:16]
     path = cache / f"latents_{key}.safetensors"
     if path.is_file():
         return load_file(path)

@@ -6,17 +6,19 @@ import logging
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object, set_seed
+from accelerate.utils import DistributedType, InitProcessGroupKwargs, gather_object, set_seed
 from diffusers.training_utils import EMAModel
 
 from dataset_conversion.user_error import UserError
 from law_synth.base.model import BaseModel, load_base
-from law_synth.denoiser import StudentTeacher, decoder_parameters
+from law_synth.denoiser import StudentTeacher
+from law_synth.folder_lock import hold
 from law_synth.objective import Losses, TrainingObjective, total_loss
 from law_synth.progress import progress
 from law_synth.run_folder import monitored_slices, slices_of
@@ -25,6 +27,7 @@ from law_synth.training.data import Sampler, TrainingData, load_training_data
 from law_synth.training.monitor import Monitor
 from law_synth.training.plan import Plan, chosen_dataset, describe, settle
 from law_synth.training.state import (
+    STATE,
     check_same_options,
     claim,
     export,
@@ -44,6 +47,7 @@ REMEDY = (
     "give --mixed-precision no to go on after the last save, or start again in another --out with a lower "
     "--learning-rate"
 )
+PATIENCE = timedelta(hours=12)
 MAX_GRADIENT_NORM = 1.0  # that of diffusers' own ControlNet script; the papers do not say
 
 
@@ -57,7 +61,12 @@ def train(options: Train) -> Path:
     describe(plan)
     if options.dry_run:
         return plan.folder
-    Training(options, plan, base, accelerator).run()
+    training = Training(options, plan, base, accelerator)
+    try:
+        training.run()
+    finally:
+        if training.lock:
+            training.lock.release()
     return plan.folder
 
 
@@ -80,8 +89,10 @@ class Training:
         with accelerator.main_process_first():  # it encodes, the others read what it kept
             self.data = self._load(base, slices_of(plan.config, plan.config["train_cases"]))
             monitored = self._load(base, monitored_slices(plan.config))
-        if accelerator.is_main_process:
-            claim(plan.folder, plan.content)  # only now: data that cannot be read leave no run behind
+        self.lock = None
+        if accelerator.is_main_process:  # only now: data that cannot be read leave no run behind
+            self.lock = hold((plan.folder / STATE).parent)
+            claim(plan.folder, plan.content)
         base.text_encoder = None  # both prompts are encoded
         self.sampler = Sampler(
             options.seed,
@@ -244,11 +255,20 @@ def _accelerator(options: Train) -> Accelerator:
     cpu = options.device == "cpu" or not torch.cuda.is_available()
     if cpu and options.mixed_precision == "fp16":
         raise UserError("found --mixed-precision fp16 on a CPU, expected a GPU for it; give bf16 or no")
-    return Accelerator(
+    accelerator = Accelerator(
         cpu=cpu,
         mixed_precision=options.mixed_precision,
         gradient_accumulation_steps=options.gradient_accumulation,
+        # Others wait while one process reads and encodes, or saves; NCCL's default is ten minutes.
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
     )
+    kind = accelerator.distributed_type
+    if kind not in (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU):
+        raise UserError(
+            f"found {kind.value} in accelerate's configuration, expected plain data parallelism, as one "
+            "process saves whole weights; give accelerate launch --multi_gpu"
+        )
+    return accelerator
 
 
 def _objective(options: Train, base: BaseModel, classes: int) -> TrainingObjective:
@@ -262,10 +282,9 @@ def _objective(options: Train, base: BaseModel, classes: int) -> TrainingObjecti
     )
     if options.mixed_precision != "no":
         frozen = {"bf16": torch.bfloat16, "fp16": torch.float16}[options.mixed_precision]
-        base.unet.to(frozen)
-        if not options.freeze_decoder:
-            for parameter in decoder_parameters(base.unet):
-                parameter.data = parameter.data.float()
+        for parameter in base.unet.parameters():
+            if not parameter.requires_grad:
+                parameter.data = parameter.data.to(frozen)
     if options.gradient_checkpointing:
         for network in (networks.unet, networks.teacher_unet, networks.controlnet, networks.image_controlnet):
             if network is not None:

@@ -73,6 +73,11 @@ def settle(options: Train, dataset: RawDataset, base: BaseModel, processes: int)
             f"{base.source}: found a base trained on {unseen[0]} ({len(unseen)} such), expected only "
             f"training cases of fold {options.fold}; make one with law-synth init-base --fold {options.fold}"
         )
+    if unseen and of_base.get("dataset") != dataset.folder.resolve().name:
+        logger.warning(
+            "%s was trained on %s: make sure that it holds no validation or test case of %s",
+            *(base.source, of_base["dataset"], dataset.folder.name),
+        )
     size = options.size or of_base.get("image_size", DEFAULT_SIZE)
     if size % base.latent_factor:
         raise UserError(
@@ -98,13 +103,17 @@ def settle(options: Train, dataset: RawDataset, base: BaseModel, processes: int)
         "slices": _indices(slices, trained) if view.is_volumetric else None,
         "base": {"source": base.source, "hash": base.hash},
         "size": size,
-        "prompt": options.prompt
-        or f"a medical image of {joined([f'a {name}' for name in view.classes.names])}",
+        "prompt": default_prompt(view) if options.prompt is None else options.prompt,
         "guidance_scale": of_base.get("guidance_scale", DEFAULT_GUIDANCE) if guidance is None else guidance,
         "trains_decoder": not options.freeze_decoder,
     }
     folder = options.out or default_run_folder(config["dataset"]["name"], options.weighting, options.fold)
     return Plan(view, folder, config)
+
+
+def default_prompt(view: SliceView) -> str:
+    """What stands for every image."""
+    return f"a medical image of {joined([f'a {name}' for name in view.classes.names])}"
 
 
 def _indices(slices: list[Slice], case_ids: list[str]) -> dict[str, list[int]]:

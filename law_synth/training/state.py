@@ -40,7 +40,9 @@ def load_state(folder: Path, objective: TrainingObjective, **others) -> int:
     """Restore what `save_state` wrote; the step to go on from, 0 when there is no state."""
     if not (folder / STATE).is_file():
         return 0
-    state = torch.load(folder / STATE, map_location="cpu", weights_only=True)
+    # Mapped, not read: every process of a machine would hold the 20 GB of the paper's preset otherwise.
+    mapped = os.name == "posix"  # elsewhere a mapped file cannot be replaced by the next save
+    state = torch.load(folder / STATE, map_location="cpu", weights_only=True, mmap=mapped)
     with torch.no_grad():
         for name, parameter in trainable(objective).items():
             parameter.copy_(state["weights"][name])

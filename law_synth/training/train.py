@@ -151,7 +151,8 @@ class Train:
         bounded = learned or self.weighting == "ratio-clamped"
         useful = {
             **dict.fromkeys(("gamma", "dice"), self.weighting == "law"),
-            **dict.fromkeys(("tau", "joint", "weighter_learning_rate", "lambda_dice"), learned),
+            **dict.fromkeys(("tau", "joint", "weighter_learning_rate"), learned),
+            "lambda_dice": self.weighting == "difficulty" or (self.weighting == "law" and self.dice),
             **dict.fromkeys(("normalize", "w_min", "w_max"), bounded),
             **dict.fromkeys(("beta_t", "beta_d", "detach_mask_control"), self.teaches),
         }
