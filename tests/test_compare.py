@@ -199,18 +199,18 @@ def test_a_changed_image_changes_the_digest(phantoms, tmp_path):
 def test_the_users_own_folds_come_along(phantoms, tmp_path, monkeypatch):
     """Those that nnU-Net would use; others are another experiment, its default written out is not."""
     source = read_dataset(phantoms)
-    alone = prepare_real(source, 1.0, None, seed=0)[0]
+    alone = prepare_real(source, 1.0, None)[0]
     place = tmp_path / phantoms.name / "splits_final.json"
     monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path))
     write_json(place, source.read_splits()[::-1])
-    real = prepare_real(source, 1.0, None, seed=0)[0]
+    real = prepare_real(source, 1.0, None)[0]
     assert f"--splits {place}" in real.commands[0] and "--splits" not in alone.commands[0]
     write_json(place, source.read_splits()[1:])
-    fewer = prepare_real(source, 1.0, None, seed=0)[0]
+    fewer = prepare_real(source, 1.0, None)[0]
     monkeypatch.delenv("nnUNet_preprocessed")
     write_json(place, source.read_splits())
     monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path))
-    default = prepare_real(source, 1.0, None, seed=0)[0]
+    default = prepare_real(source, 1.0, None)[0]
     keys = [stage_keys([one])["real"] for one in (alone, default, real, fewer)]
     assert keys[0] == keys[1] and len(set(keys)) == 3
 

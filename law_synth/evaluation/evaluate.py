@@ -64,6 +64,8 @@ class Evaluate:
 
         if self.batch_size < 1:
             raise UserError(f"found --batch-size {self.batch_size}, expected 1 or more")
+        if self.clip_pretrained is None and self.clip_model != type(self).clip_model:
+            raise UserError("found --clip-model without --clip-pretrained, expected its weights; name them")
         subject = read_subject(self.dataset, self.real)
         wanted = self._references(subject)
         out = self.out or subject.synthetic.dataset.folder / "evaluation"

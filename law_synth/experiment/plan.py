@@ -21,7 +21,7 @@ from law_synth.experiment.config import PATHS, REAL, Config, Options
 from law_synth.experiment.synthesis import Synthesis
 from law_synth.generation.generate import Generate
 from law_synth.training.train import Train
-from nnunet_order.experiment.execution import begun_record
+from nnunet_order.experiment.execution import FORMAT, begun_record
 from nnunet_order.experiment.inputs import files_digest
 from nnunet_order.experiment.segmentation import (
     REAL_DATASET,
@@ -32,7 +32,6 @@ from nnunet_order.experiment.segmentation import (
 )
 from nnunet_order.experiment.stage import Stage
 
-FORMAT = 1
 RAW = Path("nnUNet_raw")
 FIRST_NUMBER = 101  # of the synthetic data sets
 
@@ -79,7 +78,7 @@ class ExperimentPlan:
         return tuple(self._stages())
 
     def _stages(self) -> Iterator[Stage]:
-        yield from prepare_real(self.source, self.config.fraction, self.config.max_side, seed=0)
+        yield from prepare_real(self.source, self.config.fraction, self.config.max_side)
         if self.config.init_base is not None and self.config.synthetic_arms:
             yield from map(self._base, self.config.folds)
         for segmentation in self.real_segmentations:

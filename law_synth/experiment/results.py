@@ -15,10 +15,10 @@ from dataset_conversion.raw import Case, RawDataset, read_dataset
 from dataset_conversion.user_error import UserError
 from law_synth.run_folder import CONFIG
 from law_synth.slices import slice_axis
+from nnunet_order.experiment.execution import FORMAT
 from nnunet_order.experiment.scores import CaseScores, read_csv, read_scores
 from nnunet_order.metrics import FOREGROUND_MEAN
 
-FORMAT = 1
 LOG = "log.jsonl"  # law_synth.training.state.LOG, whose module needs torch
 KEYS = (
     "title",

@@ -14,7 +14,7 @@ import tyro
 from dataset_conversion.raw import RawDataset, find_dataset
 from dataset_conversion.user_error import UserError
 from nnunet_order.experiment.comparison_table import print_table, table_rows
-from nnunet_order.experiment.execution import Execution, begun_record
+from nnunet_order.experiment.execution import FORMAT, Execution, begun_record
 from nnunet_order.experiment.runner import Experiment
 from nnunet_order.experiment.segmentation import (
     REAL_DATASET,
@@ -208,7 +208,7 @@ class Comparison:
             raise UserError(f"found --fraction {verb.fraction}, expected above 0, at most 1; correct it")
         check_trainers(self.paper, self.options)
         refuse_shared_groups(self.source, self.folds, self.on)
-        stages = prepare_real(self.source, verb.fraction, SCALES[verb.scale].max_side, seed=0)
+        stages = prepare_real(self.source, verb.fraction, SCALES[verb.scale].max_side)
         for segmentation in self.segmentations:
             stages += segmentation.stages(("plan",))
         return Experiment(verb.out, tuple(stages))
@@ -217,7 +217,7 @@ class Comparison:
         """Content of experiment.json."""
         verb = self.verb
         return {
-            "format": 1,
+            "format": FORMAT,
             "kind": "nnunet-order compare",
             "title": f"{verb.preset or 'Comparison of trainers'} on {self.source.folder.name}",
             "command": shlex.join(["nnunet-order", *sys.argv[1:]]),

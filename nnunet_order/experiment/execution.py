@@ -12,6 +12,8 @@ from dataset_conversion.raw_writer import write_json
 from dataset_conversion.user_error import UserError
 from nnunet_order.experiment.runner import Experiment, make_workers
 
+FORMAT = 1  # of experiment.json
+
 
 @dataclass(frozen=True)
 class Execution:

@@ -104,6 +104,11 @@ class Experiment:
         write_atomically(self.folder.resolve() / "commands.sh", script.encode())
 
     def _run(self, stages: Sequence[Stage], workers: Sequence[Worker]) -> None:
+        if os.name != "posix":  # locks and process groups that outlive a kill
+            raise UserError(
+                "found Windows, expected Linux or macOS for demos, compare and experiment; use WSL, or run "
+                "the commands of --dry-run by hand"
+            )
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"))
         with Progress(*columns, TimeElapsedColumn()) as progress:
             crew = _Crew(self, list(workers), progress, len(stages))

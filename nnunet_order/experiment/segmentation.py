@@ -120,7 +120,7 @@ class Segmentation:
         return environment
 
 
-def prepare_real(source: RawDataset, fraction: float, max_side: int | None, seed: int) -> list[Stage]:
+def prepare_real(source: RawDataset, fraction: float, max_side: int | None) -> list[Stage]:
     """Stages "real" and "plan": the experiment's own copy of the real data, planned and preprocessed.
 
     Its folds are those that nnU-Net would use, the user's $nnUNet_preprocessed first. Volumes keep their size
@@ -134,7 +134,7 @@ def prepare_real(source: RawDataset, fraction: float, max_side: int | None, seed
     splits = source_splits(source, folds)
     convert = ["nnunet-order", "convert", "subset", *place, "--out", raw]
     if fraction < 1:
-        convert += ["--fraction", str(fraction), "--seed", str(seed)]
+        convert += ["--fraction", str(fraction), "--seed", "0"]
     if max_side is not None and is_volumetric(source):
         logger.info(
             "%s holds volumes, which keep their size: max_side %d is left out; slices can be shrunk when "

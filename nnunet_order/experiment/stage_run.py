@@ -127,7 +127,7 @@ class StageRun:
 
         UserError: the outputs are there, but nothing says who made them.
         """
-        import fcntl  # not on Windows, where the rest of this package works
+        import fcntl  # not on Windows, where `Experiment` refuses to run
 
         self.files.lock.parent.mkdir(parents=True, exist_ok=True)
         self.files.log.parent.mkdir(parents=True, exist_ok=True)
