@@ -6,6 +6,7 @@ import contextlib
 import logging
 import shlex
 import sys
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -166,7 +167,8 @@ def check_trainers(trainers: Iterable[str], options: str) -> None:
     trainer_options(PaperRecipeTrainer, options)
     for trainer in trainers:
         try:
-            with contextlib.redirect_stdout(sys.stderr):  # it tells where it searches
+            with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():  # it tells where it looks
+                warnings.simplefilter("ignore")
                 recursive_find_trainer_class_by_name(trainer)
         except RuntimeError as error:
             raise UserError(
