@@ -187,9 +187,10 @@ def read_sequences(folder: Path | None) -> list[int]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             first = sorted(int(row["first"]) for row in csv.DictReader(file))
-        first[0]  # at least one
+        if not first:
+            raise ValueError("no sequences")
         return first
-    except (OSError, LookupError, TypeError, ValueError) as error:
+    except (OSError, KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{path}: cannot be read ({error!r}), expected columns sequence,first,last; correct it"
         ) from error

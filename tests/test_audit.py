@@ -205,6 +205,18 @@ def test_splits_that_changed_since_the_training(data, source, split, tmp_path):
     assert finding.startswith(f"leak: synthesis.json: the model was trained on {split['train'][0]}")
 
 
+def test_a_mask_from_elsewhere_is_of_the_patient_that_its_table_said(data, split):
+    """--mask-groups names patients that no file name tells."""
+    manifest = data / "synthesis.jsonl"
+    first, *others = [json.loads(line) for line in manifest.read_text().splitlines()]
+    for group, found in ((split["train"][0], 0), (split["val"][0], 1)):
+        row = first | {"source_case": None, "source_mask": "a.png", "source_group": group}
+        manifest.write_text("".join(json.dumps(one) + "\n" for one in (row, *others)))
+        findings = look(origins.check_sources, data)
+        assert len(findings) == found
+    assert f"its mask a.png is of {split['val'][0]}" in findings[0]
+
+
 def test_run_and_base_are_looked_at(data, trained_run, split, tmp_path):
     """The weights of another run, a base of other cases, and what is not there."""
     assert look(origins.check_run, data) == look(origins.check_base, data) == []
@@ -223,6 +235,10 @@ def test_run_and_base_are_looked_at(data, trained_run, split, tmp_path):
     with pytest.raises(NotPossible, match="trained on Dataset777_Other, another data set"):
         look(origins.check_base, data, base=base)
     (base / "base_config.json").unlink()
+    (base / ".training").mkdir()
+    with pytest.raises(NotPossible, match="what an interrupted init-base left"):
+        look(origins.check_base, data, base=base)
+    (base / ".training").rmdir()
     (base / "scheduler" / "scheduler_config.json").write_text("{}")
     assert "another base than the run's" in look(origins.check_base, data, base=base)[0]
     change_json(data / "synthesis.json", lambda record: record["run"]["base"].update(source="no/where"))

@@ -375,6 +375,7 @@ def test_folder_of_unknown_origin_needs_the_real_set(real, tmp_path):
         ({"inception": Path("nowhere.pth")}, "nowhere.pth: cannot be read"),
         ({"segmenter": Path("nowhere")}, "nowhere: found checkpoint_final.pth in folds: none"),
         ({"batch_size": 0}, "found --batch-size 0, expected 1 or more"),
+        ({"clip_model": "ViT-L-14"}, "found --clip-model without --clip-pretrained"),
         ({"device": "abacus"}, "found --device abacus"),
         ({"real": "799"}, "found none for data set 799"),
     ],

@@ -198,9 +198,10 @@ def test_own_sequence_table_is_used(tmp_path):
         frames = sorted(int(case.split("_")[1]) for case in split["val"])
         assert frames == list(range(frames[0], frames[0] + 4))
         assert frames[0] % 4 == 1
-    (clinicdb / "sequences.csv").write_text("sequence,start\n1,1\n")
-    with pytest.raises(UserError, match="expected columns sequence,first,last"):
-        ConvertPolyps(out=tmp_path / "Dataset501_P", clinicdb=clinicdb).run()
+    for wrong in ("sequence,start\n1,1\n", "sequence,first,last\n"):
+        (clinicdb / "sequences.csv").write_text(wrong)
+        with pytest.raises(UserError, match="expected columns sequence,first,last"):
+            ConvertPolyps(out=tmp_path / "Dataset501_P", clinicdb=clinicdb).run()
 
 
 @needs_shared_data

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from dataset_conversion.dataset_json import load_json
 from dataset_conversion.raw_writer import write_json
 from dataset_conversion.user_error import UserError
 from nnunet_order.experiment.runner import Experiment, make_workers
@@ -76,11 +76,4 @@ def begin(folder: Path, record: Mapping) -> None:
 def begun_record(folder: Path) -> dict:
     """Content of experiment.json; empty where there is none. UserError: it is damaged."""
     path = folder / "experiment.json"
-    if not path.is_file():
-        return {}
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(
-            f"{path}: malformed ({error}), expected an experiment; choose another --out"
-        ) from error
+    return load_json(path) if path.is_file() else {}
