@@ -20,6 +20,8 @@ from PIL import Image
 pytest.importorskip("diffusers", reason="needs the extra synth")
 pytest.importorskip("accelerate", reason="needs the extra synth")
 
+from accelerate.utils import DistributedType
+
 from dataset_conversion.phantom import ConvertPhantom
 from dataset_conversion.user_error import UserError
 from law_synth.base.model import load_base
@@ -315,6 +317,15 @@ def test_one_process_at_a_time(options):
     lock.release()
     assert all(torch.equal(before[name], tensor) for name, tensor in weights_of(options.out).items())
     options.run()
+
+
+def test_sharded_training_is_refused(options, monkeypatch):
+    """accelerate may have been configured for it; one process would save its part as the whole."""
+    kind = property(lambda accelerator: DistributedType.FSDP)
+    monkeypatch.setattr("law_synth.training.loop.Accelerator.distributed_type", kind)
+    with pytest.raises(UserError, match="found FSDP in accelerate's configuration"):
+        options.run()
+    assert not options.out.exists()
 
 
 def test_an_empty_prompt_is_a_prompt(options):
