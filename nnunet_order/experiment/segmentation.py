@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import shlex
-import sys
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -167,7 +167,7 @@ def check_trainers(trainers: Iterable[str], options: str) -> None:
     trainer_options(PaperRecipeTrainer, options)
     for trainer in trainers:
         try:
-            with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():  # it tells where it looks
+            with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():  # it tells each step
                 warnings.simplefilter("ignore")
                 recursive_find_trainer_class_by_name(trainer)
         except RuntimeError as error:
