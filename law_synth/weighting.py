@@ -19,7 +19,6 @@ from torch import Tensor, nn
 Weighting = Literal["uniform", "ratio", "ratio-clamped", "adaptive-distillation", "law", "difficulty"]
 
 EPS_S = 1e-6  # equation 9
-DISTILLING = ("adaptive-distillation",)  # weightings that mean nothing without a teacher
 LEARNED = ("law", "difficulty")
 
 
