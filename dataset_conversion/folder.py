@@ -63,7 +63,8 @@ class ConvertFolder:
     test_masks: Path | None = None
     """Folder of their masks."""
     groups: Path | None = None
-    """CSV with columns case,group (patient, sequence): makes 5 folds with no group on both sides."""
+    """CSV with columns case,group (patient, sequence): makes 5 folds with no group on both sides. case is an
+    image's name without ending, or its case id: test_1 where training and test images share names."""
 
     def run(self) -> None:
         """Convert. UserError: whatever is wrong with the input; nothing is written then."""
@@ -109,8 +110,10 @@ class ConvertFolder:
         group_of = read_groups(self.groups)
         training, test = {}, {}
         for pair in pairs:
-            if pair.image.stem in group_of:
-                (test if pair.is_test else training)[pair.case_id] = group_of[pair.image.stem]
+            is_renamed = pair.case_id != case_id(pair.image.stem)  # the name means the training image then
+            group = group_of.get(pair.case_id, None if is_renamed else group_of.get(pair.image.stem))
+            if group is not None:
+                (test if pair.is_test else training)[pair.case_id] = group
             elif not pair.is_test:
                 raise UserError(
                     f"{self.groups}: found no group for {pair.image.stem}, expected one; add a line"
@@ -161,11 +164,14 @@ def list_images(folder: Path) -> dict[str, Path]:
 def match_files(images: Path, masks: Path | None) -> dict[str, tuple[Path, Path | None]]:
     """Image stem -> (image file, mask file) by stem; masks may share a suffix, or the prefix p (ETIS).
 
-    UserError: an image without mask. Masks without image are named in a warning.
+    UserError: an image without mask, one of two masks, both in one folder. Masks without image are named in a
+    warning.
     """
     image_files = list_images(images)
     if masks is None:
         return {stem: (path, None) for stem, path in image_files.items()}
+    if images.resolve() == masks.resolve():
+        raise UserError(f"{images}: found images and masks in one folder, expected two; move the masks out")
     mask_files = list_images(masks)
     prefix, suffix = _mask_affixes(image_files, mask_files)
     wanted = {stem: prefix + stem + suffix for stem in image_files}
@@ -175,7 +181,13 @@ def match_files(images: Path, masks: Path | None) -> dict[str, tuple[Path, Path 
             f"{masks}: found no mask for {len(missing)} of {len(wanted)} images ({_some(missing)}), "
             "expected one each, of the same name or with a common suffix; add the masks or remove the images"
         )
-    if unused := sorted(set(mask_files) - set(wanted.values())):
+    unused = sorted(set(mask_files) - set(wanted.values()))
+    if second := [name for name in unused if suffix and name.startswith(tuple(wanted.values()))]:
+        raise UserError(
+            f"{masks}: found {len(second)} further masks of images that have one ({_some(second)}), expected "
+            "one each; merge them into it"
+        )
+    if unused:
         logger.warning("%s: %d mask(s) without image left out: %s", masks, len(unused), _some(unused))
     return {stem: (path, mask_files[wanted[stem]]) for stem, path in image_files.items()}
 
@@ -195,10 +207,14 @@ def convert_pairs(
         image = read_image(pair.image, notes)
         mask = None if pair.mask is None else read_mask(pair.mask, notes)
         if mask is not None and mask.shape != image.shape[:2]:
+            turned = mask.shape == image.shape[1::-1]
             raise UserError(
                 f"{pair.mask}: found {mask.shape[1]} x {mask.shape[0]} px, expected {image.shape[1]} x "
-                f"{image.shape[0]} as its image; export both at the same size"
+                f"{image.shape[0]} as its image"
+                + (" stands by its EXIF tag; turn the mask" if turned else "; export both at the same size")
             )
+        if mask is not None and not mask.any():
+            notes.add("masks without foreground", pair.mask)
         if max_side is not None:
             image, mask = resize_to(max_side, image, mask)
         if pair.is_test:

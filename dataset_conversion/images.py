@@ -55,12 +55,8 @@ def read_rgb(path: Path, notes: Notes) -> np.ndarray:
         raise UserError(
             f"{path}: found {_kind(image)}, expected 8 bit; rescale the image and save it as 8-bit RGB"
         )
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        if image.getchannel("A").getextrema()[0] < 255:
-            raise UserError(
-                f"{path}: found transparent pixels, expected RGB; save the image without transparency"
-            )
+    if _has_alpha(image):
+        _refuse_transparent(image, path)
         notes.add("opaque alpha channel dropped", path)
     elif image.mode != "RGB":
         notes.add(f"{_kind(image)} converted to RGB", path)
@@ -97,8 +93,9 @@ def is_grey(path: Path) -> bool:
 def read_binary_mask(path: Path, notes: Notes, threshold: int | None = None) -> np.ndarray:
     """Mask as uint8 (H, W) of 0 and 1, from 0/1 or 0/255; grey pixels are split at 127 and counted.
 
-    With `threshold` (0-254) a pixel is foreground when it is brighter, whatever the file. UserError: JPEG and
-    no threshold (its edges are not the annotator's), a coloured mask, values that are neither 0/1 nor 0/255.
+    With `threshold` (0-254) a pixel is foreground when it is brighter; masks of 0 and 1 stay as they are.
+    UserError: JPEG and no threshold (its edges are not the annotator's), a coloured or partly transparent
+    mask, values that are neither 0/1 nor 0/255.
     """
     image = open_image(path, notes)
     if image.format == "JPEG" and threshold is None:
@@ -108,7 +105,7 @@ def read_binary_mask(path: Path, notes: Notes, threshold: int | None = None) -> 
         )
     mask = _grey_levels(image, path)
     highest = int(mask.max(initial=0))
-    if threshold is None and highest <= 1:
+    if highest <= 1 and image.format != "JPEG":  # a black JPEG has noise of 1
         return mask.astype(np.uint8)
     if threshold is None and highest <= 127:
         raise UserError(
@@ -116,18 +113,25 @@ def read_binary_mask(path: Path, notes: Notes, threshold: int | None = None) -> 
             "--labels background=0 ... or give --threshold"
         )
     if highest > 255:
-        mask = mask >> 8  # 16-bit masks
+        if highest < 65535:
+            raise UserError(
+                f"{path}: found values up to {highest}, expected 0/1, 0/255 or 0/65535; save it as 8-bit PNG"
+            )
+        mask = mask >> 8
     if undecided := int(((mask > 0) & (mask < 255)).sum()):
         notes.add("mask pixels that were neither black nor white", path, undecided)
     return (mask > (127 if threshold is None else threshold)).astype(np.uint8)
 
 
 def read_index_mask(path: Path, notes: Notes) -> np.ndarray:
-    """Mask whose pixel values are the labels, as integers (H, W). UserError: JPEG, coloured, unreadable."""
+    """Mask whose pixel values are the labels, as integers (H, W).
+
+    UserError: JPEG, coloured (a palette's index is the label), partly transparent, unreadable.
+    """
     image = open_image(path, notes)
     if image.format == "JPEG":
         raise UserError(f"{path}: found a JPEG mask, expected a lossless one; export the labels as PNG")
-    return np.asarray(image) if image.mode == "P" else _grey_levels(image, path)
+    return np.asarray(image) if image.mode == "P" else _grey_levels(image, path, spread=0)
 
 
 def check_max_side(max_side: int | None) -> None:
@@ -148,7 +152,8 @@ def resize_to(
     small = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))
     if mask is None:
         return small, None
-    return small, np.asarray(Image.fromarray(mask.astype(np.uint8)).resize(size, Image.Resampling.NEAREST))
+    resized = Image.fromarray(mask.astype(np.int32)).resize(size, Image.Resampling.NEAREST)
+    return small, np.asarray(resized).astype(mask.dtype)
 
 
 def open_image(path: Path, notes: Notes) -> Image.Image:
@@ -171,14 +176,16 @@ def open_image(path: Path, notes: Notes) -> Image.Image:
             f"{path}: found {pages} pages, expected one 2D image; save each page as a file of its own"
         )
     if rotated:
-        notes.add("turned upright as their EXIF tag says", path)
+        notes.add("turned upright as their EXIF tag says; check that image and mask still fit", path)
     if deep:
         notes.add("16-bit colour reduced to 8 bit", path)
     return upright
 
 
-def _grey_levels(image: Image.Image, path: Path) -> np.ndarray:
-    """Pixel values of a mask as integers (H, W); colour is accepted as far as it is really grey."""
+def _grey_levels(image: Image.Image, path: Path, spread: int = MAX_COLOUR_SPREAD) -> np.ndarray:
+    """Pixel values of a mask as integers (H, W); in black and white, channels may be `spread` apart."""
+    if image.mode != "P":  # label tools make a palette's background transparent
+        _refuse_transparent(image, path)
     if image.mode in ("L", "1"):
         return np.asarray(image).astype(np.uint8)  # mode "1" becomes 0/1
     if _is_high_depth(image):
@@ -189,13 +196,26 @@ def _grey_levels(image: Image.Image, path: Path) -> np.ndarray:
             )
         return values.astype(np.int32)
     rgb = np.asarray(image.convert("RGB"))
-    if np.ptp(rgb, axis=2).max() <= MAX_COLOUR_SPREAD:
+    if rgb.max() <= 127 and image.format != "JPEG":
+        spread = 0  # class numbers in one channel, not black and white
+    if np.ptp(rgb, axis=2).max() <= spread:
+        _refuse_transparent(image, path)
         return np.asarray(image.convert("RGB").convert("L"))
     if image.mode == "P":
         return np.asarray(image)  # label tools colour the palette; the index is the label
     raise UserError(
         f"{path}: found a coloured mask, expected one value per pixel; export it as a grey or index PNG"
     )
+
+
+def _has_alpha(image: Image.Image) -> bool:
+    return image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info
+
+
+def _refuse_transparent(image: Image.Image, path: Path) -> None:
+    """UserError: pixels that are not opaque, whose colour may be anything."""
+    if _has_alpha(image) and image.convert("RGBA").getchannel("A").getextrema()[0] < 255:
+        raise UserError(f"{path}: found transparent pixels, expected none; save it without transparency")
 
 
 def _is_high_depth(image: Image.Image) -> bool:

@@ -54,7 +54,7 @@ class ConvertKits19:
     which: Literal["foreground", "lesion", "all"] = "foreground"
     """With --slices: those with kidney or tumour, with tumour, or all. Of test cases always all."""
     slices_per_case: int | None = None
-    """With --slices: no more than so many of each case, evenly spaced among those."""
+    """With --slices: no more than so many of each case, evenly spaced among those, not at their ends."""
     window: tuple[float, float] | None = None
     """With --slices: lowest and highest HU of the 8-bit PNG; -160 240 when not given."""
     keep_hu: bool = False
@@ -173,8 +173,17 @@ def find_cases(source: Path) -> list[Kits19Case]:
         if label.is_file() and not _is_there(label):
             raise UserError(f"{label}: found a Git LFS pointer, expected the file; run git lfs pull")
         cases.append(Kits19Case(folder.name, folder / "imaging.nii.gz", label if label.is_file() else None))
-    if all(case.label is None for case in cases):
+    labelled = [case.id for case in cases if case.label is not None]
+    if not labelled:
         raise UserError(f"{source}: found no segmentation.nii.gz, expected training cases; check the path")
+    # The challenge's test cases have the highest numbers.
+    if lost := [case.id for case in cases if case.label is None and case.id < labelled[-1]]:
+        logger.warning(
+            "%s: %d case(s) before the last labelled one become test cases without segmentation.nii.gz: %s",
+            source,
+            len(lost),
+            ", ".join(lost[:5]) + (", ..." if len(lost) > 5 else ""),
+        )
     return cases
 
 

@@ -15,6 +15,7 @@ from dataset_conversion.user_error import UserError
 from dataset_conversion.volumes import (
     ValueRange,
     Volume,
+    evenly_spaced,
     open_volume,
     read_slabs,
     read_slices,
@@ -24,6 +25,7 @@ from dataset_conversion.volumes import (
 )
 
 TUMOUR = 2
+LABEL_ROUNDING = 1e-3  # how far nibabel's scaling of floats to int16 puts a label off its number
 SAME_PLACE = 0.25  # of a voxel: how far rounded headers may put the label beside its image
 # What every reader of NIfTI knows; other types are written anew.
 IMAGE_TYPES = ("uint8", "int16", "uint16", "int32", "float32", "float64")
@@ -104,7 +106,7 @@ def convert_volume(case: Kits19Case, writer: RawDatasetWriter, notes: Notes) -> 
         link_or_copy(label.path, target)
     else:
         notes.add("label written anew as uint8 with the image's geometry", label.path)
-        write_volume(target, label.shape, np.uint8, image.affine, read_slabs(label))
+        write_volume(target, label.shape, np.uint8, image.affine, map(np.rint, read_slabs(label)))
     return [case.id], has_foreground
 
 
@@ -123,7 +125,7 @@ def convert_slices(
     pixels = read_pixels(image, plane, indices, options.window)
     masks = None
     if label is not None:
-        masks = read_slices(label, plane.slices, indices, lambda slab: slab, np.uint8)
+        masks = read_slices(label, plane.slices, indices, np.rint, np.uint8)
     case_ids = []
     for number, index in enumerate(indices):
         case_id = f"{case.id}_s{index:04d}"
@@ -139,9 +141,10 @@ def chosen_slices(image: Volume, label: Volume | None, plane: Plane, options: Sl
     if label is None or options.which == "all":
         found = np.arange(image.shape[plane.slices])
     else:
-        found = slices_reaching(label, plane.slices, TUMOUR if options.which == "lesion" else 1)
-    if options.per_case is not None and len(found) > options.per_case:
-        found = found[np.rint(np.linspace(0, len(found) - 1, options.per_case)).astype(int)]
+        least = TUMOUR if options.which == "lesion" else 1
+        found = slices_reaching(label, plane.slices, least - LABEL_ROUNDING)
+    if options.per_case is not None:
+        found = evenly_spaced(found, options.per_case)
     return found.tolist()
 
 
@@ -193,14 +196,14 @@ def write_slice(
 
 def check_label(label: Volume) -> bool:
     """Whether a label volume has foreground. UserError: other values than 0, 1, 2."""
-    low, high, is_whole = value_range(label)
-    if not is_whole or low < 0 or high > TUMOUR:
+    low, high, is_whole = value_range(label, LABEL_ROUNDING)
+    if not is_whole or np.rint(low) < 0 or np.rint(high) > TUMOUR:
         kind = "" if is_whole else "fractional "
         raise UserError(
             f"{label.path}: found {kind}values from {low:g} to {high:g}, expected 0 background, 1 kidney, "
             "2 tumour; restore the segmentation"
         )
-    return high > 0
+    return bool(np.rint(high) > 0)
 
 
 def fits_int16(low: float, high: float) -> bool:

@@ -94,7 +94,7 @@ class ConvertPolyps:
             raise UserError(
                 "found no training image, expected --kvasir or --clinicdb to train on; give one of them"
             )
-        first_frames = read_sequences(self.clinicdb)
+        first_frames = read_sequences(self.clinicdb and folder_of("sequences.csv", self.clinicdb))
         groups = split_groups(pairs, first_frames)
         sequences = {pair.case_id: sequence_of(pair.case_id, first_frames) for pair in pairs}
         with RawDatasetWriter(self.out, RGB, {"background": 0, "polyp": 1}) as writer:
@@ -109,7 +109,8 @@ class ConvertPolyps:
         if source in ALWAYS_TEST or source in self.test_only:
             test_stems = set(files)
         else:
-            test_stems = read_test_list(folder, set(files)) if source == "kvasir" else set()
+            lists = folder_of("val.txt", folder)
+            test_stems = read_test_list(lists, set(files)) if source == "kvasir" else set()
         return [
             make_pair(source, stem, image, mask, is_test=stem in test_stems)
             for stem, (image, mask) in files.items()
@@ -132,6 +133,12 @@ def find_layout(folder: Path) -> tuple[Path, Path]:
     raise UserError(
         f"{folder}: found no folders of images and masks, expected one of: {looked_for}; check the path"
     )
+
+
+def folder_of(name: str, folder: Path) -> Path:
+    """Where a list of a data set lies: in `folder` or in the one below that holds the images."""
+    above = (root for root in find_layout(folder)[0].parents if root.is_relative_to(folder))
+    return next((root for root in above if (root / name).is_file()), folder)
 
 
 def read_test_list(folder: Path, stems: set[str]) -> set[str]:
@@ -197,10 +204,24 @@ def read_sequences(folder: Path | None) -> list[int]:
 
 
 def split_groups(pairs: list[Pair], first_frames: list[int]) -> dict[str, str]:
-    """Training case -> video sequence; a case of unknown sequence is a group of its own.
+    """Training case -> video sequence; an image of Kvasir-SEG is a group of its own.
 
-    Warns of sequences that a published split has in training and test.
+    Warns of sequences that a published split has in training and test. UserError: a training image of
+    ClinicDB whose name does not tell its frame.
     """
+    nameless = [
+        pair
+        for pair in pairs
+        if not pair.is_test
+        and pair.case_id.startswith("clinicdb_")
+        and not sequence_of(pair.case_id, first_frames)
+    ]
+    if nameless:
+        raise UserError(
+            f"{nameless[0].image}: found {len(nameless)} training images of CVC-ClinicDB whose names tell no "
+            f"frame, expected numbers up to {CLINICDB_LAST_FRAME} as released, or frames of one video come "
+            "to both sides of a fold; restore the names, or give --test-only clinicdb"
+        )
     groups = {pair.case_id: sequence_of(pair.case_id, first_frames) or pair.case_id for pair in pairs}
     training = {pair.case_id: groups[pair.case_id] for pair in pairs if not pair.is_test}
     test = [groups[pair.case_id] for pair in pairs if pair.is_test]
@@ -225,5 +246,5 @@ def _read_names(path: Path) -> set[str]:
     """Stems listed in a text file, one a line, with or without a file ending; empty when there is no file."""
     if not path.is_file():
         return set()
-    lines = path.read_text(encoding="utf-8").split("\n")
+    lines = path.read_text(encoding="utf-8-sig").split("\n")
     return {Path(line.strip()).stem for line in lines if line.strip()}

@@ -114,12 +114,12 @@ def read_slabs(volume: Volume) -> Iterator[np.ndarray]:
             pass
 
 
-def value_range(volume: Volume) -> ValueRange:
-    """Read the whole volume for its range. UserError: as `read_slabs`."""
+def value_range(volume: Volume, rounding: float = 0) -> ValueRange:
+    """Read the whole volume for its range; whole values may be `rounding` off. UserError: as `read_slabs`."""
     low, high, is_whole = np.inf, -np.inf, True
     for slab in read_slabs(volume):
         low, high = min(low, slab.min()), max(high, slab.max())
-        is_whole = is_whole and (slab.dtype.kind in "iu" or np.array_equal(slab, np.rint(slab)))
+        is_whole = is_whole and (slab.dtype.kind in "iu" or np.abs(slab - np.rint(slab)).max() <= rounding)
     return ValueRange(float(low), float(high), is_whole)
 
 
@@ -133,6 +133,13 @@ def slices_reaching(volume: Volume, axis: int, value: float) -> np.ndarray:
         else:
             found |= reaches.any(axis=1 - axis)
     return np.flatnonzero(found)
+
+
+def evenly_spaced(indices: np.ndarray, count: int) -> np.ndarray:
+    """`count` of the indices, the middles of parts of equal length: at the ends a lesion is smallest."""
+    if len(indices) <= count:
+        return indices
+    return indices[(2 * np.arange(count) + 1) * len(indices) // (2 * count)]
 
 
 def read_slices(

@@ -18,6 +18,7 @@ from PIL import Image
 
 from dataset_conversion.raw import COLOUR_ENDINGS, Case, RawDataset
 from dataset_conversion.user_error import UserError
+from dataset_conversion.volumes import evenly_spaced
 from law_synth.classes import Classes, lesion_classes
 from law_synth.window import Window, find_window
 
@@ -177,8 +178,8 @@ class SliceView:
             label = self._volume("label", case_id)
             others = tuple(axis for axis in range(3) if axis != self.axis)
             found = np.flatnonzero((label > 0).any(axis=others))
-        if per_case is not None and len(found) > per_case:
-            found = found[np.rint(np.linspace(0, len(found) - 1, per_case)).astype(int)]
+        if per_case is not None:
+            found = evenly_spaced(found, per_case)
         return found.tolist()
 
     def _volume(self, kind: str, case_id: str) -> np.ndarray:

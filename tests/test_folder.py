@@ -104,6 +104,57 @@ def test_zero_one_masks_and_grey_edges(tmp_path, caplog):
     assert "neither black nor white: 1 file(s), 60 pixels, e.g. masks/b.png" in caplog.text
 
 
+def test_black_and_white_masks_of_any_depth_survive_a_threshold(tmp_path, caplog):
+    """A threshold for some masks must not empty those whose white is 1."""
+    make_folders(tmp_path, ("bits", "ones", "palette", "deep", "empty"))
+    masks = tmp_path / "masks"
+    Image.fromarray(square(255)).convert("1").save(masks / "bits.png")
+    save(masks / "ones.png", square(1))
+    indexed = Image.fromarray(square(1)).convert("P")
+    indexed.putpalette([0, 0, 0, 128, 0, 0])
+    indexed.save(masks / "palette.png")
+    save(masks / "deep.png", square(1).astype(np.uint16) * 65535)
+    save(masks / "empty.png", square(0))
+    with caplog.at_level(logging.WARNING):
+        dataset = convert(tmp_path, threshold=127)
+    for case in dataset.training_cases:
+        np.testing.assert_array_equal(dataset.read_label(case.label)[0], square(case.id != "empty"))
+    assert "masks without foreground: 1 file(s), e.g. masks/empty.png" in caplog.text
+    assert "neither black nor white" not in caplog.text
+    save(masks / "deep.png", square(1).astype(np.uint16) * 4095)
+    with pytest.raises(
+        UserError, match=r"deep\.png: found values up to 4095, expected 0/1, 0/255 or 0/65535"
+    ):
+        convert(tmp_path, threshold=127, out=tmp_path / "Dataset501_Test")
+
+
+def test_masks_whose_lesion_lies_in_alpha_or_one_channel_are_refused(tmp_path):
+    make_folders(tmp_path)
+    bad = tmp_path / "masks" / "b.png"
+    save(bad, np.dstack([np.full((40, 60, 3), 255, np.uint8), square(255)]))
+    refused(tmp_path, "b.png: found transparent pixels")
+    save(bad, np.dstack([square(1), square(0), square(0)]))  # class numbers in the red channel
+    refused(tmp_path, "b.png: found a coloured mask")
+    for name in ("a", "c"):
+        save(tmp_path / "masks" / f"{name}.png", square(1))
+    refused(tmp_path, "b.png: found a coloured mask", labels=("background=0", "polyp=1", "fold=2"))
+    save(bad, np.dstack([*[square(255)] * 3, np.full((40, 60), 255, np.uint8)]))
+    np.testing.assert_array_equal(first_case(convert(tmp_path))[1], square())
+
+
+def test_a_second_mask_of_an_image_is_not_lost(tmp_path):
+    make_folders(tmp_path, mask_name="{}_mask.png")
+    save(tmp_path / "masks" / "b_mask_1.png", square(255))
+    refused(tmp_path, r"found 1 further masks of images that have one \(b_mask_1\)")
+
+
+def test_labels_beyond_a_byte_are_refused_at_any_size(tmp_path):
+    make_folders(tmp_path, ("b",))
+    save(tmp_path / "masks" / "b.png", square(1).astype(np.uint16) * 257)
+    for max_side in (None, 36):
+        refused(tmp_path, "257", labels=("background=0", "polyp=1", "fold=2"), max_side=max_side)
+
+
 def test_index_masks_with_labels(tmp_path):
     mask = square(1)
     mask[15:30, 40:] = 2
@@ -164,6 +215,13 @@ def test_exif_rotation_is_applied(tmp_path):
     assert image.shape == (40, 60, 3)
     assert np.abs(image - picture()).max() < 30
     np.testing.assert_array_equal(label, square())
+    save(tmp_path / "masks" / "a.png", np.rot90(square(255)))
+    refused_out = tmp_path / "Dataset501_Test"
+    with pytest.raises(
+        UserError, match="expected 60 x 40 as its image stands by its EXIF tag; turn the mask"
+    ):
+        convert(tmp_path, out=refused_out)
+    assert not refused_out.exists()
 
 
 def test_harmless_kinds_are_converted_and_said_once(tmp_path, caplog):
@@ -255,6 +313,23 @@ def test_groups_of_test_images_are_kept(tmp_path):
     assert dataset.groups == {name: f"patient {name}" for name in "abcdey"} | {"z": "z"}
 
 
+def test_groups_of_test_images_with_names_of_training_images(tmp_path):
+    make_folders(tmp_path, tuple("abcde"))
+    make_folders(tmp_path / "test", ("a", "b"))
+    table = tmp_path / "groups.csv"
+    table.write_text("case,group\n" + "".join(f"{name},{name}\n" for name in (*"abcde", "test_a")))
+    dataset = convert(tmp_path, groups=table, test_images=tmp_path / "test" / "images")
+    assert dataset.groups == {name: name for name in (*"abcde", "test_a", "test_b")}
+    table.write_text(table.read_text() + "test_b,c\n")
+    with pytest.raises(UserError, match="found group c in training and test"):
+        convert(
+            tmp_path,
+            groups=table,
+            test_images=tmp_path / "test" / "images",
+            out=tmp_path / "Dataset501_Test",
+        )
+
+
 def test_bad_groups_are_refused(tmp_path):
     make_folders(tmp_path)
     table = tmp_path / "groups.csv"
@@ -277,4 +352,6 @@ def test_folders_are_checked(tmp_path):
     refused(tmp_path, "empty: found no image", images=tmp_path / "empty")
     save(tmp_path / "images" / "a.jpg", picture())
     refused(tmp_path, "found a.jpg and a.png, expected one")
-    refused(tmp_path, "--test-masks without --test-images", images=tmp_path / "masks", test_masks=tmp_path)
+    (tmp_path / "images" / "a.jpg").unlink()
+    refused(tmp_path, "--test-masks without --test-images", test_masks=tmp_path)
+    refused(tmp_path, "found images and masks in one folder", masks=tmp_path / "masks" / ".." / "images")

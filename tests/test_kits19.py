@@ -104,6 +104,36 @@ def test_plain_volumes_are_linked_and_nnunet_accepts_them(tmp_path):
     assert not list(tmp_path.glob(".*"))
 
 
+def test_labels_that_scaling_puts_beside_their_numbers(tmp_path):
+    """nibabel stores a float label with a scan's header as scaled int16: 1 becomes 1.00001526."""
+    folder = save_case(tmp_path / "kits19", 0)
+    scan_file, file = nib.load(folder / "imaging.nii.gz"), folder / "segmentation.nii.gz"
+    label = nib.load(file).get_fdata().astype(np.float32)
+    nib.save(nib.Nifti1Image(label, scan_file.affine, scan_file.header), file)
+    stored = nib.load(file).get_fdata()
+    assert (stored != np.rint(stored)).any()
+    dataset = convert(tmp_path)
+    np.testing.assert_array_equal(nib.load(dataset.training_cases[0].label).get_fdata(), label)
+    dataset = convert(tmp_path, "Dataset020_S", slices=True, which="lesion")
+    assert [int(case.id[-2:]) for case in dataset.training_cases] == [
+        5,
+        6,
+        7,
+    ]  # of the file, whose axis runs down
+    assert dataset.read_label(dataset.training_cases[0].label).max() == 2
+
+
+def test_a_case_that_lost_its_segmentation_is_named(tmp_path, caplog):
+    for number in (0, 1, 2, 210):
+        save_case(tmp_path / "kits19", number, labelled=number in (0, 2))
+    with caplog.at_level(logging.WARNING):
+        dataset = convert(tmp_path)
+    assert [case.id for case in dataset.test_cases] == ["case_00001", "case_00210"]
+    assert "1 case(s) before the last labelled one become test cases" in caplog.text
+    assert caplog.text.count("case_00001") == 1
+    assert "case_00210" not in caplog.text
+
+
 def test_regions(tmp_path):
     save_case(tmp_path / "kits19", 0)
     dataset = convert(tmp_path, regions=True)
@@ -323,7 +353,7 @@ def test_which_slices_window_and_size(tmp_path):
     assert set(np.unique(pixels(dataset.training_cases[0].label))) == {0, 1, 2}
 
     dataset = convert(tmp_path, "Dataset021_F", slices=True, slices_per_case=3, window=(-1000, 500))
-    assert [slices(dataset, i) for i in (0, 6, 7)] == [[2, 5, 8], [], [0, 6, 11]]
+    assert [slices(dataset, i) for i in (0, 6, 7)] == [[3, 5, 7], [], [2, 6, 10]]
     case = dataset.case("case_00002_s0005")
     assert np.abs(pixels(case.images[0]) - grey(scan(2)[0][:, :, 5].T, -1000, 500)).max() <= 1
     assert all(case.label is None for case in dataset.test_cases)
@@ -334,7 +364,7 @@ def test_which_slices_window_and_size(tmp_path):
         assert train and val and not train & val
 
     dataset = convert(tmp_path, "Dataset022_A", slices=True, which="all", slices_per_case=4, workers=3)
-    assert [slices(dataset, i) for i in (0, 6)] == [[0, 4, 7, 11]] * 2
+    assert [slices(dataset, i) for i in (0, 6)] == [[1, 4, 7, 10]] * 2
 
 
 @pytest.mark.parametrize("codes", [KITS, "RAS"])

@@ -133,6 +133,33 @@ def test_kvasir_without_lists_trains_on_all_and_says_so(tmp_path, caplog):
     assert "no val.txt, so all 10 Kvasir-SEG images are training images" in caplog.text
 
 
+def test_lists_are_found_beside_the_images_and_above_them(tmp_path):
+    make_kvasir(tmp_path / "download" / "Kvasir-SEG")
+    clinicdb = make_clinicdb(tmp_path / "clinic" / "CVC-ClinicDB", range(1, 21))
+    (clinicdb / "sequences.csv").write_text("sequence,first,last\n1,1,10\n2,11,20\n")
+    for number, moved in ((500, ""), (501, "val.txt"), (502, "train.txt")):
+        if moved:
+            (tmp_path / "download" / "Kvasir-SEG" / moved).rename(tmp_path / "download" / moved)
+        out = tmp_path / f"Dataset{number}_Polyps"
+        ConvertPolyps(out=out, kvasir=tmp_path / "download", clinicdb=tmp_path / "clinic").run()
+        dataset = read_dataset(out)
+        assert dataset.test_sets["Kvasir"] == ["kvasir_cju08", "kvasir_cju09"]
+        groups = {dataset.groups[f"clinicdb_{frame:03d}"] for frame in range(1, 21)}
+        assert groups == {"clinicdb sequence 1", "clinicdb sequence 2"}
+
+
+def test_clinicdb_whose_names_tell_no_frame_does_not_train(tmp_path):
+    clinicdb = tmp_path / "clinicdb"
+    stems = [f"CVC_{i:03d}" for i in range(1, 11)]
+    save_pairs(clinicdb / "Original", clinicdb / "Ground Truth", stems, ".png", ".png")
+    out, kvasir = tmp_path / "Dataset500_P", make_kvasir(tmp_path / "kvasir")
+    with pytest.raises(UserError, match=r"CVC_001\.png: found 10 training images .* names tell no frame"):
+        ConvertPolyps(out=out, kvasir=kvasir, clinicdb=clinicdb).run()
+    assert not out.exists()
+    ConvertPolyps(out=out, kvasir=kvasir, clinicdb=clinicdb, test_only=("clinicdb",)).run()
+    assert len(read_dataset(out).test_sets["CVC-ClinicDB"]) == 10
+
+
 def test_pranet(tmp_path, caplog):
     out = tmp_path / "Dataset500_PraNet"
     with caplog.at_level(logging.WARNING):

@@ -147,7 +147,7 @@ class TestWindow:
 class TestSlices:
     def test_slices_of_volumes_are_those_with_foreground(self, view):
         assert view.slices(["ct_1", "ct_0"])[:5] == [*(Slice("ct_1", i) for i in range(4)), Slice("ct_0", 0)]
-        assert [one.index for one in view.slices(["ct_0"], per_case=2)] == [0, 3]
+        assert [one.index for one in view.slices(["ct_0"], per_case=2)] == [1, 3]
         assert Slice("ct_1", 3).id == "ct_1_s0003"
 
     def test_a_volume_without_label_gives_all_slices(self, altered):

@@ -14,6 +14,7 @@ import numpy as np
 
 from dataset_conversion.images import IMAGE_ENDINGS, Notes, read_index_mask
 from dataset_conversion.user_error import UserError
+from dataset_conversion.volumes import evenly_spaced
 from law_synth.classes import VOLUME_ENDINGS, Classes
 from law_synth.generation.masks import MaskSource, mask_hash
 from law_synth.resize import resize_mask
@@ -73,10 +74,8 @@ class MaskFolder:
         volume, header = load()
         axis = self.view.axis if self.view.is_volumetric else int(np.argmax(header.GetSpacing()[::-1]))
         found = np.flatnonzero(volume.any(axis=tuple({0, 1, 2} - {axis})))
-        if len(found) > self.per_volume:
-            found = found[np.rint(np.linspace(0, len(found) - 1, self.per_volume)).astype(int)]
         sources = []
-        for index in found.tolist():
+        for index in evenly_spaced(found, self.per_volume).tolist():
             place = place_of(header, axis, index) if self.view.is_volumetric else None
             sources.append(
                 self._source(
