@@ -78,7 +78,8 @@ class ORDER3D(ORDER):
         inflate(self.encoder)
         inflate(self.decoder.blocks)
         inflate(self.decoder.spatial_attention)
-        self.decoder.head = nn.Conv3d(self.decoder.head.in_channels, num_classes, 1)
+        (head,) = self.decoder.seg_layers
+        self.decoder.seg_layers[0] = nn.Conv3d(head.in_channels, num_classes, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         sizes, skips = [x.shape[2:]], []
@@ -94,7 +95,7 @@ class ORDER3D(ORDER):
             if stage < len(self.decoder.skips):
                 skip = skips[-2 - stage].flatten(2, 3)
                 x = self.decoder.skips[stage](x.flatten(2, 3), skip).unflatten(2, x.shape[2:4])
-        return self.decoder.head(x)
+        return self.decoder.seg_layers[0](x)
 
 
 class Slices(nn.Module):

@@ -28,7 +28,7 @@ UNEXT_NAMES = [
     (r"^dbn(\d)\.", lambda m: f"decoder.stages.{int(m[1]) - 1}.norm."),
     (r"^dblock([12])\.0\.", lambda m: f"decoder.refinements.{int(m[1]) - 1}.block."),
     (r"^dnorm([34])\.", lambda m: f"decoder.refinements.{int(m[1]) - 3}.norm."),
-    (r"^final\.", "decoder.head."),
+    (r"^final\.", "decoder.seg_layers.0."),
     (r"\.norm2\.", ".norm."),
     (r"\.mlp\.fc1\.", ".linear_in."),
     (r"\.mlp\.fc2\.", ".linear_out."),

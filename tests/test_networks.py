@@ -37,7 +37,7 @@ RENAMED = [  # official MK-UNet -> ours
     (r"CA(\d)\.fc1", lambda m: f"decoder.channel_attention.{int(m[1]) - 1}.mlp.0"),
     (r"CA(\d)\.fc2", lambda m: f"decoder.channel_attention.{int(m[1]) - 1}.mlp.2"),
     (r"SA\.conv", "decoder.spatial_attention.convolution"),
-    (r"out4\.", "decoder.head."),
+    (r"out4\.", "decoder.seg_layers.0."),
     (r"pconv1\.", "expand.0."),
     (r"pconv2\.", "project."),
     (r"multi_scale_dwconv\.dwconvs\.(\d)\.", r"depthwise.\1.0."),

@@ -155,9 +155,7 @@ def test_order_as_an_architecture_of_the_stock_trainer(nnunet):
     )
     folder = nnunet.results / "Dataset901_Phantom" / "nnUNetTrainer_tiny__ORDERPlans__2d"
     weights = load_checkpoint(folder / "fold_all" / "checkpoint_final.pth")["network_weights"]
-    assert (
-        sum(name.startswith("decoder.auxiliary_heads.") for name in weights) == 8
-    )  # 4 heads, weight and bias
+    assert sum(name.startswith("decoder.seg_layers.") for name in weights) == 10  # 5, weight and bias
     out = nnunet.root / "architecture_predictions"
     nnunet.run(
         "nnUNetv2_predict",

@@ -9,13 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnunet_order.attention import AttentionPath, BidirectionalSkipAttention
-from nnunet_order.networks.auxiliary_heads import AuxiliaryHeads
 from nnunet_order.networks.multi_kernel import (
     ChannelAttention,
     GroupedAttentionGate,
     MultiKernelInvertedResidual,
     SpatialAttention,
 )
+from nnunet_order.networks.seg_layers import SegLayers
 
 # nnU-Net describes a network's down-sampling this way and derives its deep-supervision targets from it.
 STRIDES = [[1, 1]] + [[2, 2]] * 5
@@ -84,8 +84,7 @@ class Decoder(nn.Module):
             for i, o in zip(inputs, outputs, strict=True)
         )
         self.skips = nn.ModuleList(make_skip(stage, width) for stage, width in enumerate(outputs[:-1]))
-        self.head = nn.Conv2d(outputs[-1], num_classes, 1)
-        self.auxiliary_heads = AuxiliaryHeads(outputs[:-1], num_classes, deep_supervision)
+        self.seg_layers = SegLayers(outputs, num_classes, deep_supervision)
 
     def forward(self, x: Tensor, skips: list[Tensor], size: Sequence[int]) -> Tensor | list[Tensor]:
         """x: bottleneck; skips: high to low resolution; size: of the image -> logits, or a list of them."""
@@ -100,11 +99,11 @@ class Decoder(nn.Module):
             if skip is not None:
                 decoded.append(x)
                 x = self.skips[stage](x, skip)
-        logits = self.head(x)
+        full, *low = self.seg_layers
         if not self.deep_supervision:
-            return logits
-        auxiliary = [head(features) for head, features in zip(self.auxiliary_heads, decoded, strict=True)]
-        return [logits, *reversed(auxiliary)]
+            return full(x)
+        auxiliary = [layer(features) for layer, features in zip(low, decoded, strict=True)]
+        return [full(x), *reversed(auxiliary)]
 
 
 class MultiKernelUNet(nn.Module):

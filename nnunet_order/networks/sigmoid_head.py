@@ -12,7 +12,8 @@ class SigmoidHead(nn.Module):
     """A one-channel network that emits [0, s]: softmax of that is sigmoid(s), its cross-entropy BCE(s).
 
     Everything else in nnU-Net (loss, label handling, export, ensembling) stays stock. A plans file names this
-    class with the network inside, so which head a model has is on record.
+    class with the network inside, so which head a model has is on record. Its weights have the names of those
+    inside, so that -pretrained_weights carries them to several labels and back.
 
     Args:
         input_channels: image channels.
@@ -35,6 +36,8 @@ class SigmoidHead(nn.Module):
         if network_class is None:
             raise ValueError(f"plans name the network {network}, which cannot be imported; is it installed?")
         self.network = network_class(input_channels, 1, deep_supervision=deep_supervision, **options)
+        self.register_state_dict_post_hook(_leave_out_wrapper)
+        self.register_load_state_dict_pre_hook(_put_in_wrapper)
 
     @property
     def decoder(self) -> nn.Module:
@@ -45,6 +48,18 @@ class SigmoidHead(nn.Module):
         """x: (B, input_channels, H, W) -> (B, 2, H, W), or a list of such."""
         logits = self.network(x)
         return [two_channels(s) for s in logits] if isinstance(logits, list) else two_channels(logits)
+
+
+def _leave_out_wrapper(module: SigmoidHead, weights: dict[str, Tensor], prefix: str, *_) -> None:
+    """network.encoder... -> encoder..., in place."""
+    for name in [name for name in weights if name.startswith(f"{prefix}network.")]:
+        weights[prefix + name.removeprefix(f"{prefix}network.")] = weights.pop(name)
+
+
+def _put_in_wrapper(module: SigmoidHead, weights: dict[str, Tensor], prefix: str, *_) -> None:
+    """encoder... -> network.encoder..., in place."""
+    for name in [name for name in weights if name.startswith(prefix)]:
+        weights[f"{prefix}network.{name.removeprefix(prefix)}"] = weights.pop(name)
 
 
 def two_channels(logit: Tensor) -> Tensor:

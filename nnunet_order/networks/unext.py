@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nnunet_order.networks.auxiliary_heads import AuxiliaryHeads
 from nnunet_order.networks.mk_unet import check_strides
+from nnunet_order.networks.seg_layers import SegLayers
 
 CONV_CHANNELS = (16, 32, 128)
 TOKEN_CHANNELS = (160, 256)
@@ -137,8 +137,7 @@ class UNeXtDecoder(nn.Module):
         self.refinements = nn.ModuleList(
             [TokenRefinement(channels[1]), TokenRefinement(channels[2]), nn.Identity(), nn.Identity()]
         )
-        self.head = nn.Conv2d(channels[-1], num_classes, 1)
-        self.auxiliary_heads = AuxiliaryHeads(channels[1:], num_classes, deep_supervision)
+        self.seg_layers = SegLayers((*channels[1:], channels[-1]), num_classes, deep_supervision)
 
     def forward(self, features: list[Tensor], size: torch.Size) -> Tensor | list[Tensor]:
         """Decode the encoder's features, shallow to deep, to logits of the image's `size`."""
@@ -147,10 +146,11 @@ class UNeXtDecoder(nn.Module):
         for stage, refine, skip in zip(self.stages[:-1], self.refinements, skips, strict=True):
             x = refine(stage(x, skip.shape[2:]) + skip)
             decoded.append(x)
-        logits = self.head(self.stages[-1](x, size))
+        full, *low = self.seg_layers
+        logits = full(self.stages[-1](x, size))
         if not self.deep_supervision:
             return logits
-        auxiliary = [head(x) for head, x in zip(self.auxiliary_heads, decoded, strict=True)]
+        auxiliary = [layer(x) for layer, x in zip(low, decoded, strict=True)]
         return [logits, *reversed(auxiliary)]
 
 
