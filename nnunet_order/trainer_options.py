@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Collection, Mapping
+from typing import Any
 
 from dataset_conversion.user_error import UserError
 
@@ -21,6 +23,8 @@ HYPER_PARAMETERS = (
     "maximum_validation_iterations",
     "checkpoint_every",
 )
+# What the optimizer's state and plans.json were made with.
+FIXED = ("optimizer_name", "samples_per_step", "largest_patch")
 MAY_BE_ZERO = ("decoupled_weight_decay", "rotation_probability")  # which turns them off
 
 
@@ -32,6 +36,24 @@ def trainer_options(recipe: type, text: str | None = None) -> dict[str, int | fl
     """
     text = os.environ.get(OPTIONS_VARIABLE, "") if text is None else text
     return dict(_parse(option, recipe) for option in text.split())
+
+
+def check_resumed(begun: Mapping[str, Any], recipe: Mapping[str, Any], given: Collection[str]) -> None:
+    """UserError: a training would go on with other hyper-parameters than it began with.
+
+    Those in `given`, which NNUNET_ORDER_OPTIONS names, may change on purpose, but for the `FIXED` ones: a
+    shell without the variable must not finish five epochs at 5e-3 as a hundred at 1e-4.
+    """
+    changed = {name: value for name, value in begun.items() if recipe.get(name, value) != value}
+    lost = {name: value for name, value in changed.items() if name in FIXED or name not in given}
+    if lost:
+        found = " ".join(f"{name}={recipe[name]}" for name in lost)
+        expected = " ".join(f"{name}={value}" for name, value in lost.items())
+        kept = " ".join(f"{name}={recipe[name]}" for name in given if name not in lost)
+        raise UserError(
+            f"found {found}, expected {expected} as when this training began; "
+            f'export {OPTIONS_VARIABLE}="{" ".join(filter(None, (kept, expected)))}", or train anew'
+        )
 
 
 def _parse(text: str, recipe: type) -> tuple[str, int | float | str]:

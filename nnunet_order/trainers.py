@@ -32,7 +32,7 @@ from nnunet_order.finite_loss import FiniteLoss
 from nnunet_order.one_line_errors import one_line_errors
 from nnunet_order.plans import with_network
 from nnunet_order.schedule import CosineSchedule, one_pass
-from nnunet_order.trainer_options import trainer_options
+from nnunet_order.trainer_options import HYPER_PARAMETERS, check_resumed, trainer_options
 
 SEED_VARIABLE = "NNUNET_ORDER_SEED"
 SHORT_RUN_LEARNING_RATE = 5e-3  # the paper's 1e-4 needs its 100 epochs; see docs/reproduction.md
@@ -62,7 +62,7 @@ class PaperRecipeTrainer(nnUNetTrainer):
     network_class = "nnunet_order.networks.ORDER"
     network_options: dict[str, Any] = {}  # noqa: RUF012, replaced by subclasses, never changed
     epochs = 100
-    optimizer_name = "AdEMAMix"  # or AdamW, which is ahead in runs of 2,000 steps: docs/reproduction.md
+    optimizer_name = "AdEMAMix"  # or AdamW, which is ahead in runs of 660 steps: docs/reproduction.md
     learning_rate = 1e-4
     decoupled_weight_decay = 1e-2
     samples_per_step = 16
@@ -98,6 +98,7 @@ class PaperRecipeTrainer(nnUNetTrainer):
             sigmoid_head=not labels.has_regions and labels.num_segmentation_heads == 2,
         )
         super().__init__(plans, configuration, fold, dataset_json, device)
+        self.my_init_kwargs["recipe"] = self.recipe  # which every checkpoint holds
         self.num_epochs, self.initial_lr = self.epochs, self.learning_rate
         self.weight_decay, self.save_every = self.decoupled_weight_decay, self.checkpoint_every
         self.enable_deep_supervision = False
@@ -107,6 +108,11 @@ class PaperRecipeTrainer(nnUNetTrainer):
             f"batch {self.configuration_manager.batch_size}, seed {self.seed}, "
             f"options: {', '.join(f'{name}={value}' for name, value in options.items()) or 'none'}"
         )
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """Hyper-parameter -> value."""
+        return {name: getattr(self, name) for name in HYPER_PARAMETERS}
 
     def initialize(self) -> None:
         if not self.was_initialized:
@@ -138,14 +144,18 @@ class PaperRecipeTrainer(nnUNetTrainer):
         parameters = self.network.parameters()
         options = {"lr": self.initial_lr, "weight_decay": self.weight_decay}
         if self.optimizer_name == "AdEMAMix":
-            # Warm-up over the whole run: its slow average spans 10,000 steps.
-            steps = float(self.num_epochs * self.num_iterations_per_epoch)
-            optimizer = AdEMAMix(parameters, weight_decouple=True, t_alpha_beta3=steps, **options)
+            warm_up = self._ademamix_warm_up
+            optimizer = AdEMAMix(parameters, weight_decouple=True, t_alpha_beta3=warm_up, **options)
         elif self.optimizer_name == "AdamW":
             optimizer = torch.optim.AdamW(parameters, **options)
         else:
             raise UserError(f"found optimizer_name {self.optimizer_name}, expected AdEMAMix or AdamW")
         return optimizer, CosineSchedule(optimizer, self.initial_lr, self.num_epochs)
+
+    @property
+    def _ademamix_warm_up(self) -> float:
+        """Steps: the whole run, as its slow average spans 10,000."""
+        return float(self.num_epochs * self.num_iterations_per_epoch)
 
     def _build_loss(self) -> nn.Module:
         return FiniteLoss(super()._build_loss())
@@ -156,6 +166,17 @@ class PaperRecipeTrainer(nnUNetTrainer):
         super().save_checkpoint(partial)
         if self.local_rank == 0 and os.path.isfile(partial):
             os.replace(partial, filename)
+
+    def load_checkpoint(self, filename: str) -> None:
+        """For --c and --val. UserError: other hyper-parameters than the training began with."""
+        arguments = torch.load(filename, map_location=self.device, weights_only=False)["init_args"]
+        check_resumed(arguments.get("recipe", {}), self.recipe, given=trainer_options(PaperRecipeTrainer))
+        super().load_checkpoint(filename)
+        self.my_init_kwargs["recipe"] = self.recipe
+        for group in self.optimizer.param_groups:  # the optimizer's state brought the old values back
+            group["weight_decay"] = self.weight_decay
+            if "t_alpha_beta3" in group:
+                group["t_alpha_beta3"] = self._ademamix_warm_up
 
     def set_deep_supervision_enabled(self, enabled: bool) -> None:
         """These trainers build their networks without deep supervision; there is nothing to switch."""

@@ -172,6 +172,66 @@ def test_options_change_hyper_parameters_of_one_process(make, monkeypatch):
     assert nnUNetTrainerORDER.epochs == 100 and make(nnUNetTrainerORDER).num_epochs == 100
 
 
+def test_a_resumed_training_keeps_its_recipe(make, monkeypatch, tmp_path):
+    from nnunet_order.trainers import nnUNetTrainerORDER
+
+    def begun(text):
+        monkeypatch.setenv(OPTIONS_VARIABLE, text)
+        trainer = make(nnUNetTrainerORDER)
+        trainer.initialize()
+        return trainer
+
+    checkpoint = str(tmp_path / "checkpoint_latest.pth")
+    small = "samples_per_step=2 largest_patch=32"
+    begun(f"{small} epochs=2 learning_rate=0.005").save_checkpoint(checkpoint)
+    with pytest.raises(UserError, match=r"found epochs=100 learning_rate=0\.0001 samples") as error:
+        begun("").load_checkpoint(checkpoint)
+    export = f'export {OPTIONS_VARIABLE}="epochs=2 learning_rate=0.005 {small}"'
+    assert export in str(error.value)
+    with pytest.raises(
+        UserError, match=r'found learning_rate=0\.0001, .*="epochs=4 .* learning_rate=0\.005"'
+    ):
+        begun(f"epochs=4 {small}").load_checkpoint(checkpoint)
+    with pytest.raises(UserError, match="found optimizer_name=AdamW, expected optimizer_name=AdEMAMix"):
+        begun(f"{small} epochs=2 learning_rate=0.005 optimizer_name=AdamW").load_checkpoint(checkpoint)
+
+    changed = begun(f"{small} epochs=4 learning_rate=0.001 decoupled_weight_decay=0.5")
+    changed.load_checkpoint(checkpoint)
+    (group,) = changed.optimizer.param_groups
+    assert (group["weight_decay"], group["t_alpha_beta3"]) == (0.5, 200.0)  # 4 epochs of 50
+    changed.save_checkpoint(checkpoint)
+    begun(f"{small} epochs=4 learning_rate=0.001 decoupled_weight_decay=0.5").load_checkpoint(checkpoint)
+    with pytest.raises(UserError, match=r"expected learning_rate=0\.001 decoupled_weight_decay=0\.5"):
+        begun(f"{small} epochs=4").load_checkpoint(checkpoint)
+
+
+def test_pretrained_weights_carry_over_to_other_labels(make, monkeypatch, tmp_path):
+    """nnU-Net's own -pretrained_weights: from one label to several, and the other way round."""
+    from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
+
+    from nnunet_order.trainers import nnUNetTrainerMKUNet, nnUNetTrainerORDER, nnUNetTrainerUNeXt
+
+    monkeypatch.setenv(OPTIONS_VARIABLE, "samples_per_step=2 largest_patch=32")
+    for trainer_class in (nnUNetTrainerORDER, nnUNetTrainerMKUNet, nnUNetTrainerUNeXt):
+        networks = {}
+        for dataset in (901, 903):
+            trainer = make(trainer_class, dataset)
+            trainer.initialize()
+            trainer.save_checkpoint(str(tmp_path / f"{dataset}.pth"))
+            networks[dataset] = trainer.network.eval()
+        assert (
+            networks[901](torch.zeros(2, 3, 32, 32)).shape != networks[903](torch.zeros(2, 3, 32, 32)).shape
+        )
+        for source, target in ((901, 903), (903, 901), (901, 901)):
+            trainer = make(trainer_class, target)
+            trainer.initialize()
+            load_pretrained_weights(trainer.network, str(tmp_path / f"{source}.pth"))
+            loaded, original = (one.state_dict() for one in (trainer.network, networks[source]))
+            carried = [name for name in loaded if ".seg_layers." not in name]
+            assert len(carried) == len(loaded) - 2  # weight and bias
+            assert all(torch.equal(loaded[name], original[name]) for name in carried)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
