@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import json
 import logging
@@ -202,9 +203,15 @@ def build_network(
             f"found no trainer {trainer_name}, which trained this model; install its package or add its "
             f"folder to {registration.VARIABLE}"
         ) from error
+    architecture = (plans, configuration)
+    if "plans_manager" not in inspect.signature(trainer.build_network_architecture).parameters:
+        architecture = (  # the older signature, which nnU-Net takes, too
+            configuration.network_arch_class_name,
+            configuration.network_arch_init_kwargs,
+            configuration.network_arch_init_kwargs_req_import,
+        )
     return trainer.build_network_architecture(
-        plans,
-        configuration,
+        *architecture,
         determine_num_input_channels(plans, configuration, dataset_json),
         plans.get_label_manager(dataset_json).num_segmentation_heads,
         enable_deep_supervision=False,

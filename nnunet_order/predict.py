@@ -170,11 +170,9 @@ def to_labels(logits: np.ndarray, record: dict[str, Any]) -> np.ndarray:
 
 def normalize(image: np.ndarray, record: dict[str, Any]) -> np.ndarray:
     """Normalise each channel of (C, H, W) by its scheme of the plans, as nnU-Net does."""
-    inside = np.ones(image.shape[1:], dtype=bool)
-    if any(record["use_mask_for_norm"]):
-        from scipy.ndimage import binary_fill_holes
-
-        inside = binary_fill_holes((image != 0).any(axis=0))
+    inside = (image != 0).any(
+        axis=0
+    )  # nnU-Net fills holes of volumes; in an image of one slice none is closed
     channels = []
     for index, channel in enumerate(image):
         scheme = NORMALIZATIONS[record["normalization_schemes"][index]]

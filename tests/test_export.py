@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from dataset_conversion.user_error import UserError
-from nnunet_order.export import METADATA_KEY, Export, find_fold, load_checkpoint, load_model
+from nnunet_order.export import METADATA_KEY, Export, build_network, find_fold, load_checkpoint, load_model
 from nnunet_order.predict import Predict, Segmenter, centre_weights, normalize, tiles, to_labels
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
@@ -92,6 +92,40 @@ def workplace(tmp_path_factory):
         for trainer_name, iterations in TRAINERS.items():
             train(trainer_name, iterations, preprocessed / "nnUNetPlans.json", preprocessed / "dataset.json")
         yield root
+
+
+OLD_TRAINER = """
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+
+class nnUNetTrainerOfBefore(nnUNetTrainer):
+    @staticmethod
+    def build_network_architecture(
+        architecture_class_name, arch_init_kwargs, arch_init_kwargs_req_import,
+        num_input_channels, num_output_channels, enable_deep_supervision=True,
+    ):
+        return get_network_from_plans(
+            architecture_class_name, arch_init_kwargs, arch_init_kwargs_req_import,
+            num_input_channels, num_output_channels, deep_supervision=enable_deep_supervision,
+        )
+"""
+
+
+def test_trainers_of_the_older_signature_are_built(workplace, tmp_path, monkeypatch):
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    (tmp_path / "old_trainer.py").write_text(OLD_TRAINER)
+    monkeypatch.setenv("nnUNet_extTrainer", str(tmp_path))
+    preprocessed = workplace / "nnUNet_preprocessed" / DATASET
+    plans = PlansManager(str(preprocessed / "nnUNetPlans.json"))
+    dataset_json = json.loads((preprocessed / "dataset.json").read_text())
+    old, new = (
+        build_network(plans, plans.get_configuration("2d"), dataset_json, trainer).state_dict()
+        for trainer in ("nnUNetTrainerOfBefore", "nnUNetTrainer")
+    )
+    assert {name: value.shape for name, value in old.items()} == {
+        name: value.shape for name, value in new.items()
+    }
 
 
 def model_folder(workplace: Path, trainer: str) -> Path:
@@ -255,6 +289,7 @@ def test_normalization_equals_nnunet():
 
     image = draw_case(3, 40, 50)[0].transpose(2, 0, 1).astype(np.float32)
     image[:, 10:14, :20] = 0
+    image[:, 20:24, 15:25] = 0  # a hole, which nnU-Net leaves open in 2D
     image, outside, _ = crop_to_nonzero(image[:, None])
     properties = {"mean": 120.0, "std": 30.0, "percentile_00_5": 60.0, "percentile_99_5": 180.0}
     names = ("ZScore", "CT", "No", "RescaleTo01", "RGBTo01")
