@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import io
 import os
 import re
 from collections import defaultdict
@@ -180,17 +183,24 @@ class RawDataset:
         return default_splits(case_ids)
 
     @cached_property
-    def _reader(self):
+    def reader(self):
+        """nnU-Net's reader of this data set's files."""
         from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 
-        # Only .tif needs an example file to choose its reader (2D or 3D).
-        example = str(self.training_cases[0].images[0]) if self.file_ending == ".tif" else None
-        return determine_reader_writer_from_dataset_json(self.json, example, verbose=False)()
+        choose = functools.partial(determine_reader_writer_from_dataset_json, self.json, verbose=False)
+        if self.file_ending in (".png", ".bmp") or not self.training_cases:
+            return choose()()
+        # As nnU-Net, by an example: .tif may be 2D or 3D, and SimpleITK refuses sheared .nii.gz.
+        try:
+            with contextlib.redirect_stderr(io.StringIO()):  # the traceback of each reader that refuses
+                return choose(str(self.training_cases[0].images[0]))()
+        except RuntimeError:  # all refuse: let reading it say why
+            return choose()()
 
     def _read(self, method: str, files: Path | tuple[Path, ...]) -> np.ndarray:
         name = files if isinstance(files, Path) else files[0]
         try:
-            return getattr(self._reader, method)(
+            return getattr(self.reader, method)(
                 str(files) if files is name else [str(file) for file in files]
             )[0]
         except Exception as error:  # each nnU-Net reader raises its library's own kind

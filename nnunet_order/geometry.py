@@ -14,10 +14,7 @@ def label_spacing(dataset: RawDataset, path: Path) -> tuple[float, float, float]
     As nnU-Net's reader for this data set gives it: it knows headers that SimpleITK refuses, and a reader that
     reorients turns the axes. Z of a 2D file is a thousand pixels.
     """
-    from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
-
-    reader = determine_reader_writer_from_dataset_json(dataset.json, str(path), verbose=False)()
-    _, properties = reader.read_seg(str(path))
+    _, properties = dataset.reader.read_seg(str(path))
     return tuple(float(size) for size in properties["spacing"])
 
 

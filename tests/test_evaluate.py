@@ -207,9 +207,12 @@ def test_volumes_of_one_slice_are_images(tmp_path, axis):
     assert 2 < examples.width / examples.height < 4  # three square panels beside each other
 
 
-@pytest.mark.parametrize("reader", ["NibabelIO", "NibabelIOWithReorient"])
+@pytest.mark.parametrize("reader", ["NibabelIO", "NibabelIOWithReorient", None])
 def test_spacing_is_that_of_the_data_sets_reader(tmp_path, reader):
-    """Of a header with axes not at right angles, which SimpleITK refuses; slices along the first axis."""
+    """Of a header with axes not at right angles, which SimpleITK refuses; slices along the first axis.
+
+    Without a reader in dataset.json, nnU-Net finds one that reads the first image.
+    """
     import nibabel
 
     folder = tmp_path / "Dataset005_CT"
@@ -222,7 +225,7 @@ def test_spacing_is_that_of_the_data_sets_reader(tmp_path, reader):
         path.parent.mkdir(parents=True, exist_ok=True)
         nibabel.save(nibabel.Nifti1Image(array, affine), path)
     content = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "tumour": 1}, "numTraining": 1}
-    content |= {"file_ending": ".nii.gz", "overwrite_image_reader_writer": reader}
+    content |= {"file_ending": ".nii.gz"} | ({"overwrite_image_reader_writer": reader} if reader else {})
     (folder / "dataset.json").write_text(json.dumps(content))
     Evaluate(str(folder), (str(tmp_path / "predicted"),), tmp_path / "out").run()
     (row,) = read_csv(tmp_path / "out" / "per_case.csv")
