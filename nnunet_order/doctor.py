@@ -5,9 +5,11 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,11 +69,23 @@ def check_nnunet() -> list[Finding]:
     command = shutil.which("nnUNetv2_train")
     if command is None:
         advice = "activate the environment that holds nnunetv2"
-    elif Path(command).resolve().parent != Path(sys.executable).parent.resolve():
-        advice = f"this command runs another Python; put {Path(sys.executable).parent} first in PATH"
+    elif not runs_this_python(Path(command)):
+        advice = f"this command runs another Python; put {sysconfig.get_path('scripts')} first in PATH"
     else:
         advice = ""
     return [*findings, Finding("nnUNetv2_train", command or "not on PATH", advice)]
+
+
+def runs_this_python(command: Path) -> bool:
+    """Whether a script that pip installed starts the Python that runs now."""
+    here = Path(sys.executable).parent.resolve()
+    start = command.read_bytes()[:1000]
+    if start.startswith(b"#!"):  # for a long path, pip writes #!/bin/sh and an exec
+        named = re.findall(rb"/[^\n'\"]*python[^\s'\"/]*", start)
+        return any(Path(os.fsdecode(path)).parent.resolve() == here for path in named)
+    schemes = (sysconfig.get_default_scheme(), sysconfig.get_preferred_scheme("user"))
+    scripts = (Path(sysconfig.get_path("scripts", scheme)).resolve() for scheme in schemes)
+    return command.resolve().parent in {here, *scripts}
 
 
 def check_trainers() -> list[Finding]:

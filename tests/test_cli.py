@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from nnunet_order.doctor import runs_this_python
+
 ORDER_VERBS = "convert plan evaluate compare complexity benchmark export predict doctor demo"
 LAW_VERBS = "init-base train generate mine evaluate audit experiment report demo"
 
@@ -51,6 +53,22 @@ def test_doctor_is_content_with_a_good_installation(tmp_path):
     done = run("nnunet-order", "doctor", PATH=path, **folders)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "nnUNetTrainerORDER" in done.stdout and "trainers.py" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("start", "expected"),
+    [
+        ("#!{here}\n", True),
+        ("#!/bin/sh\n'''exec' \"{here}\" \"$0\" \"$@\"\n' '''\n", True),
+        ("#!/opt/other environment/bin/python3\n", False),
+        ("MZ", False),  # a launcher of Windows, in no folder of this Python's
+    ],
+)
+def test_doctor_knows_which_python_a_command_runs(tmp_path, start, expected):
+    """Debian's Python has its scripts in another folder than itself."""
+    command = tmp_path / "nnUNetv2_train"
+    command.write_text(start.format(here=sys.executable) + "import sys\n")
+    assert runs_this_python(command) is expected
 
 
 def test_doctor_says_what_to_do(tmp_path):
