@@ -1,6 +1,6 @@
 """Table of the runs of `order_variants.py`: mDice per variant over seeds, and paired differences.
 
-    python benchmarks/study_table.py benchmarks/results --baseline MKUNet
+    python benchmarks/study_table.py benchmarks/results/order_variants --baseline MKUNet
 
 Intervals: 95 %, bootstrap over the seeds that both variants have and over images, ClinicDB's by video.
 """

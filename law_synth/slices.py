@@ -23,6 +23,7 @@ from law_synth.classes import Classes, lesion_classes
 from law_synth.window import Window, find_window
 
 PICTURE_SPACING = (999.0, 1.0, 1.0)  # what nnU-Net's reader of natural images says
+FIXED_SCALES = ("ct", "nonorm", "rgb_to_0_1")  # names of channels for which nnU-Net looks at no single case
 FORMATS = {".png": "PNG", ".bmp": "BMP", ".tif": "TIFF"}
 
 
@@ -80,6 +81,12 @@ class SliceView:
     def is_volumetric(self) -> bool:
         """Whether the files have a place in space: volumes, not pictures."""
         return self.axis is not None
+
+    @property
+    def normalized_by_case(self) -> list[str]:
+        """Channels of volumes that nnU-Net scales by each case's own values, be it a volume or one slice."""
+        by_case = (name for name in self.dataset.channel_names if name.casefold() not in FIXED_SCALES)
+        return [*by_case] if self.is_volumetric else []
 
     @property
     def record(self) -> dict:

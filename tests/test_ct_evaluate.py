@@ -228,6 +228,16 @@ def test_partners_are_of_another_patient(generated):
     assert {one.case for one in subject.references["held-out"].slices} == {"ct_0", "ct_1"}
 
 
+def test_a_judge_of_volumes_scaled_by_case_is_warned_of(generated, judge, tmp_path, caplog):
+    folder = tmp_path / generated.name
+    shutil.copytree(generated, folder)
+    for channel, warned in (("CT", False), ("T2", True)):
+        description = json.loads((folder / "dataset.json").read_text()) | {"channel_names": {"0": channel}}
+        (folder / "dataset.json").write_text(json.dumps(description))
+        Evaluate(str(folder), segmenter=judge, dry_run=True).run()
+        assert ("channels T2: the judge has learned" in caplog.text) == warned
+
+
 def test_judge_of_volumes(view, judge, environment):
     """What it finds in a slice, read as stored and through the model's window."""
     segmenter = load_judge(judge, "cpu", None, view.dataset)

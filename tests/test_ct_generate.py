@@ -229,6 +229,18 @@ def test_regions_and_readers_stay_in_dataset_json(trained_run, ct_dataset, tmp_p
     assert set(np.unique(made.read_label(made.training_cases[0].label))) == {0, 1, 2}
 
 
+def test_channels_that_nnunet_scales_by_case_are_warned_of(trained_run, ct_dataset, tmp_path, caplog):
+    source = tmp_path / "Dataset961_MR"
+    shutil.copytree(ct_dataset, source)
+    description = json.loads((source / "dataset.json").read_text()) | {"channel_names": {"0": "T2"}}
+    (source / "dataset.json").write_text(json.dumps(description))
+    for dataset in (source, ct_dataset):
+        caplog.clear()
+        run = ct_run(trained_run, read_dataset(dataset), tmp_path / f"run_{dataset.name}")
+        generate(tmp_path / "Dataset962", run, samples=2, dry_run=True)
+        assert ("channels T2: nnU-Net will scale each slice" in caplog.text) == (dataset is source)
+
+
 def save_mask(path: Path, mask: np.ndarray) -> None:
     path.parent.mkdir(exist_ok=True)
     Image.fromarray(mask).save(path)

@@ -144,6 +144,14 @@ class TestWindow:
             find_window(read_dataset(ct_dataset), ["ct_0"], (5.0, 5.0))
 
 
+class TestNormalization:
+    def test_channels_that_nnunet_scales_by_case(self, ct_dataset, altered):
+        """CT has one scale for all; of MR, a slice alone and in its volume get other values."""
+        assert view_of(read_dataset(ct_dataset), ["ct_0"]).normalized_by_case == []
+        folder = altered(channel_names={"0": "T2"})
+        assert view_of(read_dataset(folder), ["ct_0"]).normalized_by_case == ["T2"]
+
+
 class TestSlices:
     def test_slices_of_volumes_are_those_with_foreground(self, view):
         assert view.slices(["ct_1", "ct_0"])[:5] == [*(Slice("ct_1", i) for i in range(4)), Slice("ct_0", 0)]

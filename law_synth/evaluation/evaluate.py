@@ -74,6 +74,12 @@ class Evaluate:
         for images in (subject.synthetic, *subject.references.values()):
             if images.view.is_volumetric:
                 logger.info("%s", "; ".join(images.seen_as))
+        if self.segmenter is not None and (channels := subject.synthetic.view.normalized_by_case):
+            logger.warning(
+                "channels %s: the judge has learned from slices scaled by their volume and sees each one "
+                "scaled by itself, so agreement is too low, of real slices, too",
+                ", ".join(channels),
+            )
         if self.dry_run:
             self._announce(subject, wanted, out)
             return

@@ -31,7 +31,7 @@ class Experiment:
     preset: Preset | None = None
     """A table of the paper instead of CONFIG."""
     scale: Scale = "cpu"
-    """Of --preset: sizes and steps for two CPU cores, one GPU, or as in the paper."""
+    """Of --preset: sizes, steps, rates and base for two CPU cores, one GPU, or as in the paper."""
     dataset: str | None = None
     """Real data set of --preset, or instead of the one in CONFIG: id, name or folder."""
     rounds: int | None = None

@@ -14,7 +14,7 @@ from typing import Annotated
 import tyro
 
 from law_synth.requirements_hint import require
-from nnunet_order.metrics import FOREGROUND_MEAN
+from nnunet_order.metrics import FOREGROUND_MEAN, RESAMPLES
 
 logger = logging.getLogger(__name__)
 
@@ -114,6 +114,7 @@ def render(results, scores: Sequence, differences: Sequence, mixtures: Sequence)
         by_size=any(panel["strata"] for group in groups for panel in group["labels"].values()),
         labels=results.labels,
         mean_label=FOREGROUND_MEAN,
+        resamples=RESAMPLES,
         mixtures=mixtures,
         volumetric=results.real is not None and is_volumetric(results.real),
         forest=charts.forest_axis([one.estimate for one in main if one.stratum == statistics.ALL]),

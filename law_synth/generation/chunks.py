@@ -96,6 +96,12 @@ def _announce(plan: GenerationPlan) -> None:
         logger.info(
             "%d one-slice cases from slices of %d volumes; train them with -c 2d", len(plan.samples), cases
         )
+    if channels := plan.view.normalized_by_case:
+        logger.warning(
+            "channels %s: nnU-Net will scale each slice by its own values and a volume by all of its slices, "
+            "so the two differ in brightness; convert the slices to cases of their own first",
+            ", ".join(channels),
+        )
     if plan.verb.with_real and not plan.original_size:
         _compare_sizes(plan)
 

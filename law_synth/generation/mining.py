@@ -28,7 +28,7 @@ class Mine:
 
     The Dice of each case (of volumes: of up to 16 slices; of several classes: their mean) goes into --out,
     for law-synth generate --hard-cases. Validation and test cases are never looked at, and a segmenter that
-    has learned from validation cases is refused.
+    is known to have learned from validation cases is refused.
     """
 
     dataset: str

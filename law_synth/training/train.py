@@ -35,9 +35,9 @@ RANGES = {
 class Train:
     """Train a mask ControlNet, and the UNet's decoder, whose loss looks where lesions are.
 
-    The defaults are the paper's. A killed run goes on where it was saved last when the same command is given
-    again; a higher --max-steps continues a finished one. Several GPUs: start it with `torchrun
-    --nproc_per_node N -m law_synth train ...` or `accelerate launch`.
+    The defaults are the paper's but for what docs/law.md lists. A killed run goes on where it was saved last
+    when the same command is given again; a higher --max-steps continues a finished one. Several GPUs: start
+    it with `torchrun --nproc_per_node N -m law_synth train ...` or `accelerate launch`.
     """
 
     dataset: str
