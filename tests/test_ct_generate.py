@@ -268,7 +268,7 @@ def test_masks_without_images(run, view, tmp_path, caplog):
     assert "5 of 5 masks are named after no case or group of Dataset960_CT" in caplog.text
     assert [(row["source_case"], row["source_mask"], row["source_slice"]) for row in rows(out)] == [
         *((None, f"mask_{seed}.png", None) for seed in range(2)),
-        *((None, "other.nii.gz", index) for index in (1, 3, 6)),
+        *((None, "other.nii.gz", index) for index in (2, 4, 6)),
     ]
     groups = ["mask_0", "mask_1", "other", "other", "other"]
     assert [read_dataset(out).groups[row["case"]] for row in rows(out)] == groups
