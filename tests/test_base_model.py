@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dataset_conversion.user_error import UserError
+from law_synth.base.files import find_base
 from law_synth.base.model import load_base
 from law_synth.base.tiny import clip_tokenizer, new_scheduler, write_tiny_base
 from law_synth.requirements_hint import package_versions, require
@@ -284,6 +285,27 @@ def test_hub_model_from_the_cache(tiny, tmp_path):
     shutil.copytree(tiny, entry / "snapshots" / ("0" * 40))
     found = load_in_process("someone/small-diffusion", HF_HUB_CACHE=str(tmp_path), HF_HUB_OFFLINE="1")
     assert found == f"{load_base(str(tiny)).hash} someone/small-diffusion"
+
+
+def test_hub_model_whose_other_files_were_left_out(tiny, tmp_path, monkeypatch):
+    """The client knows the repository's whole list; neither it nor audit may miss what is never fetched."""
+    listing = pytest.importorskip("huggingface_hub._tree_cache", reason="an older client keeps no list")
+    from huggingface_hub import constants
+
+    from law_synth.audit import origins
+
+    commit, entry = "a" * 40, tmp_path / "models--someone--small-diffusion"
+    (entry / "refs").mkdir(parents=True)
+    (entry / "refs" / "main").write_text(commit)
+    folder = entry / "snapshots" / commit
+    shutil.copytree(tiny, folder)
+    names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    left_out = ["README.md", "v1-5-pruned.ckpt", "unet/diffusion_pytorch_model.fp16.safetensors"]
+    file = listing.TreeCacheEntry(size=1, blob_id="b" * 40, lfs_sha256=None, lfs_size=None, xet_hash=None)
+    listing.write_tree_cache(str(entry), commit, dict.fromkeys([*names, *left_out], file))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    assert find_base("someone/small-diffusion") == folder
+    assert origins._find_base("someone/small-diffusion") == folder
 
 
 def test_hub_model_without_network_is_one_line_at_once(tmp_path):

@@ -11,6 +11,7 @@ from dataset_conversion.raw import RawDataset, nnunet_folder
 from dataset_conversion.user_error import UserError
 from law_synth.audit.finding import Finding, NotPossible, changed, leak
 from law_synth.audit.subject import RUN_KEYS
+from law_synth.base.files import cached_model
 from law_synth.generation.leaks import held_out_groups, mask_group
 from law_synth.generation.mask_files import mask_stem
 from law_synth.run_folder import CONFIG, TrainedRun, read_run, slices_of, weights_hash
@@ -209,8 +210,6 @@ def _find_base(source: str) -> Path:
     if Path(source).is_dir():
         return Path(source)
     try:
-        from huggingface_hub import snapshot_download
-
-        return Path(snapshot_download(source, local_files_only=True))
+        return cached_model(source)
     except (ImportError, OSError, ValueError):  # not installed, not cached, no hub id
         raise NotPossible(f"{source} is neither a folder nor in the hub's cache; give --base") from None

@@ -16,6 +16,14 @@ WEIGHTS = re.compile(r"(diffusion_pytorch_model|model)(-\d+-of-\d+)?\.safetensor
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 PROBE_SECONDS = 5
 
+# What is fetched of a hub model: no pickled weights, no half-precision copies, no safety checker.
+HUB_PATTERNS = [
+    "model_index.json",
+    "tokenizer/*",
+    "scheduler/*.json",
+    *(f"{part}/{name}" for part in MODELS for name in ("*.json", "*model.safetensors", "*-of-*.safetensors")),
+]
+
 
 def find_base(source: str) -> Path:
     """Folder of a base model given as a folder or a hub id, downloaded if need be.
@@ -98,22 +106,27 @@ def _check(folder: Path, source: str) -> None:
             )
 
 
+def cached_model(source: str) -> Path:
+    """Snapshot of a hub model in the cache; never downloads. OSError: none; ValueError: no hub id."""
+    from huggingface_hub import snapshot_download
+
+    # Without the patterns a snapshot of these files alone would count as incomplete.
+    return Path(snapshot_download(source, allow_patterns=HUB_PATTERNS, local_files_only=True))
+
+
 def _from_hub(source: str) -> Path:
     """Cached snapshot of a hub model, fetched when it is not complete and there is a network."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    patterns = ["model_index.json", "tokenizer/*", "scheduler/*.json"]
-    weights = ("*.json", "*model.safetensors", "*-of-*.safetensors")
-    patterns += [f"{part}/{name}" for part in MODELS for name in weights]
     try:
-        folder = Path(snapshot_download(source, allow_patterns=patterns, local_files_only=True))
+        folder = cached_model(source)
         _check(folder, source)
         return folder
     except (LocalEntryNotFoundError, UserError):  # not there, or an interrupted download
         _probe_network(source)
     try:
-        return Path(snapshot_download(source, allow_patterns=patterns))
+        return Path(snapshot_download(source, allow_patterns=HUB_PATTERNS))
     except Exception as error:  # the hub's errors have no common parent across its versions
         reason = f"{error}".strip().split("\n")[0]
         raise UserError(f"{source}: the hub gave no model ({reason}), expected one; check the id") from error
