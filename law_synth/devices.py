@@ -10,6 +10,13 @@ if TYPE_CHECKING:
     import torch
 
 
+def has_bf16(device: torch.device) -> bool:
+    """Whether it is a GPU that computes in bf16; those before Ampere emulate it, many times slower."""
+    import torch
+
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
 def pick_device(name: str) -> torch.device:
     """The device called `name`; auto is CUDA where there is one, else the CPU. UserError: no such device."""
     import torch

@@ -20,6 +20,7 @@ from PIL import Image
 pytest.importorskip("diffusers", reason="needs the extra synth")
 pytest.importorskip("accelerate", reason="needs the extra synth")
 
+from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
 from dataset_conversion.phantom import ConvertPhantom
@@ -387,6 +388,14 @@ def test_non_finite_loss_stops_and_names_the_term(options):
     with pytest.raises(UserError, match=r"step 5: found a teacher loss of nan"):
         replace(options, max_steps=6).run()
     assert all(torch.equal(before[name], tensor) for name, tensor in weights_of(options.out).items())
+
+
+def test_steps_that_fp16_leaves_out_for_ever_stop_the_training(options, monkeypatch):
+    """A CPU has no fp16: its scaler is said to skip, here."""
+    monkeypatch.setattr(Accelerator, "optimizer_step_was_skipped", property(lambda self: True))
+    with pytest.raises(UserError, match="step 26: found 26 steps in a row whose gradients are not finite"):
+        replace(options, max_steps=30, gradient_accumulation=1, save_every=30).run()
+    assert not (options.out / "law_config.json").exists()
 
 
 def test_odd_data(options, world):

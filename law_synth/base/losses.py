@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from law_synth.devices import has_bf16
+
 if TYPE_CHECKING:
     import torch
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
@@ -182,7 +184,7 @@ def random_prompts(tokenizer, text_encoder: torch.nn.Module, generator: torch.Ge
 
 
 def autocast(device: torch.device) -> torch.autocast:
-    """bf16 on CUDA, which needs no loss scaling; plain fp32 elsewhere."""
+    """bf16 on GPUs that have it, which needs no loss scaling; plain fp32 elsewhere."""
     import torch
 
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda")
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=has_bf16(device))

@@ -77,7 +77,7 @@ class Generate:
     shard: str = "0/1"
     """i/n: this process does part i (from 0) of n; the last one to finish completes the data set."""
     dtype: Literal["fp32", "bf16", "fp16"] | None = None
-    """By default bf16 on a GPU and fp32 on a CPU."""
+    """By default bf16 on a GPU (fp16 on those before Ampere) and fp32 on a CPU."""
     compile: bool = False
     """torch.compile the networks: worth its minute for thousands of images."""
     seed: int = 0

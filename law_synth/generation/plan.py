@@ -14,6 +14,7 @@ import numpy as np
 from dataset_conversion.folder import read_groups
 from dataset_conversion.raw import RawDataset, find_dataset
 from dataset_conversion.user_error import UserError
+from law_synth.devices import has_bf16
 from law_synth.generation.generate import PRESETS
 from law_synth.generation.hard_cases import HardCases, read_hard_cases
 from law_synth.generation.leaks import HeldOutMasks, refuse_leaks
@@ -224,7 +225,7 @@ def _sampling(verb: Generate, run: TrainedRun, device: torch.device) -> Sampling
         verb.steps or steps,
         verb.guidance_scale or run.guidance_scale,
         run.prompt if verb.prompt is None else verb.prompt,
-        verb.dtype or ("fp32" if device.type == "cpu" else "bf16"),
+        verb.dtype or ("fp32" if device.type == "cpu" else "bf16" if has_bf16(device) else "fp16"),
         verb.compile,
     )
 

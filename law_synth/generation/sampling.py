@@ -69,6 +69,11 @@ class ImageSampler:
         for model in (unet, controlnet, base.vae):
             model.to(device, self.dtype, memory_format=torch.channels_last).requires_grad_(False)
         if settings.compile:
+            from torch._inductor import config
+
+            # Else each process times kernels and chooses, and sums in another order than the next one.
+            if hasattr(config, "deterministic"):
+                config.deterministic = True
             unet, controlnet = torch.compile(unet), torch.compile(controlnet)
         else:
             controlnet.controlnet_cond_embedding = OncePerBatch(controlnet.controlnet_cond_embedding)

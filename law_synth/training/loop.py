@@ -12,12 +12,19 @@ from typing import TYPE_CHECKING
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, InitProcessGroupKwargs, gather_object, set_seed
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    DistributedType,
+    InitProcessGroupKwargs,
+    gather_object,
+    set_seed,
+)
 from diffusers.training_utils import EMAModel
 
 from dataset_conversion.user_error import UserError
 from law_synth.base.model import BaseModel, load_base
 from law_synth.denoiser import StudentTeacher
+from law_synth.devices import has_bf16
 from law_synth.folder_lock import hold
 from law_synth.objective import Losses, TrainingObjective, total_loss
 from law_synth.progress import progress
@@ -48,6 +55,7 @@ REMEDY = (
     "--learning-rate"
 )
 PATIENCE = timedelta(hours=12)
+MAX_SKIPPED = 25  # fp16's first scale of 65536 is below 1 after 17
 MAX_GRADIENT_NORM = 1.0  # that of diffusers' own ControlNet script; the papers do not say
 
 
@@ -104,8 +112,13 @@ class Training:
         self.trained = [p for p in self.objective.networks.parameters() if p.requires_grad]
         phi = list(self.objective.weighter.parameters()) if self.objective.weighter else []
         groups = [{"params": self.trained}, {"params": phi, "lr": options.weighter_learning_rate}]
-        optimizer = torch.optim.AdamW(groups, lr=options.learning_rate)
-        self.ema = EMAModel(self.trained, decay=options.ema_decay) if options.ema_decay > 0 else None
+        # Fused: the default on a GPU holds a copy of all second moments while it steps.
+        fused = accelerator.device.type == "cuda"
+        optimizer = torch.optim.AdamW(groups, lr=options.learning_rate, fused=fused)
+        self.ema = None
+        if options.ema_decay > 0 and accelerator.is_main_process:  # which alone looks and saves
+            self.ema = EMAModel(self.trained, decay=options.ema_decay)
+        self.skipped = 0  # steps in a row, by the scaler of fp16
         self.state = {"optimizer": optimizer, "ema": self.ema, "scaler": accelerator.scaler}
         self.start = load_state(plan.folder, self.objective, **self.state)
         if self.ema:
@@ -171,7 +184,8 @@ class Training:
                     self._check_gradient(step, norm)
                 self.optimizer.step()
                 self.optimizer.zero_grad()
-        if self.ema:
+        self._count_skipped(step)
+        if self.ema and not self.skipped:
             self.ema.step(self.trained)
         means = mean_of(logged)
         if logs:
@@ -230,6 +244,15 @@ class Training:
         if self.options.mixed_precision != "fp16" and not torch.isfinite(norm):
             raise UserError(f"step {step}: found a gradient of norm {norm}, expected a finite one; {REMEDY}")
 
+    def _count_skipped(self, step: int) -> None:
+        """UserError: the scaler leaves out step after step, whatever its scale, and nothing is learned."""
+        self.skipped = self.skipped + 1 if self.accelerator.optimizer_step_was_skipped else 0
+        if self.skipped > MAX_SKIPPED:
+            raise UserError(
+                f"step {step}: found {self.skipped} steps in a row whose gradients are not finite in fp16, "
+                f"expected some that are; {REMEDY}"
+            )
+
     def _load(self, base: BaseModel, slices: list[Slice]) -> TrainingData:
         return load_training_data(
             self.plan.view,
@@ -259,9 +282,15 @@ def _accelerator(options: Train) -> Accelerator:
         cpu=cpu,
         mixed_precision=options.mixed_precision,
         gradient_accumulation_steps=options.gradient_accumulation,
-        # Others wait while one process reads and encodes, or saves; NCCL's default is ten minutes.
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
+        kwargs_handlers=[
+            # Others wait while one process reads and encodes, or saves; NCCL's default is ten minutes.
+            InitProcessGroupKwargs(timeout=PATIENCE),
+            # Else each process holds all gradients twice.
+            DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False),
+        ],
     )
+    if options.mixed_precision == "bf16" and not cpu and not has_bf16(accelerator.device):
+        logger.warning("this GPU emulates bf16, which is slow; --mixed-precision fp16 is made for it")
     kind = accelerator.distributed_type
     if kind not in (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU):
         raise UserError(
