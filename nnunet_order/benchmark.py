@@ -41,7 +41,7 @@ class Benchmark:
     batch_size: int = 16
     """Images per iteration."""
     device: Literal["cpu", "cuda"] = "cpu"
-    """On cuda in half precision under autocast, as nnU-Net trains; on cpu in fp32."""
+    """On cuda in half precision under autocast, without torch.compile, which nnU-Net adds; on cpu in fp32."""
     steps: int = 5
     """Timed rounds; one round times every network once, so that a noisy moment hits all alike."""
     warmup: int = 2

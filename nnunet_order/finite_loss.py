@@ -31,11 +31,13 @@ class FiniteLoss(nn.Module):
         highest = output[0] if isinstance(output, list) else output
         truth = target[0] if isinstance(target, list) else target
         weights = terms.weight_ce, terms.weight_dice
+        distributed, terms.dc.ddp = terms.dc.ddp, False  # the other processes may have finite losses
         terms.weight_ce, terms.weight_dice = 1, 0
         values = {"cross-entropy": float(terms(highest, truth))}
         terms.weight_ce, terms.weight_dice = 0, 1
         values["Dice"] = float(terms(highest, truth))
         terms.weight_ce, terms.weight_dice = weights
+        terms.dc.ddp = distributed
         broken = (~torch.isfinite(highest)).sum()
         return (
             "non-finite loss: "

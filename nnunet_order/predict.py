@@ -151,10 +151,16 @@ def open_session(model: Path, device: Literal["cpu", "cuda"]) -> Any:
             f"found no {provider} in onnxruntime, only {', '.join(available)}; choose another --device"
         )
     try:
-        return onnxruntime.InferenceSession(model, providers=[provider])
+        session = onnxruntime.InferenceSession(model, providers=[provider])
     except Exception as error:  # onnxruntime's exceptions have no common base class of their own
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"{model}: cannot be opened ({reason}), expected an ONNX file") from error
+    if provider not in session.get_providers():  # it falls back to the CPU with a warning
+        raise UserError(
+            f"found no libraries that {provider} of onnxruntime {onnxruntime.__version__} needs, expected "
+            "its CUDA and cuDNN; install those, or give --device cpu"
+        )
+    return session
 
 
 def to_labels(logits: np.ndarray, record: dict[str, Any]) -> np.ndarray:

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
 from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
@@ -45,6 +46,15 @@ def environment_seed() -> int | None:
     if text and not text.isdigit():
         raise UserError(f"{SEED_VARIABLE}: found {text}, expected a whole number from 0; correct it")
     return int(text) if text else None
+
+
+def check_processes(batch_size: int, processes: int) -> None:
+    """UserError: GPUs that would get different numbers of samples, which nnU-Net's Dice cannot gather."""
+    if batch_size % processes:
+        raise UserError(
+            f"found -num_gpus {processes} for a batch of {batch_size}, expected a number that divides it; "
+            "give another, or samples_per_step in NNUNET_ORDER_OPTIONS"
+        )
 
 
 class PaperRecipeTrainer(nnUNetTrainer):
@@ -115,10 +125,16 @@ class PaperRecipeTrainer(nnUNetTrainer):
         return {name: getattr(self, name) for name in HYPER_PARAMETERS}
 
     def initialize(self) -> None:
+        if self.is_ddp:
+            check_processes(self.configuration_manager.batch_size, dist.get_world_size())
         if not self.was_initialized:
             self._set_epoch_length()
             self._seed_everything(epoch=0)
         super().initialize()
+
+    def _do_i_compile(self) -> bool:
+        # Under DDP batch norm becomes SyncBatchNorm, which torch.compile cannot trace: a graph break each.
+        return not self.is_ddp and super()._do_i_compile()
 
     def _set_epoch_length(self) -> None:
         """One pass over the fold; nnU-Net's 250 steps suit its 1000 epochs, not our 100."""
@@ -173,6 +189,9 @@ class PaperRecipeTrainer(nnUNetTrainer):
         check_resumed(arguments.get("recipe", {}), self.recipe, given=trainer_options(PaperRecipeTrainer))
         super().load_checkpoint(filename)
         self.my_init_kwargs["recipe"] = self.recipe
+        for state in self.optimizer.state.values():
+            if torch.is_tensor(state.get("step")):  # AdamW's, which on a GPU would be waited for in each step
+                state["step"] = state["step"].cpu()
         for group in self.optimizer.param_groups:  # the optimizer's state brought the old values back
             group["weight_decay"] = self.weight_decay
             if "t_alpha_beta3" in group:

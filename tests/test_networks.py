@@ -257,6 +257,10 @@ def test_sigmoid_head_makes_softmax_the_sigmoid():
     torch.testing.assert_close(
         F.cross_entropy(two, mask), F.binary_cross_entropy_with_logits(one[:, 0], mask.float())
     )
+    inside = torch.nn.Sequential(head)  # as in DDP and torch.compile, under a name of theirs
+    weights = inside.state_dict()
+    assert {f"0.{name}" for name in head.network.state_dict()} == set(weights)
+    inside.load_state_dict(weights)
     deep = SigmoidHead(3, 2, "nnunet_order.networks.MKUNet", deep_supervision=True)
     assert [x.shape[1] for x in deep(x)] == [2] * 5
     deep.decoder.deep_supervision = False

@@ -119,6 +119,55 @@ def test_recipe_is_the_papers(make):
     assert trainer.save_every == 5 and trainer.enable_deep_supervision is False
 
 
+def test_the_trainers_schedule_is_the_cosine(make):
+    from nnunet_order.trainers import nnUNetTrainerORDER
+
+    trainer = make(nnUNetTrainerORDER)
+    trainer.initialize()
+    trainer.current_epoch = 25
+    trainer.lr_scheduler.step(25)
+    (group,) = trainer.optimizer.param_groups
+    assert group["lr"] == pytest.approx(1e-4 * (1 + math.cos(math.pi / 4)) / 2)
+    assert group["weight_decay"] == 1e-2
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "epochs", "learning_rate"),
+    [
+        ("ORDER", 42_457, 100, 1e-4),
+        ("ORDER_none", 26_223, 100, 1e-4),
+        ("ORDER_early", 27_780, 100, 1e-4),
+        ("ORDER_mid", 30_925, 100, 1e-4),
+        ("ORDER_all", 47_159, 100, 1e-4),
+        ("ORDER_fp32", 42_457, 100, 1e-4),
+        ("MKUNet", 27_353, 100, 1e-4),
+        ("MKUNetWide", 41_055, 100, 1e-4),
+        ("UNeXt", 1_471_921, 100, 1e-4),
+        ("EGEUNet", 53_374, 100, 1e-4),
+        ("ORDER_30epochs", 42_457, 30, 5e-3),
+        ("MKUNet_30epochs", 27_353, 30, 5e-3),
+        ("MKUNetWide_30epochs", 41_055, 30, 5e-3),
+        ("ORDER_5epochs", 42_457, 5, 5e-3),
+        ("MKUNet_5epochs", 27_353, 5, 5e-3),
+    ],
+)
+def test_every_trainer_builds_what_it_is_named_after(make, name, parameters, epochs, learning_rate):
+    from nnunet_order import trainers
+
+    trainer = make(getattr(trainers, f"nnUNetTrainer{name}"))
+    trainer.initialize()
+    assert sum(p.numel() for p in trainer.network.parameters()) == parameters
+    assert (trainer.num_epochs, trainer.initial_lr) == (epochs, learning_rate)
+
+
+def test_the_batch_must_part_evenly():
+    from nnunet_order.trainers import check_processes
+
+    check_processes(16, 4)
+    with pytest.raises(UserError, match="found -num_gpus 3 for a batch of 16"):
+        check_processes(16, 3)
+
+
 def test_another_optimizer_is_one_line(make):
     from nnunet_order.trainers import nnUNetTrainerORDER
 
@@ -313,9 +362,13 @@ def test_one_step_on_labels_of_every_kind(make, dataset, head, channels):
     assert np.isfinite(trainer.validation_step(next(trainer.dataloader_val))["loss"])
 
 
-def test_augmentation_rotates_and_flips_images_with_their_labels():
+@pytest.mark.parametrize(
+    ("options", "at_least", "at_most"), [("", 5, 12), ("rotation_probability=0", 3, 4)], ids=["all", "flips"]
+)
+def test_augmentation_rotates_and_flips_images_with_their_labels(monkeypatch, options, at_least, at_most):
     from nnunet_order.trainers import nnUNetTrainerORDER
 
+    monkeypatch.setenv(OPTIONS_VARIABLE, options)
     transform = nnUNetTrainerORDER.get_training_transforms(
         (32, 32), (-math.pi, math.pi), None, (0, 1), False, use_mask_for_norm=[False], foreground_labels=[1]
     )
@@ -331,7 +384,7 @@ def test_augmentation_rotates_and_flips_images_with_their_labels():
         agreement = ((result["image"] > 0.5) == (result["segmentation"] > 0)).float().mean()
         assert agreement > 0.97
         seen.add(result["image"].numpy().tobytes())
-    assert len(seen) > 3
+    assert at_least <= len(seen) <= at_most
 
 
 @pytest.mark.parametrize("deep_supervision", [False, True])
@@ -378,6 +431,12 @@ def test_seed_decides_weights_and_every_epoch(make, monkeypatch):
         )
     assert isinstance(trainer.network.network, MKUNet)
     assert torch.equal(weights[0], weights[1]) and not torch.allclose(weights[0], weights[2])
+    drawn = []
+    for epoch, rank in ((3, 0), (4, 0), (3, 1)):
+        trainer.local_rank = rank
+        trainer._seed_everything(epoch)
+        drawn.append((torch.rand(1).item(), random.random(), np.random.rand()))
+    assert all(len(set(values)) == 3 for values in zip(*drawn, strict=True))
 
 
 def test_fp32_trainer_leaves_autocast(make):
