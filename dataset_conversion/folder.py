@@ -164,8 +164,8 @@ def list_images(folder: Path) -> dict[str, Path]:
 def match_files(images: Path, masks: Path | None) -> dict[str, tuple[Path, Path | None]]:
     """Image stem -> (image file, mask file) by stem; masks may share a suffix, or the prefix p (ETIS).
 
-    UserError: an image without mask, one of two masks, both in one folder. Masks without image are named in a
-    warning.
+    UserError: an image without mask or with two; images and masks in one folder. Masks without image are
+    named in a warning.
     """
     image_files = list_images(images)
     if masks is None:
@@ -210,8 +210,8 @@ def convert_pairs(
             turned = mask.shape == image.shape[1::-1]
             raise UserError(
                 f"{pair.mask}: found {mask.shape[1]} x {mask.shape[0]} px, expected {image.shape[1]} x "
-                f"{image.shape[0]} as its image"
-                + (" stands by its EXIF tag; turn the mask" if turned else "; export both at the same size")
+                f"{image.shape[0]} as its image; export both at the same size"
+                + (" and turned alike (EXIF tag)" if turned else "")
             )
         if mask is not None and not mask.any():
             notes.add("masks without foreground", pair.mask)

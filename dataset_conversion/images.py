@@ -184,8 +184,10 @@ def open_image(path: Path, notes: Notes) -> Image.Image:
 
 def _grey_levels(image: Image.Image, path: Path, spread: int = MAX_COLOUR_SPREAD) -> np.ndarray:
     """Pixel values of a mask as integers (H, W); in black and white, channels may be `spread` apart."""
-    if image.mode != "P":  # label tools make a palette's background transparent
-        _refuse_transparent(image, path)
+    if image.mode == "P" and _is_coloured(image, spread):
+        # Label tools colour the palette, with a transparent background; the index is the label.
+        return np.asarray(image)
+    _refuse_transparent(image, path)
     if image.mode in ("L", "1"):
         return np.asarray(image).astype(np.uint8)  # mode "1" becomes 0/1
     if _is_high_depth(image):
@@ -195,17 +197,18 @@ def _grey_levels(image: Image.Image, path: Path, spread: int = MAX_COLOUR_SPREAD
                 f"{path}: found fractional values, expected an integer mask; save it as 8-bit PNG"
             )
         return values.astype(np.int32)
+    if _is_coloured(image, spread):
+        raise UserError(
+            f"{path}: found a coloured mask, expected one value per pixel; export it as a grey or index PNG"
+        )
+    return np.asarray(image.convert("RGB").convert("L"))
+
+
+def _is_coloured(image: Image.Image, spread: int) -> bool:
+    """Whether channels are more than `spread` apart; at all in dark masks: class numbers in one channel."""
     rgb = np.asarray(image.convert("RGB"))
-    if rgb.max() <= 127 and image.format != "JPEG":
-        spread = 0  # class numbers in one channel, not black and white
-    if np.ptp(rgb, axis=2).max() <= spread:
-        _refuse_transparent(image, path)
-        return np.asarray(image.convert("RGB").convert("L"))
-    if image.mode == "P":
-        return np.asarray(image)  # label tools colour the palette; the index is the label
-    raise UserError(
-        f"{path}: found a coloured mask, expected one value per pixel; export it as a grey or index PNG"
-    )
+    is_dark = rgb.max() <= 127 and image.format != "JPEG"
+    return bool(np.ptp(rgb, axis=2).max() > (0 if is_dark else spread))
 
 
 def _has_alpha(image: Image.Image) -> bool:

@@ -176,9 +176,8 @@ def to_labels(logits: np.ndarray, record: dict[str, Any]) -> np.ndarray:
 
 def normalize(image: np.ndarray, record: dict[str, Any]) -> np.ndarray:
     """Normalise each channel of (C, H, W) by its scheme of the plans, as nnU-Net does."""
-    inside = (image != 0).any(
-        axis=0
-    )  # nnU-Net fills holes of volumes; in an image of one slice none is closed
+    # nnU-Net fills the holes of volumes; in an image, one slice, none is closed.
+    inside = (image != 0).any(axis=0)
     channels = []
     for index, channel in enumerate(image):
         scheme = NORMALIZATIONS[record["normalization_schemes"][index]]

@@ -185,9 +185,9 @@ class PaperRecipeTrainer(nnUNetTrainer):
 
     def load_checkpoint(self, filename: str) -> None:
         """For --c and --val. UserError: other hyper-parameters than the training began with."""
-        arguments = torch.load(filename, map_location=self.device, weights_only=False)["init_args"]
-        check_resumed(arguments.get("recipe", {}), self.recipe, given=trainer_options(PaperRecipeTrainer))
         super().load_checkpoint(filename)
+        begun = self.my_init_kwargs.get("recipe", {})  # nnU-Net has taken the checkpoint's
+        check_resumed(begun, self.recipe, given=trainer_options(PaperRecipeTrainer))
         self.my_init_kwargs["recipe"] = self.recipe
         for state in self.optimizer.state.values():
             if torch.is_tensor(state.get("step")):  # AdamW's, which on a GPU would be waited for in each step

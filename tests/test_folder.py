@@ -217,9 +217,7 @@ def test_exif_rotation_is_applied(tmp_path):
     np.testing.assert_array_equal(label, square())
     save(tmp_path / "masks" / "a.png", np.rot90(square(255)))
     refused_out = tmp_path / "Dataset501_Test"
-    with pytest.raises(
-        UserError, match="expected 60 x 40 as its image stands by its EXIF tag; turn the mask"
-    ):
+    with pytest.raises(UserError, match=r"expected 60 x 40 as its image; .* turned alike \(EXIF tag\)"):
         convert(tmp_path, out=refused_out)
     assert not refused_out.exists()
 

@@ -243,6 +243,10 @@ def test_a_resumed_training_keeps_its_recipe(make, monkeypatch, tmp_path):
         begun(f"epochs=4 {small}").load_checkpoint(checkpoint)
     with pytest.raises(UserError, match="found optimizer_name=AdamW, expected optimizer_name=AdEMAMix"):
         begun(f"{small} epochs=2 learning_rate=0.005 optimizer_name=AdamW").load_checkpoint(checkpoint)
+    other = str(tmp_path / "other.pth")
+    begun(f"{small} optimizer_name=AdamW").save_checkpoint(other)
+    with pytest.raises(UserError, match="found optimizer_name=AdEMAMix, expected optimizer_name=AdamW"):
+        begun(small).load_checkpoint(other)
 
     changed = begun(f"{small} epochs=4 learning_rate=0.001 decoupled_weight_decay=0.5")
     changed.load_checkpoint(checkpoint)
