@@ -81,10 +81,12 @@ class BidirectionalSkipAttention(nn.Module):
     def forward(self, decoder: Tensor, encoder: Tensor) -> tuple[Tensor, Tensor]:
         """decoder, encoder: (B, C, H, W)."""
         height, width = decoder.shape[2:]
-        # Half precision rounds 1/sqrt(d) sums over thousands of tokens; nnU-Net users met NaNs there.
-        decoder_fp32, encoder_fp32 = full_precision(decoder), full_precision(encoder)
+        # Half precision rounds 1/sqrt(d) sums over thousands of tokens; nnU-Net users met NaNs there. Autocast
+        # leaves the weights in fp32; who calls .half() gets half.
+        precision = self.decoder_query.weight.dtype
+        decoder_in, encoder_in = decoder.to(precision), encoder.to(precision)
         with autocast_off(decoder.device.type):
-            query, key, decoder_value, encoder_value = self.tokens(decoder_fp32, encoder_fp32)
+            query, key, decoder_value, encoder_value = self.tokens(decoder_in, encoder_in)
             if self.attention_path == "sdpa":
                 decoder_update = F.scaled_dot_product_attention(query, key, encoder_value)
                 encoder_update = F.scaled_dot_product_attention(key, query, decoder_value)
@@ -92,7 +94,7 @@ class BidirectionalSkipAttention(nn.Module):
                 similarity = scaled_similarity(query, key)
                 decoder_update = similarity.softmax(dim=-1) @ encoder_value
                 encoder_update = similarity.mT.softmax(dim=-1) @ decoder_value
-            confidence = self.gate(decoder_fp32, encoder_fp32)
+            confidence = self.gate(decoder_in, encoder_in)
             decoder_delta = self.decoder_out(self._unfold(decoder_update, height, width))
             encoder_delta = self.encoder_out(self._unfold(encoder_update, height, width))
         return decoder + confidence * decoder_delta, encoder + confidence * encoder_delta
@@ -115,11 +117,6 @@ class BidirectionalSkipAttention(nn.Module):
     def _unfold(x: Tensor, height: int, width: int) -> Tensor:
         """(B, heads, N, D / heads) -> (B, D, H, W)."""
         return x.mT.flatten(1, 2).unflatten(2, (height, width))
-
-
-def full_precision(x: Tensor) -> Tensor:
-    """fp32 at least."""
-    return x if x.dtype == torch.float64 else x.float()
 
 
 def autocast_off(device_type: str) -> AbstractContextManager:

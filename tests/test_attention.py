@@ -41,13 +41,13 @@ def outputs_and_gradients(module, decoder, encoder) -> list[torch.Tensor]:
 )
 def test_fast_path_equals_literal_path(height, width, channels, heads, batch):
     fast, literal = pair(channels=channels, inner_channels=8 * heads, num_heads=heads)
-    decoder, encoder = torch.randn(2, batch, channels, height, width) * 3
+    decoder, encoder = torch.randn(2, batch, channels, height, width, dtype=torch.float64) * 3
     for a, b in zip(
-        outputs_and_gradients(fast, decoder, encoder),
-        outputs_and_gradients(literal, decoder, encoder),
+        outputs_and_gradients(fast.double(), decoder, encoder),
+        outputs_and_gradients(literal.double(), decoder, encoder),
         strict=True,
     ):
-        torch.testing.assert_close(a, b, rtol=0, atol=1e-5 * max(1.0, b.abs().max().item()))
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-12 * max(1.0, b.abs().max().item()))
 
 
 def test_matches_the_equations_written_out():

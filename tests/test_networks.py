@@ -282,6 +282,18 @@ def test_the_whole_forward_is_one_graph(make):
         assert compiled(torch.randn(2, 3, 64, 64)).shape == (2, 1, 64, 64)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+@pytest.mark.parametrize("make", [ORDER, MKUNet, UNeXt, EGEUNet])
+def test_networks_run_in_the_precision_of_their_weights(make, dtype):
+    torch.manual_seed(0)
+    network, x = make(3, 1).eval(), torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        expected = network(x)
+        given = network.to(dtype)(x.to(dtype))
+    assert given.dtype == dtype
+    torch.testing.assert_close(given.float(), expected, rtol=0.05, atol=0.05 * expected.std().item())
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_compiles_and_trains_in_half_precision_on_a_gpu():
