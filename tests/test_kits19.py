@@ -115,11 +115,8 @@ def test_labels_that_scaling_puts_beside_their_numbers(tmp_path):
     dataset = convert(tmp_path)
     np.testing.assert_array_equal(nib.load(dataset.training_cases[0].label).get_fdata(), label)
     dataset = convert(tmp_path, "Dataset020_S", slices=True, which="lesion")
-    assert [int(case.id[-2:]) for case in dataset.training_cases] == [
-        5,
-        6,
-        7,
-    ]  # of the file, whose axis runs down
+    indices = [int(case.id[-2:]) for case in dataset.training_cases]
+    assert indices == [5, 6, 7]  # of the file, whose axis runs down
     assert dataset.read_label(dataset.training_cases[0].label).max() == 2
 
 
