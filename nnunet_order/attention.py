@@ -81,8 +81,8 @@ class BidirectionalSkipAttention(nn.Module):
     def forward(self, decoder: Tensor, encoder: Tensor) -> tuple[Tensor, Tensor]:
         """decoder, encoder: (B, C, H, W)."""
         height, width = decoder.shape[2:]
-        # Half precision rounds 1/sqrt(d) sums over thousands of tokens; nnU-Net users met NaNs there. Autocast
-        # leaves the weights in fp32; who calls .half() gets half.
+        # Half precision rounds 1/sqrt(d) sums over thousands of tokens; nnU-Net users met NaNs there.
+        # Autocast leaves the weights in fp32; who calls .half() gets half.
         precision = self.decoder_query.weight.dtype
         decoder_in, encoder_in = decoder.to(precision), encoder.to(precision)
         with autocast_off(decoder.device.type):
