@@ -45,6 +45,16 @@ class RawDataset:
     json: dict
 
     @property
+    def name(self) -> str:
+        """DatasetXXX_NAME."""
+        return self.folder.resolve().name
+
+    @property
+    def origin(self) -> str:
+        """Name of the data set whose cases these are: another one's where `convert subset` took them."""
+        return self.json.get("subset_of", self.name)
+
+    @property
     def channel_names(self) -> list[str]:
         """Names in channel order."""
         names = self.json["channel_names"]

@@ -110,7 +110,7 @@ class ConvertSubset:
         notes.report()
         # The table of files goes: here, names say which case a file belongs to.
         content = {key: value for key, value in source.json.items() if key != "dataset"}
-        write_json(folder / "dataset.json", content | {"numTraining": len(kept)})
+        write_json(folder / "dataset.json", content | {"numTraining": len(kept), "subset_of": source.origin})
         if (source.folder / "groups.json").is_file():
             kept_or_test = kept | {case.id for case in source.test_cases}
             groups = {case_id: group for case_id, group in source.groups.items() if case_id in kept_or_test}

@@ -137,7 +137,7 @@ def cases_by_test_set(dataset: RawDataset, labels: Path | None, cases: list[str]
     """Test set -> case ids: test_sets.json, or one set named after the data set or the label folder."""
     if labels is not None:
         return {Path(labels).resolve().name: cases}
-    return dataset.test_sets or {dataset.folder.resolve().name: cases}
+    return dataset.test_sets or {dataset.name: cases}
 
 
 def score_folders(

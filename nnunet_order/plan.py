@@ -79,7 +79,7 @@ class Plan:
             )
         source = preprocessed_folder(self.reuse_plans_from)
         target = find_dataset(self.dataset)
-        folder = nnunet_folder("nnUNet_preprocessed") / target.folder.resolve().name
+        folder = nnunet_folder("nnUNet_preprocessed") / target.name
         plans = plans_for(target, read_planned(source, f"{self.source}.json"))
         check_same_task(target, read_planned(source, "dataset.json"), source)
         path = folder / f"{self.source}.json"
@@ -92,7 +92,7 @@ class Plan:
         write_json(folder / "dataset.json", target.json)
         write_json(path, plans)
         logger.info("wrote %s: the plans of %s", path, source.name)
-        number = target.folder.resolve().name[7:10]
+        number = target.name[7:10]
         logger.info("next: nnUNetv2_preprocess -d %s -c 2d -plans_name %s", number, self.source)
 
 
@@ -102,7 +102,7 @@ def plans_for(dataset: RawDataset, plans: dict) -> dict:
 
     example = str(dataset.training_cases[0].images[0])
     reader = determine_reader_writer_from_dataset_json(dataset.json, example, verbose=False)
-    name = dataset.folder.resolve().name
+    name = dataset.name
     return plans | {"dataset_name": name, "image_reader_writer": reader.__name__}
 
 

@@ -234,6 +234,15 @@ def test_run_and_base_are_looked_at(data, trained_run, split, tmp_path):
     (base / "base_config.json").write_text(json.dumps(config | {"dataset": "Dataset777_Other"}))
     with pytest.raises(NotPossible, match="trained on Dataset777_Other, another data set"):
         look(origins.check_base, data, base=base)
+    other = config | {"dataset": "Dataset777_Other", "dataset_origin": NAME}
+    (base / "base_config.json").write_text(json.dumps(other))
+    assert f"leak: {base}: trained on {split['val'][0]}" in look(origins.check_base, data, base=base)[0]
+    same_name = config | {
+        "dataset_origin": "Dataset778_Third"
+    }  # experiments call all of theirs Dataset001_Real
+    (base / "base_config.json").write_text(json.dumps(same_name))
+    with pytest.raises(NotPossible, match="another data set"):
+        look(origins.check_base, data, base=base)
     (base / "base_config.json").unlink()
     (base / ".training").mkdir()
     with pytest.raises(NotPossible, match="what an interrupted init-base left"):

@@ -22,7 +22,10 @@ import pytest
 from dataset_conversion.phantom import ConvertPhantom
 from dataset_conversion.raw import read_dataset
 from dataset_conversion.user_error import UserError
+from law_synth.base.init_base import InitBase
+from law_synth.experiment.config import read_config
 from law_synth.experiment.experiment import Experiment
+from law_synth.experiment.plan import make_plan
 from nnunet_order.evaluation_report import write_csv
 from nnunet_order.experiment.compare import Compare, Comparison
 from nnunet_order.experiment.comparison_table import TABLE, table_rows
@@ -111,6 +114,32 @@ def finished(tmp_path_factory) -> Folder:
     folder = Folder.drawn(tmp_path_factory.mktemp("experiment"))
     folder.run()
     return folder
+
+
+def test_a_base_of_the_users_own_passes_the_audit(finished, tmp_path):
+    """It knows the cases under the data set's name; the experiment trains on its copy under another one."""
+    source, base = finished.root / "Dataset940_Phantom", tmp_path / "base"
+    small = {"image_size": 32, "vae_width": 8, "unet_width": 16, "vae_steps": 1, "unet_steps": 1}
+    InitBase(out=base, source=str(source), fold="all", batch_size=4, device="cpu", **small).run()
+    arms = 'arms = ["law"]\nsegmenters = []\ndevice = "cpu"\n[train]\n'
+    config = f'dataset = "{source}"\nbase = "{base}"\n{arms}' + CONFIG.partition("[train]")[2]
+    folder = Folder(tmp_path, config)
+    folder.run()
+    audit = json.loads((folder.out / "audits" / "law_fold_all_seed_0.json").read_text())
+    assert {check["name"]: check["result"] for check in audit["checks"]}["base model"] == "passed"
+
+    def refused(message: str, option: str = "", **of_base) -> None:
+        (tmp_path / "other.toml").write_text(option + config)
+        content = json.loads((base / "base_config.json").read_text()) | of_base
+        (base / "base_config.json").write_text(json.dumps(content))
+        with pytest.raises(UserError, match=message):
+            make_plan(read_config(tmp_path / "other.toml"), tmp_path / "other")
+
+    seen = r"found a base trained on \w+ \(\d+ such\), expected only training cases "
+    refused(seen + "of the share 0.5 of fold all", "fraction = 0.5\n")
+    refused(seen + "of fold 0", "folds = [0]\n")
+    other = "found a base made from Dataset777_Other, expected one made from Dataset940_Phantom"
+    refused(other, dataset="Dataset777_Other", dataset_origin="Dataset777_Other")
 
 
 def test_every_arm_is_measured(finished):

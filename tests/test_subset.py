@@ -59,7 +59,7 @@ def test_share_of_every_fold_with_all_test_cases(tmp_path, monkeypatch):
     ConvertSubset(dataset=str(source.folder), out=out, fraction=0.5).run()
     verify_dataset_integrity(str(out), 1)
     made = read_dataset(out)
-    assert made.json == source.json | {"numTraining": 10}
+    assert made.json == source.json | {"numTraining": 10, "subset_of": source.name}
     assert made.test_sets == source.test_sets == {"set 0": ["test_0"], "set 1": ["test_1"]}
     assert [case.label is None for case in made.test_cases] == [False, False, True]
     for case in (*made.training_cases, *made.test_cases):  # the very same files
@@ -80,6 +80,8 @@ def test_share_of_every_fold_with_all_test_cases(tmp_path, monkeypatch):
     assert len({made.groups[case_id] for case_id in kept}) < 10  # and not each its own
     with pytest.raises(UserError, match="found existing content"):
         ConvertSubset(dataset=str(source.folder), out=out, fraction=0.5).run()
+    ConvertSubset(dataset=str(out), out=tmp_path / "raw" / "Dataset002_Less", fraction=0.5).run()
+    assert read_dataset(tmp_path / "raw" / "Dataset002_Less").origin == source.name == source.origin
 
 
 def test_draw_depends_on_the_seed_alone_and_smaller_shares_lie_in_larger_ones():
@@ -189,7 +191,8 @@ def test_shrunk_images_and_masks(tmp_path, channels):
     out = tmp_path / "Dataset001_Small"
     ConvertSubset(dataset=str(folder), out=out, max_side=40).run()
     made = read_dataset(out)
-    assert made.json == source.json and [case.label is None for case in made.test_cases][2]
+    assert made.json == source.json | {"subset_of": source.name}
+    assert [case.label is None for case in made.test_cases][2]
     for before, after in zip(source.training_cases, made.training_cases, strict=True):
         image, mask = made.read_case(after)
         assert image.shape == (len(channels), 1, 20, 40)

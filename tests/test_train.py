@@ -483,6 +483,10 @@ def test_base_that_saw_other_cases_is_refused(options, world, tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         replace(options, base=str(tmp_path / "base"), dry_run=True, out=tmp_path / "other").run()
     assert "was trained on Dataset500_All: make sure that it holds no validation or test case" in caplog.text
+    about |= {"dataset": "Dataset500_All", "dataset_origin": "Dataset910_Phantom"}  # made from a subset of it
+    (tmp_path / "base" / "base_config.json").write_text(json.dumps(about))
+    with pytest.raises(UserError, match="found a base trained on"):
+        replace(options, base=str(tmp_path / "base"), out=tmp_path / "other").run()
 
 
 def test_dry_run_writes_nothing(options):

@@ -190,7 +190,7 @@ def _foreign(subject: Subject, part: str, name: str) -> Finding:
 
 def _held(subject: Subject, case: str) -> str:
     kind = "held out" if case in subject.held_out else "a training case"
-    return f"{case} is {kind} in fold {subject.run['fold']} of {subject.real.folder.resolve().name}"
+    return f"{case} is {kind} in fold {subject.run['fold']} of {subject.real.name}"
 
 
 def _chunks(subject: Subject) -> list[dict]:

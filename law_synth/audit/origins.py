@@ -12,6 +12,7 @@ from dataset_conversion.user_error import UserError
 from law_synth.audit.finding import Finding, NotPossible, changed, leak
 from law_synth.audit.subject import RUN_KEYS
 from law_synth.base.files import cached_model
+from law_synth.base.seen import is_of_same_cases
 from law_synth.generation.leaks import held_out_groups, mask_group
 from law_synth.generation.mask_files import mask_stem
 from law_synth.run_folder import CONFIG, TrainedRun, read_run, slices_of, weights_hash
@@ -72,7 +73,7 @@ def check_training_cases(subject: Subject, options: Audit) -> tuple[list[Finding
     if odd := sorted((subject.recorded - set(subject.held_out)) ^ now):
         what = f"the run's training cases differ from the fold's in {odd[0]} ({len(odd)} such)"
         findings.append(changed("splits", what, "source or splits have changed since the training"))
-    name = subject.real.folder.resolve().name
+    name = subject.real.name
     return findings, f"{len(now)} training and {len(subject.held_out)} held-out cases of {name}"
 
 
@@ -120,7 +121,8 @@ def check_base(subject: Subject, options: Audit) -> tuple[list[Finding], str]:
     if "train_cases" not in config:
         kind = "random weights" if config else "no base of law-synth: trained by its publisher"
         return findings, f"{recorded['source']}: {kind}"
-    if config["dataset"] != subject.record["source_dataset"]["name"]:
+    source = subject.record["source_dataset"]
+    if not is_of_same_cases(config, source.get("origin", source["name"])):
         raise NotPossible(f"it was trained on {config['dataset']}, another data set, which may hold copies")
     held_out = set(config["train_cases"]) & set(subject.held_out)
     findings += [leak(f"{folder}", f"trained on {case}", _what(subject, case)) for case in sorted(held_out)]
@@ -182,7 +184,7 @@ def _what(subject: Subject, case: str) -> str:
         kind = f"a validation case of fold {subject.run['fold']}"
     else:
         kind = "a test case, or in no part of the fold,"
-    return f"that is {kind} of {subject.real.folder.resolve().name}"
+    return f"that is {kind} of {subject.real.name}"
 
 
 def _describe(judge: Segmenter) -> str:

@@ -173,10 +173,10 @@ class InitBase:
             results = train_base(self, self.out / WORK, device, images[kept], images[shown])
         finally:
             lock.release()
-        folder = view.dataset.folder.resolve()
         return {
-            "dataset": folder.name,
-            "dataset_folder": str(folder),
+            "dataset": view.dataset.name,
+            "dataset_origin": view.dataset.origin,
+            "dataset_folder": str(view.dataset.folder.resolve()),
             "fold": self.fold,
             "image_size": self.image_size,
             "guidance_scale": 1.0,  # it ignores prompts: there is nothing to guide
@@ -207,7 +207,7 @@ class InitBase:
             "would read %d training cases%s of fold %s of %s at %d px, train an autoencoder for %d and a "
             "UNet for %d steps of %d images on %s, and write %s",
             *(len(seen), f" ({len(slices)} 2D slices of them)" if view.is_volumetric else "", self.fold),
-            *(view.dataset.folder.resolve().name, self.image_size),
+            *(view.dataset.name, self.image_size),
             *(self.vae_steps, self.unet_steps, self.batch_size, device, self.out),
         )
 

@@ -24,6 +24,11 @@ def base_config(source: str) -> dict:
     return load_json(path) if path.is_file() else {}
 
 
+def is_of_same_cases(of_base: dict, origin: str) -> bool:
+    """Whether a base (its `base_config`) knows cases by the same ids as a data set of this `origin`."""
+    return origin == of_base.get("dataset_origin", of_base.get("dataset"))
+
+
 def check_window(window: tuple[float, float] | None) -> None:
     """UserError: not a finite range."""
     if window is not None and not -math.inf < window[0] < window[1] < math.inf:
@@ -40,7 +45,7 @@ def view_with_base(
     UserError: then another window is asked for; as `view_of`.
     """
     of_base = base_config(source)
-    if of_base.get("dataset") != dataset.folder.resolve().name or "view" not in of_base:
+    if not is_of_same_cases(of_base, dataset.origin) or "view" not in of_base:
         return view_of(dataset, case_ids, window)
     view = view_from(dataset, of_base["view"])
     own = set(zip(view.window.low, view.window.high, strict=True))

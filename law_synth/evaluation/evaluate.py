@@ -99,8 +99,8 @@ class Evaluate:
         logger.info(
             "would compare %d synthetic images of %s with %s of %s, look for copies among the %d that the "
             "model saw, and write %s",
-            *(len(subject.synthetic), subject.synthetic.dataset.folder.resolve().name, real),
-            *(subject.real.folder.resolve().name, len(subject.references["train"]), out),
+            *(len(subject.synthetic), subject.synthetic.dataset.name, real),
+            *(subject.real.name, len(subject.references["train"]), out),
         )
         for measure, reason in left_out(self, subject).items():
             logger.info("no %s: %s", measure, reason)

@@ -8,11 +8,13 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from dataset_conversion.folds import Fold
+from dataset_conversion.folds import Fold, fold_cases
 from dataset_conversion.raw import RawDataset, find_dataset
+from dataset_conversion.subset import ConvertSubset, drawn_cases, source_splits
 from dataset_conversion.user_error import UserError
 from law_synth.audit.audit import Audit
 from law_synth.base.init_base import InitBase
+from law_synth.base.seen import base_config, is_of_same_cases
 from law_synth.classes import lesion_classes
 from law_synth.evaluation.evaluate import Evaluate
 from law_synth.experiment.budget import iterations_per_epoch, samples
@@ -302,8 +304,33 @@ def make_plan(config: Config, folder: Path) -> ExperimentPlan:
     check_trainers({*config.segmenters, *judge}, config.trainer_options)
     iterations = iterations_per_epoch(config, source)
     refuse_shared_groups(source, config.folds, on)
+    if config.init_base is None and config.synthetic_arms:
+        refuse_informed_base(config, source)
     plan = ExperimentPlan(config, source, folder, device, on, iterations)
     for one in plan.syntheses:
         plan._train(one).check()
     Generate(out=Path("out"), segmenter=Path("judge"), **config.generate).check()
     return plan
+
+
+def refuse_informed_base(config: Config, source: RawDataset) -> None:
+    """UserError: a base that `init-base` made, from others than the training cases of every fold."""
+    of_base = base_config(config.base)
+    if "train_cases" not in of_base:
+        return
+    remedy = "give a table [init_base] instead of base"
+    if not is_of_same_cases(of_base, source.origin):
+        raise UserError(
+            f"{config.base}: found a base made from {of_base['dataset']}, expected one made from "
+            f"{source.origin}, or no audit can tell what it has seen; {remedy}"
+        )
+    case_ids = [case.id for case in source.training_cases]
+    drawn = drawn_cases(case_ids, source_splits(source), config.fraction, ConvertSubset.seed)
+    for fold in config.folds:
+        trained = drawn.intersection(fold_cases(source, fold)[0])
+        if others := sorted(set(of_base["train_cases"]) - trained):
+            share = "" if config.fraction == 1 else f" of the share {config.fraction:g}"
+            raise UserError(
+                f"{config.base}: found a base trained on {others[0]} ({len(others)} such), expected only "
+                f"training cases{share} of fold {fold}; {remedy}"
+            )

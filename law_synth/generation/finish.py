@@ -97,7 +97,7 @@ def _write_dataset_json(plan: GenerationPlan, cases: int) -> None:
             dataset_name=out.resolve().name,
             license=source.get("licence", "that of the source data"),  # nnU-Net writes it with a c
             converted_by="law-order",
-            description=f"synthetic cases from masks of {plan.dataset.folder.resolve().name}",
+            description=f"synthetic cases from masks of {plan.dataset.name}",
             **optional,
         )
         write_atomically(out / "dataset.json", (Path(folder) / "dataset.json").read_bytes())
@@ -105,7 +105,7 @@ def _write_dataset_json(plan: GenerationPlan, cases: int) -> None:
 
 def _say_next_commands(plan: GenerationPlan) -> None:
     fold, number = plan.run.fold, plan.verb.out.resolve().name[7:10]
-    source = plan.dataset.folder.resolve().name
+    source = plan.dataset.name
     if not plan.verb.with_real:
         logger.info("no --with-real: nnU-Net will split the synthetic cases and validate on some of them")
     elif fold == "all":

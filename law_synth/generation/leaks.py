@@ -176,7 +176,7 @@ def cases_behind_judge(dataset: RawDataset, segmenter: Segmenter) -> set[str] | 
     A judge of a synthetic data set made from `dataset` knows the real cases in it, and through the synthetic
     ones those of the run that made them.
     """
-    name, seen = dataset.folder.resolve().name, segmenter.train_cases
+    name, seen = dataset.name, segmenter.train_cases
     if seen is None or segmenter.train_dataset == name:
         return None if seen is None else set(seen)
     try:

@@ -62,7 +62,7 @@ class Mine:
         view = view_of(dataset, cases, window=(0, 1))  # the segmenter sees the stored values
         judge = judge_of_fold(self.segmenter, dataset, self.fold, device)
         refuse_informed_judge(dataset, self.fold, judge)
-        name = dataset.folder.resolve().name
+        name = dataset.name
         logger.info("%s looks at %d training cases of fold %s of %s", judge.name, len(cases), self.fold, name)
         if self.dry_run:
             return

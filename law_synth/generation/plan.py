@@ -157,7 +157,7 @@ class GenerationPlan:
         options = {
             "model": self.run.hash,
             "base": self.run.base_hash,
-            "data_set": self.dataset.folder.resolve().name,
+            "data_set": self.dataset.name,
             "masks": self._masks_digest(),
             "samples": len(self.samples),
             "mask_augment": verb.mask_augment,
@@ -179,7 +179,11 @@ class GenerationPlan:
         versions = package_versions(*packages)
         if self.device.type == "cpu":
             versions["threads"] = str(torch.get_num_threads())  # sums of another order
-        source = {"name": self.dataset.folder.resolve().name, "folder": str(self.dataset.folder.resolve())}
+        source = {
+            "name": self.dataset.name,
+            "origin": self.dataset.origin,
+            "folder": str(self.dataset.folder.resolve()),
+        }
         content = {"options": options, "run": self.run.config, "source_dataset": source, "versions": versions}
         return content if self.hard_cases is None else content | {"hard_cases": self.hard_cases.content}
 
@@ -212,7 +216,7 @@ def make_plan(verb: Generate, device: torch.device) -> GenerationPlan:
     refuse_leaks(run, dataset, judge)
     sources = case_masks(view, run.slices) if verb.masks is None else _folder_sources(verb, run, view)
     nestings = _nestings(run, view) if verb.mask_augment in ("nested", "nested-elastic") else []
-    name = dataset.folder.resolve().name
+    name = dataset.name
     hard_cases = verb.hard_cases and read_hard_cases(verb.hard_cases, name, run.fold, run.train_cases)
     sampling = _sampling(verb, run, device)
     return GenerationPlan(verb, run, dataset, view, sources, nestings, hard_cases, judge, sampling, device)

@@ -11,7 +11,7 @@ from dataset_conversion.folds import leak_free_fold
 from dataset_conversion.raw import RawDataset, find_dataset
 from dataset_conversion.user_error import UserError
 from law_synth.base.model import BaseModel
-from law_synth.base.seen import base_config, chosen_slices, view_with_base
+from law_synth.base.seen import base_config, chosen_slices, is_of_same_cases, view_with_base
 from law_synth.classes import joined, lesion_classes
 from law_synth.requirements_hint import package_versions
 from law_synth.run_folder import FORMAT, default_run_folder, slices_of
@@ -68,12 +68,13 @@ def settle(options: Train, dataset: RawDataset, base: BaseModel, processes: int)
     trained, _ = leak_free_fold(dataset, options.fold)
     of_base = base_config(base.source)
     unseen = sorted(set(of_base.get("train_cases", [])) - set(trained))
-    if of_base.get("dataset") == dataset.folder.resolve().name and unseen:
+    same_cases = is_of_same_cases(of_base, dataset.origin)
+    if unseen and same_cases:
         raise UserError(
             f"{base.source}: found a base trained on {unseen[0]} ({len(unseen)} such), expected only "
             f"training cases of fold {options.fold}; make one with law-synth init-base --fold {options.fold}"
         )
-    if unseen and of_base.get("dataset") != dataset.folder.resolve().name:
+    if unseen and not same_cases:
         logger.warning(
             "%s was trained on %s: make sure that it holds no validation or test case of %s",
             *(base.source, of_base["dataset"], dataset.folder.name),
@@ -95,7 +96,7 @@ def settle(options: Train, dataset: RawDataset, base: BaseModel, processes: int)
         "git_commit": _git_commit(),
         "options": options.recorded,
         "processes": processes,
-        "dataset": {"name": dataset.folder.resolve().name, "folder": str(dataset.folder.resolve())},
+        "dataset": {"name": dataset.name, "folder": str(dataset.folder.resolve())},
         "fold": options.fold,
         "train_cases": [case_id for case_id in trained if case_id not in monitored],
         "monitor_cases": monitored,
