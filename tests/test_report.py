@@ -324,6 +324,13 @@ def test_sentences_tell_what_the_numbers_say(finished):
     assert both == "Of 2 comparisons with real data alone, 1 is worse and 1 cannot be told from no effect."
     assert "None of 2" in sentences.headline(results, [unclear, unclear], [None])
     assert sentences.number(-0.04) == "0.0"
+    worse = difference(-0.02, -0.05, 0.01, 0.2, "ratio")
+    (group,) = sentences.group_sentences(results, [unclear, worse])
+    assert [line["arm"] for line in group["lines"]] == ["ratio"]
+    assert group["note"] == "That is the largest of 2 differences."
+    (group,) = sentences.group_sentences(results, [unclear, clear])
+    assert [line["arm"] for line in group["lines"]] == ["ratio"]
+    assert group["note"] == "1 other arm is not distinguishable from no effect."
 
 
 def test_tables_hold_what_was_scored(finished):

@@ -102,14 +102,16 @@ def headline(results: Results, differences: Sequence[Difference], scores: Sequen
 
 
 def group_sentences(results: Results, differences: Sequence[Difference]) -> list[dict]:
-    """Per trainer and test set: the arms that differ from the reference, or else the largest difference."""
+    """Per trainer and test set: the arms that differ from the reference, or else the largest difference,
+    whatever its sign."""
     sentences = []
     main = main_differences(differences)
     for group in dict.fromkeys((one.trainer, one.test_set) for one in main):
         of_group = sorted(
             (one for one in main if (one.trainer, one.test_set) == group), key=lambda one: -one.estimate.value
         )
-        told = [one for one in of_group if one.distinguishable] or of_group[:1]
+        told = [one for one in of_group if one.distinguishable]
+        told = told or [max(of_group, key=lambda one: abs(one.estimate.value))]  # not the most flattering one
         lines = [
             {
                 "arm": one.arm,
