@@ -167,7 +167,7 @@ def test_training_on_a_base_of_the_same_data_takes_its_window(ct_dataset, base, 
     ).view.window == (plan.view.window)
     with pytest.raises(UserError, match=r"found --window 0 80, expected that of the base .*, -100 to 250"):
         view_with_base(dataset, ["ct_0"], (0.0, 80.0), str(other))
-    about["dataset"] = "Dataset123_Other"
+    about["dataset_origin"] = "Dataset123_Other"
     (other / "base_config.json").write_text(json.dumps(about))
     view = view_with_base(dataset, ["ct_0"], (0.0, 80.0), str(other))
     assert (view.window.low, view.window.high) == ((0.0,), (80.0,))
