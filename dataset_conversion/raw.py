@@ -46,7 +46,7 @@ class RawDataset:
 
     @property
     def name(self) -> str:
-        """DatasetXXX_NAME."""
+        """Its folder's, by which nnU-Net knows it."""
         return self.folder.resolve().name
 
     @property

@@ -237,9 +237,8 @@ def test_run_and_base_are_looked_at(data, trained_run, split, tmp_path):
     other = config | {"dataset": "Dataset777_Other", "dataset_origin": NAME}
     (base / "base_config.json").write_text(json.dumps(other))
     assert f"leak: {base}: trained on {split['val'][0]}" in look(origins.check_base, data, base=base)[0]
-    same_name = config | {
-        "dataset_origin": "Dataset778_Third"
-    }  # experiments call all of theirs Dataset001_Real
+    # Experiments call all of their data Dataset001_Real: the name alone is not enough.
+    same_name = config | {"dataset_origin": "Dataset778_Third"}
     (base / "base_config.json").write_text(json.dumps(same_name))
     with pytest.raises(NotPossible, match="another data set"):
         look(origins.check_base, data, base=base)

@@ -68,13 +68,12 @@ def settle(options: Train, dataset: RawDataset, base: BaseModel, processes: int)
     trained, _ = leak_free_fold(dataset, options.fold)
     of_base = base_config(base.source)
     unseen = sorted(set(of_base.get("train_cases", [])) - set(trained))
-    same_cases = is_of_same_cases(of_base, dataset.origin)
-    if unseen and same_cases:
+    if unseen and is_of_same_cases(of_base, dataset.origin):
         raise UserError(
             f"{base.source}: found a base trained on {unseen[0]} ({len(unseen)} such), expected only "
             f"training cases of fold {options.fold}; make one with law-synth init-base --fold {options.fold}"
         )
-    if unseen and not same_cases:
+    if unseen:
         logger.warning(
             "%s was trained on %s: make sure that it holds no validation or test case of %s",
             *(base.source, of_base["dataset"], dataset.folder.name),
