@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,11 +29,12 @@ NAME = "Dataset950_Phantom"
 
 @pytest.fixture(autouse=True)
 def environment(trained_run, monkeypatch, tmp_path):
-    """nnU-Net's variables, with preprocessed data of each test's own."""
+    """nnU-Net's variables, with preprocessed data and a cache of each test's own."""
     root = trained_run.parents[3]
     monkeypatch.setenv("nnUNet_raw", str(root / "nnUNet_raw"))
     monkeypatch.setenv("nnUNet_results", str(root / "nnUNet_results"))
     monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path / "nnUNet_preprocessed"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("WORLD_SIZE", raising=False)
 
 
@@ -273,6 +275,33 @@ def test_near_copies(data, source, split):
     loose.__dict__ |= {name: value for name, value in likeness.__dict__.items() if name.startswith("_")}
     where = {finding.where for finding in loose.check_thumbnails()[0]}
     assert "law_000001" not in where and "more like a training image" in loose.check_thumbnails()[1]
+
+
+def test_features_of_unchanged_real_images_are_kept(data, source, split, tmp_path):
+    """Another audit computes those of synthetic images only, and those of real ones that were changed."""
+    real = Path(shutil.copytree(source.folder, tmp_path / "real" / NAME))
+    computed = []
+
+    def check() -> tuple[int, str]:
+        """Images that went through the network, and what is printed."""
+        verb = Audit(str(data), device="cpu", real=str(real))
+        likeness = copies.Likeness(read_subject(verb), verb)
+        extractor = likeness._extractor
+        counting = replace(
+            extractor, compute=lambda images: computed.extend(images) or extractor.compute(images)
+        )
+        likeness.__dict__["_extractor"] = counting
+        computed.clear()
+        findings, looked_at = likeness.check_features()
+        assert findings == []
+        return len(computed), looked_at
+
+    real_images = len(source.training_cases) + len(source.test_cases)
+    first, second = check(), check()
+    assert (first[0], second[0]) == (4 + 4 * real_images, 4) and first[1] == second[1]
+    (changed,) = read_dataset(real).case(split["val"][0]).images
+    Image.open(changed).transpose(Image.Transpose.ROTATE_180).save(changed)
+    assert check()[0] == 4 + 4 * (real_images - len(split["train"]))
 
 
 def test_masks_that_a_training_case_has_as_well(data, source, split, tmp_path):

@@ -23,7 +23,8 @@ class Audit:
 
     Everything that can be computed again is: whose masks were used, what the model, its base and the judge
     learned from, every file, the splits, and copies of held-out images and masks (of volumes: of each slice
-    with foreground, or of all where there is no label). Exit code 0: clean. 1: a leak, files that are not
+    with foreground, or of all where there is no label). Network features of the real images are kept for the
+    next run, by their pixels. Exit code 0: clean. 1: a leak, files that are not
     those that were generated, or a check that was not possible (without --allow-unchecked): what cannot be
     checked is not clean. 2: no synthetic data set.
     """

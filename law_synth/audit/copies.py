@@ -5,7 +5,8 @@ What is as much like a training case as like a held-out one is explained by the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -17,8 +18,10 @@ from dataset_conversion.user_error import UserError
 from law_synth.audit.finding import Finding, NotPossible, leak
 from law_synth.evaluation.features import (
     Extractor,
+    cached,
     efficientnet_extractor,
-    nearest,
+    extract,
+    most_alike,
     thumbnails,
     unit_norm,
     with_mirrored,
@@ -68,13 +71,23 @@ def _known_masks(subject: Subject, name: str, case_ids: Sequence[str]) -> dict[s
 
 @dataclass(frozen=True)
 class Description:
-    """What is compared of a set of images; V versions of each, mirrored or not."""
+    """What is compared of a set of N images."""
 
-    ids: list[str]
-    pixels: list[set[str]]
-    """sha256 of each version."""
-    thumbnails: np.ndarray  # (N, V, 3072)
-    features: np.ndarray  # (N, V, 1280)
+    name: str
+    """`synthetic`, `held-out` or `training`."""
+    view: SliceView
+    slices: list[Slice]
+    pixels: list[list[str]]
+    """sha256 of each image as stored, then of others: mirrored if synthetic, at model size if real."""
+    thumbnails: np.ndarray
+    """(4, N, 3072) of synthetic images, mirrored; (1, N, 3072) of real ones."""
+
+    def __len__(self) -> int:
+        return len(self.slices)
+
+    def id(self, index: int) -> str:
+        one = self.slices[index]
+        return one.case if self.name == "synthetic" else one.id
 
 
 class Likeness:
@@ -88,51 +101,55 @@ class Likeness:
         """No synthetic image has the pixels of a held-out one, as stored or as the model would see it."""
         known = set().union(*self._training.pixels)
         held_out = {
-            key: case_id
-            for case_id, keys in zip(self._held_out.ids, self._held_out.pixels, strict=True)
-            for key in keys - known
+            key: index for index, keys in enumerate(self._held_out.pixels) for key in set(keys) - known
         }
-        synthetic = zip(self._synthetic.ids, self._synthetic.pixels, strict=True)
-        copies = [(case_id, held_out[key]) for case_id, keys in synthetic for key in keys & held_out.keys()]
+        copies = [
+            (index, held_out[key])
+            for index, keys in enumerate(self._synthetic.pixels)
+            for key in set(keys) & held_out.keys()
+        ]
         return [
-            self._finding(case_id, "image has the pixels", copy) for case_id, copy in copies
+            self._finding(index, "image has the pixels", copy) for index, copy in copies
         ], self._looked_at()
 
     def check_thumbnails(self) -> tuple[list[Finding], str]:
         """Correlation of thumbnails."""
-        return self._alike("thumbnails", "thumbnail correlates {:.3f} with that")
+        return self._alike(lambda of_set: of_set.thumbnails, "thumbnail correlates {:.3f} with that")
 
     def check_features(self) -> tuple[list[Finding], str]:
         """Cosine of EfficientNet-Lite0 features. NotPossible: the extra metrics is not installed."""
-        extractor = self._extractor
-        if extractor is None:
+        if self._extractor is None:
             raise NotPossible(self.no_features)
-        return self._alike("features", extractor.name + " features have a cosine of {:.3f} with those")
+        words = self._extractor.name + " features have a cosine of {:.3f} with those"
+        return self._alike(self._features, words)
 
-    def _alike(self, kind: str, words: str) -> tuple[list[Finding], str]:
-        queries, held_out = getattr(self._synthetic, kind), self._held_out
-        if not held_out.ids:
+    def _alike(
+        self, vectors_of: Callable[[Description], np.ndarray], words: str
+    ) -> tuple[list[Finding], str]:
+        """Copies by the dot product of vectors (V, N, D) of V versions of each image."""
+        if not len(self._held_out) or not len(self._synthetic):
             return [], self._looked_at()
-        index, similarity = _most_alike(queries, getattr(held_out, kind)[:, 0])
+        queries = vectors_of(self._synthetic)
+        index, similarity = most_alike(queries, vectors_of(self._held_out))
         explained = np.full(len(similarity), -1.0)
-        if self._training.ids:
-            explained = _most_alike(queries, getattr(self._training, kind)[:, 0])[1] + ROUNDING
+        if len(self._training):
+            explained = most_alike(queries, vectors_of(self._training))[1] + ROUNDING
         above = similarity > self.options.max_similarity
         findings = [
-            self._finding(self._synthetic.ids[i], words.format(similarity[i]), held_out.ids[index[i]])
+            self._finding(i, words.format(similarity[i]), index[i])
             for i in np.flatnonzero(above & (similarity > explained))
         ]
         rest = int(above.sum()) - len(findings)
         note = f"; {rest} more like a training image" if rest else ""
         return findings, f"{self._looked_at()}; highest {similarity.max():.3f}{note}"
 
-    def _finding(self, case_id: str, what: str, copy: str) -> Finding:
+    def _finding(self, index: int, what: str, held_out: int) -> Finding:
+        copy = self._held_out.id(held_out)
         meaning = f"{copy} is held out in fold {self.subject.run['fold']}"
-        return leak(case_id, f"its {what} of {copy}", meaning)
+        return leak(self._synthetic.id(index), f"its {what} of {copy}", meaning)
 
     def _looked_at(self) -> str:
-        held_out = len(self._held_out.ids)
-        return f"{len(self._synthetic.ids)} images against {held_out} held-out ones, mirrored too"
+        return f"{len(self._synthetic)} images against {len(self._held_out)} held-out ones, mirrored too"
 
     @cached_property
     def _extractor(self) -> Extractor | None:
@@ -161,40 +178,33 @@ class Likeness:
         return self._describe("training", view, view.slices(self.subject.split[0]))
 
     def _describe(self, name: str, view: SliceView, slices: Sequence[Slice]) -> Description:
-        """Describe images: synthetic ones mirrored, real ones also at the size that the model saw."""
-        step, synthetic = self.options.batch_size, name == "synthetic"
-        ids, pixels, parts = [one.case if synthetic else one.id for one in slices], [], []
-        starts = range(0, len(slices), step)
-        for start in track(starts, f"comparing {name} images", transient=True):
-            images = [view.read_rgb(one) for one in slices[start : start + step]]
-            versions = [
-                list(map(np.ascontiguousarray, with_mirrored(i))) if synthetic else [i] for i in images
-            ]
-            if synthetic:
-                seen = versions
-            else:
-                seen = [[image, resize_image(image, self.subject.run["size"])] for image in images]
-            pixels += [set(map(mask_hash, of_image)) for of_image in seen]
-            flat = [version for of_image in versions for version in of_image]
-            vectors = (thumbnails(flat), self._features(flat))
-            parts.append([array.reshape(len(images), -1, array.shape[1]) for array in vectors])
-        if not ids:
-            return Description([], [], np.empty((0, 1, 0)), np.empty((0, 1, 0)))
-        return Description(ids, pixels, *(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+        pixels, small = [], []
+        for one in track(slices, f"reading {name} images", transient=True):
+            image = view.read_rgb(one)
+            versions = with_mirrored(image) if name == "synthetic" else [image]
+            seen = versions if name == "synthetic" else [image, resize_image(image, self.subject.run["size"])]
+            pixels.append(list(map(mask_hash, seen)))
+            small.append(thumbnails(versions))
+        vectors = np.stack(small, axis=1) if small else np.empty((1, 0, 0))
+        return Description(name, view, list(slices), pixels, vectors)
 
-    def _features(self, images: list[np.ndarray]) -> np.ndarray:
-        """(N, 1280) of norm 1; (N, 1) of zeros without an extractor."""
-        if self._extractor is None:
-            return np.zeros((len(images), 1), np.float32)
-        return unit_norm(self._extractor.compute(images))
+    def _features(self, images: Description) -> np.ndarray:
+        """(1, N, 1280) of synthetic images, (4, N, 1280) of real ones, mirrored: theirs are kept."""
+        extractor, step = self._extractor, self.options.batch_size
+        mirror = images.name != "synthetic"
 
+        def compute() -> np.ndarray:
+            starts = range(0, len(images), step)
+            batches = (
+                list(map(images.view.read_rgb, images.slices[start : start + step]))
+                for start in track(starts, f"comparing {images.name} images", transient=True)
+            )
+            return unit_norm(extract(extractor, batches, mirror))
 
-def _most_alike(queries: np.ndarray, references: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Index and similarity (N,) of the reference (M, D) most like any version of each query (N, V, D)."""
-    found = [nearest(queries[:, version], references) for version in range(queries.shape[1])]
-    indices, similarities = (np.stack(values) for values in zip(*found, strict=True))  # both (V, N)
-    best, columns = similarities.argmax(axis=0), np.arange(indices.shape[1])
-    return indices[best, columns], similarities[best, columns]
+        if not mirror:
+            return compute()
+        stored = " ".join(keys[0] for keys in images.pixels)
+        return cached(hashlib.sha256(f"{extractor.key} mirrored {stored}".encode()).hexdigest(), compute)
 
 
 def _mask_keys(mask: np.ndarray, size: int) -> set[str]:

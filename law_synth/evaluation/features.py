@@ -15,7 +15,7 @@ import re
 import tempfile
 import urllib.error
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -62,6 +62,16 @@ def with_mirrored(image: np.ndarray) -> list[np.ndarray]:
     return [image, image[:, ::-1], image[::-1], image[::-1, ::-1]]
 
 
+def extract(extractor: Extractor, batches: Iterable[Sequence[np.ndarray]], mirror: bool) -> np.ndarray:
+    """Features (1, N, D) of the N images of all batches, one or more; (4, N, D) `with_mirrored`."""
+    parts = []
+    for images in batches:
+        versions = [version for image in images for version in (with_mirrored(image) if mirror else [image])]
+        features = extractor.compute(versions)
+        parts.append(features.reshape(len(images), -1, features.shape[-1]))
+    return np.concatenate(parts).swapaxes(0, 1)
+
+
 def thumbnails(images: Sequence[np.ndarray]) -> np.ndarray:
     """uint8 images (H, W, 3) -> float32 (N, 3072): 32 x 32 RGB, zero mean, unit norm.
 
@@ -79,8 +89,8 @@ def thumbnail_extractor() -> Extractor:
 
 
 def unit_norm(vectors: np.ndarray) -> np.ndarray:
-    """(N, D) -> the same directions with Euclidean norm 1; zero vectors stay zero."""
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    """(..., D) -> the same directions with Euclidean norm 1; zero vectors stay zero."""
+    norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
     return np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms > 0)
 
 
@@ -101,6 +111,19 @@ def nearest(
         indices[part] = products.argmax(axis=1)
         similarities[part] = products[rows, indices[part]]
     return indices, similarities
+
+
+def most_alike(
+    queries: np.ndarray, references: np.ndarray, leave_out: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """As `nearest`, of V versions of each query (V, N, D) and W of each reference (W, M, D), both (N,).
+
+    Mirror one side only: it says the same, and the one whose features a cache keeps costs nothing.
+    """
+    found = [nearest(query, reference, leave_out) for query in queries for reference in references]
+    indices, similarities = (np.stack(values) for values in zip(*found, strict=True))  # both (V x W, N)
+    best, columns = similarities.argmax(axis=0), np.arange(indices.shape[1])
+    return indices[best, columns], similarities[best, columns]
 
 
 def efficientnet_extractor(device: str, batch_size: int) -> Extractor:

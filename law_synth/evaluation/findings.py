@@ -17,12 +17,12 @@ from law_synth.evaluation.features import (
     cached,
     clip_extractor,
     efficientnet_extractor,
+    extract,
     inception_extractor,
     inception_weights,
-    nearest,
+    most_alike,
     thumbnail_extractor,
     unit_norm,
-    with_mirrored,
 )
 from law_synth.evaluation.image_sets import ImageSet, Subject
 from law_synth.evaluation.metrics import contrast, derangement
@@ -53,8 +53,8 @@ class Findings:
     """Kind (`thumbnail`, `efficientnet`, `inception`, `clip`) -> the extractor."""
     features: dict[str, dict[str, np.ndarray]]
     """Kind -> name of the image set -> (N, D)."""
-    mirrored: dict[str, dict[str, np.ndarray]]
-    """Kind in `COPY_MEASURES` -> name of the image set -> (4, N, D), of the images `with_mirrored`."""
+    mirrored: dict[str, np.ndarray]
+    """Kind in `COPY_MEASURES` -> (4, N, D) of the training images `with_mirrored`."""
     segmenter: Segmenter | None
     layouts: dict[str, dict[str, np.ndarray]]
     """Name of the image set -> name in `layout_names` -> (N,)."""
@@ -76,12 +76,13 @@ def find(options: Evaluate, subject: Subject, references: Sequence[str]) -> Find
     features, mirrored = {}, {}
     for kind, extractor in extractors.items():
         sets = compared if kind == "inception" else with_train
-        mirror = kind in COPY_MEASURES
+        copied = "train" if kind in COPY_MEASURES else None
         found = {
-            name: extract(extractor, images, options.batch_size, mirror) for name, images in sets.items()
+            name: features_of(extractor, images, options.batch_size, mirror=name == copied)
+            for name, images in sets.items()
         }
         features[kind] = {name: of_set[0] for name, of_set in found.items()}
-        mirrored |= {kind: found} if mirror else {}
+        mirrored |= {kind: found[copied]} if copied else {}
     layouts = {
         name: layout(images, shuffled_partners(subject, name, options.seed), segmenter)
         for name, images in compared.items()
@@ -117,9 +118,8 @@ def make_extractors(options: Evaluate, device: str, skipped: dict[str, str]) -> 
     return extractors
 
 
-def extract(extractor: Extractor, images: ImageSet, batch_size: int, mirror: bool) -> np.ndarray:
+def features_of(extractor: Extractor, images: ImageSet, batch_size: int, mirror: bool) -> np.ndarray:
     """Features (1, N, D) of all images, (4, N, D) `with_mirrored`; the cache keeps real sets'."""
-    versions = with_mirrored if mirror else lambda image: [image]
 
     def compute() -> np.ndarray:
         batches = track(
@@ -128,11 +128,7 @@ def extract(extractor: Extractor, images: ImageSet, batch_size: int, mirror: boo
             total=-(-len(images) // batch_size),
             transient=True,
         )
-        parts = []
-        for batch in batches:
-            features = extractor.compute([version for image in batch for version in versions(image)])
-            parts.append(features.reshape(len(batch), -1, features.shape[-1]))
-        return np.concatenate(parts).swapaxes(0, 1)
+        return extract(extractor, batches, mirror)
 
     if images.name == "synthetic":
         return compute()
@@ -201,16 +197,13 @@ def keep(images: ImageSet, key: str, compute: Callable[[], np.ndarray]) -> np.nd
 
 
 def nearest_training(findings: Findings, kind: str, set_: str = "synthetic") -> tuple[np.ndarray, np.ndarray]:
-    """Index and similarity (N,) of the training image most like each image or one of its mirrored versions.
+    """Index and similarity (N,) of the training image that, mirrored or not, is most like each image.
 
     Not itself for `train`, mirrored or not.
     """
-    train = unit_norm(findings.features[kind]["train"])
-    itself = np.arange(len(train)) if set_ == "train" else None
-    found = [nearest(unit_norm(queries), train, itself) for queries in findings.mirrored[kind][set_]]
-    indices, similarities = (np.stack(values) for values in zip(*found, strict=True))  # both (4, N)
-    best, columns = similarities.argmax(axis=0), np.arange(indices.shape[1])
-    return indices[best, columns], similarities[best, columns]
+    queries = unit_norm(findings.features[kind][set_])
+    itself = np.arange(len(queries)) if set_ == "train" else None
+    return most_alike(queries[None], unit_norm(findings.mirrored[kind]), itself)
 
 
 def clip_similarities(findings: Findings) -> np.ndarray:

@@ -170,9 +170,9 @@ def memorisation(findings: Findings, kind: str) -> list[Measure]:
         n = {set_: len(findings.features[kind][set_]), "train": len(real)}
         images = "synthetic" if set_ == "synthetic" else f"scale: {set_}"
         protocol = (
-            f"nearest training image by {what}, the image also mirrored along either axis or both; near "
-            f"copies: share above {found['threshold']:.4f}, "
-            f"the {NEAR_COPY_PERCENTILE}th percentile of training images and their nearest other one"
+            f"nearest training image by {what}, also mirrored along either axis or both; near copies: share "
+            f"above {found['threshold']:.4f}, the {NEAR_COPY_PERCENTILE}th percentile of training images and "
+            "their nearest other one"
         )
         measures += [
             Measure("Copies", label, images, part, found[key], n, protocol)
