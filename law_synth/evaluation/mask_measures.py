@@ -53,7 +53,7 @@ def _agreement(
 def judged_before(findings: Findings, reference: str) -> str:
     """How many images of a real set the judge was trained on, in words."""
     images, judge = findings.subject.references[reference], findings.segmenter
-    if judge.train_dataset != images.dataset.name:
+    if judge.train_origin != images.dataset.origin:
         return "the judge was trained on another data set"
     if judge.train_cases is None:
         return "unknown how many of these images the judge was trained on"

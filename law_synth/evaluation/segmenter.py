@@ -86,6 +86,11 @@ class Segmenter:
         """Name of the data set that it was planned and trained on."""
         return self.plans["dataset_name"]
 
+    @property
+    def train_origin(self) -> str:
+        """As `RawDataset.origin`, of `train_dataset`."""
+        return self.dataset_json.get("subset_of", self.train_dataset)
+
     @cached_property
     def train_cases(self) -> list[str] | None:
         """Sorted ids of all cases that its folds trained on, in `train_dataset`; None where unknown.

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 def refuse_leaks(run: TrainedRun, dataset: RawDataset, segmenter: Segmenter | None = None) -> None:
     """UserError unless model and judge saw nothing but training cases of the run's fold, and it keeps groups.
 
-    A judge's cases are known only for the same data set; otherwise a warning asks the user.
+    A judge's cases are known only for the same data set, the whole or a subset; otherwise a warning asks.
     """
     _refuse_changed_splits(run, dataset)
     if segmenter is not None:
@@ -176,13 +176,14 @@ def cases_behind_judge(dataset: RawDataset, segmenter: Segmenter) -> set[str] | 
     A judge of a synthetic data set made from `dataset` knows the real cases in it, and through the synthetic
     ones those of the run that made them.
     """
-    name, seen = dataset.name, segmenter.train_cases
-    if seen is None or segmenter.train_dataset == name:
+    seen = segmenter.train_cases
+    if seen is None or segmenter.train_origin == dataset.origin:
         return None if seen is None else set(seen)
     try:
-        path = find_dataset(segmenter.train_dataset).folder / "synthesis.json"
+        path = find_dataset(segmenter.train_origin).folder / "synthesis.json"
         record = json.loads(path.read_text(encoding="utf-8"))
-        if record["source_dataset"]["name"] != name:
+        source = record["source_dataset"]
+        if source.get("origin", source["name"]) != dataset.origin:
             return None
         behind = {*record["run"]["train_cases"], *record["run"]["monitor_cases"]}
     except (UserError, OSError, ValueError, KeyError, TypeError):  # not here, or no synthetic data set

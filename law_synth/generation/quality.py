@@ -102,4 +102,5 @@ def judge_of_fold(folder: Path, dataset: RawDataset, fold: Fold, device: torch.d
 
 
 def _same(folder: Path, dataset: RawDataset) -> bool:
-    return read_json(folder / "plans.json").get("dataset_name") == dataset.name
+    name = read_json(folder / "plans.json").get("dataset_name")
+    return read_json(folder / "dataset.json").get("subset_of", name) == dataset.origin
