@@ -17,7 +17,7 @@ from law_synth.experiment.config import PATHS, TABLES, make_config, read_config
 from law_synth.experiment.demo import Demo
 from law_synth.experiment.presets import PRESETS, SCALES, preset_content
 from law_synth.generation.generate import Generate
-from law_synth.training.train import Train
+from law_synth.training.train import DEFAULT_BASE, Train
 
 
 @pytest.mark.parametrize(
@@ -37,6 +37,10 @@ from law_synth.training.train import Train
         (
             {"synthetic_per_real": 1, "generate": {"samples": 9}},
             "found synthetic_per_real and samples",
+        ),
+        (
+            {"base": "base", "init_base": {}},
+            r"kvasir.toml: found base and \[init_base\], expected one of them",
         ),
         ({"rounds": 2}, "found rounds 2 without min_agreement"),
         (
@@ -152,3 +156,9 @@ def test_paths_are_those_of_the_place_where_the_command_is_given(tmp_path, monke
     config = make_config(content, "x.toml")
     assert config.base == str(tmp_path / "sd15") and config.generate["masks"] == str(tmp_path / "my masks")
     assert make_config({"dataset": "500", "base": "someone/model"}, "x.toml").base == "someone/model"
+
+
+def test_the_base_on_record_is_the_one_that_is_used():
+    assert make_config({"dataset": "500"}, "x.toml").base == DEFAULT_BASE
+    own = make_config({"dataset": "500", "init_base": {}}, "x.toml")
+    assert own.base is None and own.init_base == {}

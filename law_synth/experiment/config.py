@@ -76,8 +76,9 @@ class Config:
     """NNUNET_ORDER_OPTIONS of this package's trainers, e.g. "epochs=15 learning_rate=5e-3"."""
     judge: str | None = None
     """Trainer whose real-only model judges synthetic cases; default: the first of the segmenters, if any."""
-    base: str = DEFAULT_BASE
-    """Base model: folder or hub id; an [init_base] table trains one per fold instead."""
+    base: str | None = None
+    """Base model: folder or hub id; default: Stable Diffusion 1.5, or None where an [init_base] table has one
+    trained per fold."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where everything runs. Name it on clusters, where the login node has no GPU."""
 
@@ -185,8 +186,11 @@ def make_config(content: Mapping[str, Any], where: str) -> Config:
     config = replace(
         parse(Config, plain, where), **{name: _from_here(table) for name, table in tables.items()}
     )
-    if Path(config.base).exists():
-        config = replace(config, base=str(Path(config.base).resolve()))
+    if config.init_base is not None and config.base is not None:
+        raise UserError(f"{where}: found base and [init_base], expected one of them; drop the other")
+    if config.init_base is None:
+        base = config.base or DEFAULT_BASE
+        config = replace(config, base=str(Path(base).resolve()) if Path(base).exists() else base)
     config.check()
     return config
 

@@ -151,11 +151,11 @@ class ExperimentPlan:
 
     def _synthesis(self, one: Synthesis) -> Iterator[Stage]:
         """train, (mine,) generate, audit, evaluate and preprocess."""
-        after_base = "plan" if self.config.init_base is None else f"base_fold_{one.fold}"
+        after_base = "plan" if self.config.base else f"base_fold_{one.fold}"
         if one.round == 1:
             verb = self._train(one)
             after = ("plan", after_base)
-            base = files_digest([Path(self.config.base)]) if self.config.init_base is None else ""
+            base = files_digest([Path(self.config.base)]) if self.config.base else ""
             yield Stage(f"train_{one.model}", (self._command(verb),), (str(one.run),), after, inputs=base)
         dataset = RAW / self.datasets[one]
         judged = self._judged_by(one)
@@ -179,10 +179,10 @@ class ExperimentPlan:
             yield Stage(f"preprocess_{one.name}", preprocess, outputs, (f"generate_{one.name}",))
 
     def _train(self, one: Synthesis) -> Train:
-        bases = self.config.base if self.config.init_base is None else f"bases/fold_{one.fold}"
+        base = self.config.base or f"bases/fold_{one.fold}"
         options = self.config.train_options(one.arm)
         return Train(
-            dataset=str(RAW / REAL_DATASET), fold=one.fold, base=bases, out=one.run, seed=one.seed, **options
+            dataset=str(RAW / REAL_DATASET), fold=one.fold, base=base, out=one.run, seed=one.seed, **options
         )
 
     def _generate(self, one: Synthesis, dataset: Path, judged: Segmentation | None) -> Stage:
@@ -304,7 +304,7 @@ def make_plan(config: Config, folder: Path) -> ExperimentPlan:
     check_trainers({*config.segmenters, *judge}, config.trainer_options)
     iterations = iterations_per_epoch(config, source)
     refuse_shared_groups(source, config.folds, on)
-    if config.init_base is None and config.synthetic_arms:
+    if config.base and config.synthetic_arms:
         refuse_informed_base(config, source)
     plan = ExperimentPlan(config, source, folder, device, on, iterations)
     for one in plan.syntheses:
