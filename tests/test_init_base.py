@@ -21,7 +21,7 @@ from dataset_conversion.raw import find_dataset
 from dataset_conversion.user_error import UserError
 from law_synth.base import init_base, losses
 from law_synth.base import stage as training_stage
-from law_synth.base.init_base import InitBase
+from law_synth.base.init_base import HELD_BACK, InitBase, cases_to_hold_back
 from law_synth.base.losses import Batches, standardize_latents, unet_loss, vae_loss
 from law_synth.base.model import load_base
 from law_synth.base.tiny import new_scheduler, new_unet, new_vae
@@ -174,6 +174,29 @@ def test_one_case(tmp_path, caplog):
     assert "too few to hold some back" in caplog.text
     config = json.loads((options.out / "base_config.json").read_text())
     assert (config["images"], config["held_back_cases"], config["fold"]) == (1, [], "all")
+
+
+def test_whole_patients_are_held_back(tmp_path):
+    folder = tmp_path / "Dataset907_Patients"
+    ConvertPhantom(out=folder, cases=12, test_cases=0, size=40).run()
+    cases = [case.id for case in find_dataset(folder).training_cases]
+    patients = {case: f"patient {index // 2}" for index, case in enumerate(cases)}
+    (folder / "groups.json").write_text(json.dumps(patients))
+    training(folder, tmp_path / "base", fold="all", vae_steps=1, unet_steps=1).run()
+    held_back = json.loads((tmp_path / "base" / "base_config.json").read_text())["held_back_cases"]
+    assert len(held_back) == 2 and len({patients[case] for case in held_back}) == 1
+
+
+@pytest.mark.parametrize(
+    ("sizes", "held_back"),
+    [([1] * 40, 8), ([1] * 200, HELD_BACK), ([9, 1], 1), ([1, 1, 1, 1], 0), ([40, 40], 0), ([5] * 40, 20)],
+)
+def test_a_fifth_at_most_is_held_back(sizes, held_back):
+    patients = {f"{name}-{case}": str(name) for name, size in enumerate(sizes) for case in range(size)}
+    for seed in range(5):
+        chosen = cases_to_hold_back(list(patients), patients, seed)
+        owners = {patients[case] for case in chosen}
+        assert len(chosen) == held_back == sum(sizes[int(owner)] for owner in owners)
 
 
 @pytest.mark.parametrize("factor", [4, 8])

@@ -22,6 +22,8 @@ from law_synth.folder_lock import hold
 from law_synth.requirements_hint import package_versions, require
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import torch
 
     from law_synth.slices import Slice, SliceView
@@ -32,7 +34,7 @@ FORMAT = 1
 WORK = ".training"  # inside --out until the base is finished: options and checkpoints
 OPTIONS = "options.json"
 PACKAGES = ("law-order", "torch", "diffusers", "transformers")  # they decide what the weights are
-HELD_BACK = 16  # training cases, and images at most, on which the autoencoder is judged
+HELD_BACK = 16  # training cases are enough to judge the autoencoder, and so many images at most
 NUMBERS = ("slices_per_case", "unet_layers", "vae_steps", "unet_steps", "batch_size", "checkpoint_every")
 # Options that --size tiny has, too; options that may change when a training goes on.
 COMMON = ("out", "size", "seed", "vae_factor", "prediction_type", "dry_run")
@@ -160,12 +162,14 @@ class InitBase:
             logger.info("%s holds volumes: training on %d of their 2D slices", self.source, len(slices))
         images = read_images(view, slices, self.image_size)
         cases = list(dict.fromkeys(one.case for one in slices))
-        order = np.random.default_rng(self.seed).permutation(len(cases))
-        judged = [cases[index] for index in order[: min(HELD_BACK, len(cases) // 5)]]
+        judged = cases_to_hold_back(cases, view.dataset.groups, self.seed)
         held_back = [index for case in judged for index, one in enumerate(slices) if one.case == case]
         kept = np.setdiff1d(np.arange(len(slices)), held_back)
         if not held_back:
-            logger.warning("%d cases are too few to hold some back: PSNR is of training images", len(cases))
+            logger.warning(
+                "%d cases of %d patients are too few to hold some back: PSNR is of training images",
+                *(len(cases), len({view.dataset.groups[case] for case in cases})),
+            )
         shown = evenly(held_back or kept[:HELD_BACK], HELD_BACK)
         lock = hold(self.out / WORK)  # only now: whatever is wrong with the data leaves nothing behind
         try:
@@ -210,6 +214,21 @@ class InitBase:
             *(view.dataset.name, self.image_size),
             *(self.vae_steps, self.unet_steps, self.batch_size, device, self.out),
         )
+
+
+def cases_to_hold_back(cases: list[str], groups: Mapping[str, str], seed: int) -> list[str]:
+    """At most a fifth of the cases, whole patients or videos, random ones until there are HELD_BACK cases.
+
+    groups: patient or video of each case. None are held back where every patient has more than a fifth.
+    """
+    members: dict[str, list[str]] = {}
+    for case in cases:
+        members.setdefault(groups[case], []).append(case)
+    patients, held_back = list(members.values()), []
+    for index in np.random.default_rng(seed).permutation(len(patients)):
+        if len(held_back) < HELD_BACK and len(held_back) + len(patients[index]) <= len(cases) // 5:
+            held_back += patients[index]
+    return held_back
 
 
 def read_images(view: SliceView, slices: list[Slice], size: int) -> np.ndarray:
