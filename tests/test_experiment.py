@@ -219,6 +219,10 @@ def test_an_arm_does_not_take_the_number_of_one_that_was_removed(finished, tmp_p
     record.write_text(json.dumps(json.loads(record.read_text()) | {"syntheses": []}))
     script = fewer.run("--dry-run")
     assert "Dataset102_ratio_fold_all_seed_3" in script and "Dataset101" not in script
+    config = fewer.root / "small.toml"
+    config.write_text(config.read_text().replace('"ratio"]', '"law"]'))
+    assert "Dataset101_law_fold_all_seed_3" in fewer.run("--dry-run")  # and its stages are still done
+    assert {line.split("\t")[1] for line in fewer.run("--list-stages").splitlines()} == {"done"}
 
 
 def test_one_stage_alone_waits_for_those_before_it(tmp_path, monkeypatch, capsys):

@@ -94,6 +94,22 @@ joint = true
         read_config(tmp_path / "other.toml")
 
 
+def test_quoted_numbers_are_numbers_and_files_lie_beside_the_caller(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    content = {
+        "dataset": "500",
+        "arms": ["real", "masks"],
+        "train": {"learning_rate": "3e-4", "max_steps": "400"},
+        "generate": {"min_agreement": "0.5", "samples": "40", "masks": "drawn"},
+        "arm": {"masks": {"weighting": "law", "w_max": "4"}},  # named as an option that names a folder
+    }
+    config = make_config(content, "kvasir.toml")
+    assert config.train == {"learning_rate": 3e-4, "max_steps": 400}
+    assert config.generate == {"min_agreement": 0.5, "samples": 40, "masks": str(tmp_path / "drawn")}
+    assert config.arm == {"masks": {"weighting": "law", "w_max": 4.0}}
+    Train(dataset="500", **config.train_options("masks")).check()
+
+
 def test_an_arm_named_after_a_weighting_has_it_whatever_else_it_changes():
     config = make_config({"dataset": "500", "arm": {"ratio": {"learning_rate": 1e-4}}}, "kvasir.toml")
     assert config.train_options("ratio") == {"weighting": "ratio", "learning_rate": 1e-4}

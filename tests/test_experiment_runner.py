@@ -14,8 +14,10 @@ from pathlib import Path
 import pytest
 
 from dataset_conversion.user_error import UserError
+from nnunet_order.experiment.execution import begin
 from nnunet_order.experiment.runner import Experiment, find_program, make_workers
 from nnunet_order.experiment.stage import Stage, stage_keys
+from nnunet_order.experiment.stage_run import StageFiles
 
 
 def append(name: str, text: str) -> str:
@@ -110,6 +112,46 @@ def test_what_no_record_explains_is_left_alone(folder):
     with pytest.raises(UserError, match="no record of stage a"):
         Experiment(folder, (Stage("a", ("touch a.txt",), ("a.txt",)),)).run()
     assert (folder / "a.txt").read_text() == "the user's own"
+
+
+def test_what_a_stage_replaces_itself_may_be_there(folder):
+    folder.mkdir()
+    (folder / "a.txt").write_text("an earlier look")
+    Experiment(folder, (Stage("a", ("sh -c 'echo a > a.txt'",), ("a.txt",), replaces_outputs=True),)).run()
+    assert lines(folder / "a.txt") == ["a"]
+
+
+def test_a_kill_in_the_first_record_is_no_other_content(folder):
+    folder.mkdir()
+    (folder / ".experiment.json.0123.partial").write_text("{")
+    begin(folder, {"kind": "a test"})
+    (folder / "experiment.json").unlink()
+    (folder / "mine.txt").touch()
+    with pytest.raises(UserError, match="found other content"):
+        begin(folder, {"kind": "a test"})
+
+
+def test_a_kill_while_outputs_are_set_aside_loses_none(folder, monkeypatch):
+    """The kill comes after the record of what is set aside, before the second of two outputs."""
+    stage = Stage("a", ("true",), ("a.txt", "b.txt"))
+    folder.mkdir()
+    for name in stage.outputs:
+        (folder / name).write_text("90 epochs")
+    files, move = StageFiles(folder, stage, "key"), os.replace
+
+    def killed(source, target):
+        if Path(source).name == "b.txt":
+            raise KeyboardInterrupt
+        move(source, target)
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        files.set_aside({"attempts": 1})
+    monkeypatch.undo()
+    files.set_aside({"attempts": 2})
+    (folder / "a.txt").write_text("from scratch")
+    files.put_back()
+    assert [(folder / name).read_text() for name in stage.outputs] == ["90 epochs"] * 2
 
 
 RUNNER = """

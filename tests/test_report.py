@@ -293,14 +293,13 @@ def test_labels_are_compared_on_their_own_and_corrected_for_the_arms_alone():
 
 
 def test_strata_by_lesion_size_without_empty_ones():
-    shares = {"a": 0.005, "b": 0.01, "c": 0.1, "e": 0.2}
-    found = {
-        name: chosen.tolist() for name, chosen in statistics.strata(["a", "b", "c", "d"], shares).items()
-    }
+    shares = {"a": 0.005, "b": 0.01, "c": 0.1, "e": 0.2, "no lesion": 0.0}
+    cases = ["a", "b", "c", "d", "no lesion"]
+    found = {name: chosen.tolist() for name, chosen in statistics.strata(cases, shares).items()}
     assert found == {
-        "all": [True] * 4,
-        "lesion < 1 %": [True, False, False, False],
-        "lesion 1-10 %": [False, True, True, False],
+        "all": [True] * 5,
+        "lesion < 1 %": [True, False, False, False, False],
+        "lesion 1-10 %": [False, True, True, False, False],
     }
 
 

@@ -33,7 +33,7 @@ def _agreement(
     parts = {"own mask": own, "shuffled": shuffled, "own - shuffled": own - shuffled}
     small_note, regions = "", several(tuple(findings.subject.real.regions))
     if not regions:
-        small = layout["lesion_ratio"] < SMALL_LESION
+        small = (layout["lesion_ratio"] > 0) & (layout["lesion_ratio"] < SMALL_LESION)
         parts |= {
             "small, own": np.where(small, own, np.nan),
             "small, own - shuffled": np.where(small, own - shuffled, np.nan),

@@ -178,14 +178,16 @@ def make_config(content: Mapping[str, Any], where: str) -> Config:
     for name, table in [*tables.items(), *(of_arms.items() if isinstance(of_arms, Mapping) else [])]:
         if not isinstance(table, Mapping):
             raise UserError(f"{where}: found {name} = {table}, expected a table [{name}]; correct it")
-    for name, (kind, ours) in TABLES.items():
-        _check_table(f"{where} [{name}]", kind, tables.get(name) or {}, ours)
-    for name, options in of_arms.items():
-        _check_table(f"{where} [arm.{name}]", Train, options, TRAIN)
     plain = {name: value for name, value in content.items() if name not in tables}
-    config = replace(
-        parse(Config, plain, where), **{name: _from_here(table) for name, table in tables.items()}
-    )
+    for name, (kind, ours) in TABLES.items():
+        if name in tables:
+            tables[name] = _checked_table(f"{where} [{name}]", kind, tables[name], ours)
+    if of_arms:
+        tables["arm"] = {
+            name: _checked_table(f"{where} [arm.{name}]", Train, options, TRAIN)
+            for name, options in of_arms.items()
+        }
+    config = replace(parse(Config, plain, where), **tables)
     if config.init_base is not None and config.base is not None:
         raise UserError(f"{where}: found base and [init_base], expected one of them; drop the other")
     if config.init_base is None:
@@ -195,19 +197,20 @@ def make_config(content: Mapping[str, Any], where: str) -> Config:
     return config
 
 
-def _check_table(where: str, kind: type, options: Options, ours: tuple[str, ...]) -> None:
+def _checked_table(where: str, kind: type, options: Options, ours: tuple[str, ...]) -> Options:
+    """The options as the verb reads them, "3e-4" as a number; its files and folders by their full paths.
+
+    Commands run in the experiment's folder.
+    """
     for name in ours:
         if name in options:
             raise UserError(f"{where}: found {name}, expected only what the experiment does not set itself")
     required = {"dataset": "1", "out": "out"}
     given = {name: value for name, value in required.items() if name in kind.__dataclass_fields__}
     positional = [given.pop("dataset")] if kind is Evaluate else []
-    parse(kind, {**given, **options}, where, positional)
-
-
-def _from_here(table: Options) -> Options:
-    """Files and folders by their full paths: commands run in the experiment's folder."""
-    return {name: str(Path(value).resolve()) if name in PATHS else value for name, value in table.items()}
+    verb = parse(kind, {**given, **options}, where, positional)
+    read = {name: getattr(verb, name) for name in options}
+    return {name: str(Path(value).resolve()) if name in PATHS else value for name, value in read.items()}
 
 
 def _read_toml(path: Path) -> dict:

@@ -62,14 +62,14 @@ class ExperimentPlan:
 
     @cached_property
     def datasets(self) -> dict[Synthesis, str]:
-        """Names of the synthetic data sets; one that exists keeps its number when arms are added."""
-        entries = begun_record(self.folder).get("syntheses", [])
-        known = {entry["name"]: int(Path(entry["dataset"]).name[7:10]) for entry in entries}
+        """Names of the synthetic data sets; one that exists keeps its number when arms come and go."""
+        recorded = [Path(entry["dataset"]) for entry in begun_record(self.folder).get("syntheses", [])]
         # Also of arms that were removed, whose data are still there.
-        kept = {int(path.name[7:10]) for path in (self.folder / RAW).glob("Dataset[0-9][0-9][0-9]_*")}
+        there = sorted((self.folder / RAW).glob("Dataset[0-9][0-9][0-9]_*"))
+        known = {path.name[11:]: int(path.name[7:10]) for path in (*there, *recorded)}
         numbers = {}
         for synthesis in self.syntheses:
-            taken = {*known.values(), *numbers.values(), *kept}
+            taken = {*known.values(), *numbers.values()}
             free = next(number for number in range(FIRST_NUMBER, 1000) if number not in taken)
             numbers[synthesis] = known.get(synthesis.name, free)
         return {one: f"Dataset{number:03d}_{one.name}" for one, number in numbers.items()}
@@ -94,7 +94,9 @@ class ExperimentPlan:
                 yield from segmentation.stages((f"preprocess_{synthesis.name}",))
         last = [f"score_{one.name}" for one in self.segmentations]
         last += [f"{kind}_{one.name}" for one in self.syntheses for kind in ("audit", "evaluate")]
-        yield Stage("report", ("law-synth report .",), ("report.html", "results"), tuple(last))
+        outputs = ("report.html", "results")
+        # law-synth report may have written them before, for a look at what there is so far.
+        yield Stage("report", ("law-synth report .",), outputs, tuple(last), replaces_outputs=True)
 
     @cached_property
     def real_segmentations(self) -> list[Segmentation]:

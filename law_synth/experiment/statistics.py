@@ -12,10 +12,10 @@ from nnunet_order.metrics import MEANS, interval, mean_over_cases, resampled_mea
 
 ALL = "all"
 STRATA = {
-    "lesion < 1 %": lambda share: share < 0.01,
+    "lesion < 1 %": lambda share: (share > 0) & (share < 0.01),
     "lesion 1-10 %": lambda share: (share >= 0.01) & (share <= 0.1),
     "lesion > 10 %": lambda share: share > 0.1,
-}  # of the image; NaN, an unknown size, is in none
+}  # of the image; no lesion, and NaN, an unknown size, are in none
 COMPARED = ("mDice", "mIoU")
 LEVEL = 0.05  # of intervals and tests
 

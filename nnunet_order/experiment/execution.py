@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -58,7 +59,11 @@ def begin(folder: Path, record: Mapping) -> None:
     path = folder / "experiment.json"
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: found a file, expected a folder for the experiment; choose another --out")
-    if folder.is_dir() and any(folder.iterdir()) and not path.is_file():
+    names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+    # A kill may have left a part of the first record.
+    if not path.is_file() and not all(
+        re.fullmatch(r"\.experiment\.json\..*\.partial", name) for name in names
+    ):
         raise UserError(
             f"{folder}: found other content, expected an experiment or nothing; choose another --out"
         )
@@ -69,7 +74,6 @@ def begin(folder: Path, record: Mapping) -> None:
                 f"{path}: found an experiment of {found or 'an unknown kind'}, expected one of "
                 f"{record['kind']}; choose another --out"
             )
-    folder.mkdir(parents=True, exist_ok=True)
     write_json(path, dict(record))
 
 

@@ -37,6 +37,8 @@ class Stage:
     """Digest of what it reads from outside the experiment's folder."""
     places: tuple[str, ...] = ()
     """Words in its commands that say where that lies: data that have moved are the same data."""
+    replaces_outputs: bool = False
+    """Whether its commands replace earlier outputs themselves, also those that no record explains."""
 
 
 def stage_keys(stages: Sequence[Stage]) -> dict[str, str]:

@@ -80,13 +80,15 @@ class StageFiles:
 
     def set_aside(self, progress: dict) -> None:
         """Move the outputs away, unless older ones already are: those have come further."""
-        if not self.aside.exists():
-            write_json(self.aside / "begun.json", progress)
-            for place, output in enumerate(self.stage.outputs):
-                if (self.folder / output).exists():
-                    os.replace(self.folder / output, self.aside / str(place))
-        for output in self.stage.outputs:
-            _remove(self.folder / output)
+        record, outputs = self.aside / "begun.json", [self.folder / output for output in self.stage.outputs]
+        if not record.exists():
+            there = [place for place, output in enumerate(outputs) if output.exists()]
+            write_json(record, progress | {"aside": there})
+        for place in _read(record)["aside"]:  # a kill may have come between two of them
+            if outputs[place].exists() and not (self.aside / str(place)).exists():
+                os.replace(outputs[place], self.aside / str(place))
+        for output in outputs:
+            _remove(output)
 
     def put_back(self) -> None:
         """Undo `set_aside`, if anything was."""
@@ -198,6 +200,8 @@ class StageRun:
         files = self.files
         if files.record.exists() or files.begun.exists():
             files.clear()
+            return
+        if self.stage.replaces_outputs:
             return
         for output in self.stage.outputs:
             if (files.folder / output).exists():
