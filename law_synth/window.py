@@ -11,6 +11,8 @@ import numpy as np
 from dataset_conversion.user_error import UserError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from dataset_conversion.raw import Case, RawDataset
 
 PERCENTILES = (0.5, 99.5)  # what nnU-Net's CTNormalization clips foreground intensities to
@@ -92,8 +94,16 @@ def find_window(
 
 
 def stored_dtype(case: Case) -> str:
-    """NumPy type of a case's image file, from its header."""
+    """NumPy type of a case's image file, from its header. UserError: unreadable."""
     path = case.images[0]
+    try:
+        return _dtype_in_header(path)
+    except (OSError, RuntimeError) as error:
+        reason = f"{error}".strip().split("\n")[0]
+        raise UserError(f"{path}: cannot be read ({reason}), expected an intact file; replace it") from error
+
+
+def _dtype_in_header(path: Path) -> str:
     if path.suffix in (".png", ".bmp", ".tif"):
         from PIL import Image
 
@@ -123,16 +133,18 @@ def _percentile_ranges(dataset: RawDataset, cases: Sequence[Case]) -> list[tuple
     from rich.progress import track
 
     generator = np.random.default_rng(SAMPLE_SEED)
-    samples: list[list[np.ndarray]] = [[] for _ in dataset.channel_names]
+    samples: list[list[tuple[bool, np.ndarray]]] = [[] for _ in dataset.channel_names]
     for case in track(cases, "looking at intensities", transient=True):
         image, label = dataset.read_case(case)
         for name, channel, found in zip(dataset.channel_names, image, samples, strict=True):
-            is_ct = name.lower() == "ct" and (label > 0).any()
-            values = channel[label > 0] if is_ct else channel.ravel()
-            found.append(generator.choice(values, SAMPLES_PER_CASE))
+            of_foreground = name.lower() == "ct" and bool((label > 0).any())
+            values = channel[label > 0] if of_foreground else channel.ravel()
+            found.append((of_foreground, generator.choice(values, SAMPLES_PER_CASE)))
     ranges = []
     for found in samples:
-        low, high = np.percentile(np.concatenate(found), PERCENTILES)
+        # As nnU-Net's fingerprint, nothing of a CT volume without foreground: that is mostly air.
+        foreground = [values for of_foreground, values in found if of_foreground]
+        low, high = np.percentile(np.concatenate(foreground or [values for _, values in found]), PERCENTILES)
         margin = MARGIN * (high - low)
         ranges.append((float(low - margin), float(high + margin)))
     return ranges

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
 
 from dataset_conversion.phantom import ConvertPhantom
@@ -97,6 +98,23 @@ class TestWindow:
         assert window.low[0] == pytest.approx(low - margin, abs=3)
         assert window.high[0] == pytest.approx(high + margin, abs=3)
         assert window.dtype == "int16"
+
+    def test_a_ct_volume_without_foreground_says_nothing(self, altered):
+        """It is mostly air; nnU-Net's fingerprint leaves it out, too."""
+        folder = altered()
+        expected = find_window(read_dataset(folder), ["ct_0", "ct_1"])
+        label = sitk.ReadImage(str(folder / "labelsTr" / "ct_2.nii.gz"))
+        sitk.WriteImage(label * 0, str(folder / "labelsTr" / "ct_2.nii.gz"))
+        window = find_window(read_dataset(folder), ["ct_0", "ct_1", "ct_2"])
+        assert window == expected
+        assert find_window(read_dataset(folder), ["ct_2"]).low[0] < -1000  # nothing else to go by
+
+    def test_an_unreadable_first_image_is_one_line(self, altered):
+        folder = altered()
+        (folder / "imagesTr" / "ct_0_0000.nii.gz").write_bytes(b"")
+        with pytest.raises(UserError, match=r"ct_0_0000.nii.gz: cannot be read") as error:
+            find_window(read_dataset(folder), ["ct_0", "ct_1"])
+        assert "\n" not in str(error.value)
 
     def test_other_channels_are_seen_from_all_pixels(self, altered):
         dataset = read_dataset(altered(channel_names={"0": "T2"}))
