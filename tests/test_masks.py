@@ -236,10 +236,14 @@ def test_a_mask_belongs_to_the_longest_name_that_it_begins_with(tmp_path):
         "case_1_b_s1.png": "case_1_b",
         "scan.7.x.png": "case",
         "berta-4.png": "berta",
+        "bent/case_12_v1.png": "berta",
+        "bent/case_1/v1.png": "anna",
+        "case_1/case_12.png": "anna",  # the whole path goes first
         "bert.png": None,
         "xcase_1.png": None,
     }.items():
         assert mask_group(name, dataset) == group, name
+    assert mask_group("case_1/case_12.png", dataset, held_out={"berta"}) == "berta"
     assert [mask_stem(name) for name in ("a.nii.gz", "b.c.png", "d")] == ["a", "b.c", "d"]
 
 

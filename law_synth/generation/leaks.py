@@ -102,7 +102,7 @@ class HeldOutMasks:
 
     def _group(self, source: MaskSource) -> str | None:
         given = self.mask_groups.get(source.name) or self.mask_groups.get(mask_stem(source.name))
-        by_name = mask_group(source.name, self.dataset)
+        by_name = mask_group(source.name, self.dataset, self._groups)
         if by_name in self._groups or given is None:
             return by_name
         return self.dataset.groups.get(given, given)
@@ -119,11 +119,20 @@ def held_out_groups(dataset: RawDataset, training: Collection[str]) -> dict[str,
     return {dataset.groups[case_id]: case_id for case_id in sorted(unseen_cases(dataset, training))}
 
 
-def mask_group(name: str, dataset: RawDataset) -> str | None:
+def mask_group(name: str, dataset: RawDataset, held_out: Collection[str] = ()) -> str | None:
     """Group of the case, or the group, after which a mask file is named; None where it is named otherwise.
 
-    Its name is that name, or begins with it and goes on with `_`, `-`, `.` or `/`; the longest one counts.
+    The name of its path, or of a part of it from some folder on, is that name, or begins with it and goes on
+    with `_`, `-`, `.` or `/`; the longest one counts. Where folders and file tell of several groups, a
+    `held_out` one goes before others.
     """
+    parts = name.split("/")
+    told = [_group_told_by("/".join(parts[first:]), dataset) for first in range(len(parts))]
+    known = [group for group in told if group is not None]
+    return next((group for group in known if group in held_out), known[0] if known else None)
+
+
+def _group_told_by(name: str, dataset: RawDataset) -> str | None:
     groups = set(dataset.groups.values())
     ends = [i for i, letter in enumerate(name) if letter in "_-./"]
     for end in (len(name), *reversed(ends)):

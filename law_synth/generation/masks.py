@@ -77,7 +77,10 @@ def augment(
         return move_lesions(mask, nestings, seed, size)
     if kind == "nested-elastic":
         moved = move_lesions(mask, nestings, seed, size)
-        return next(_likely_warps(moved, "elastic", seed, size), moved)
+        lesions = [nesting.inner for nesting in nestings]
+        warps = _likely_warps(moved, "elastic", seed, size)
+        # Moving has changed a lesion's area once already.
+        return next((warped for warped in warps if _areas_alike(warped, mask, lesions)), moved)
     warped = next(_likely_warps(mask, kind, seed, size), None)
     if warped is None:
         return warp(mask, draw_coordinates(mask, "flip", np.random.default_rng(seed)))
@@ -92,10 +95,14 @@ def _likely_warps(mask: np.ndarray, kind: str, seed: int, size: int) -> Iterator
             yield warped
 
 
+def _areas_alike(warped: np.ndarray, mask: np.ndarray, classes: Sequence[int]) -> bool:
+    new, old = (np.bincount(m.ravel(), minlength=256)[classes] for m in (warped, mask))
+    return bool((np.abs(new - old) <= AREA_CHANGE * old).all())
+
+
 def _is_like(warped: np.ndarray, mask: np.ndarray, size: int) -> bool:
-    new, old = (np.bincount(m.ravel(), minlength=256)[1:] for m in (warped, mask))  # areas of the classes
     return (
-        bool((np.abs(new - old) <= AREA_CHANGE * old).all())
+        _areas_alike(warped, mask, range(1, 256))
         and touches_border(warped) == touches_border(mask)
         and classes_at(warped, size) == classes_at(mask, size)
     )
