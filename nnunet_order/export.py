@@ -137,7 +137,10 @@ def load_model(folder: Path, fold: str | None, checkpoint_name: str) -> TrainedM
 def find_fold(folder: Path, fold: str | None, checkpoint_name: str) -> tuple[Path, str]:
     """Results folder and fold of `--model` and `--fold`; UserError unless exactly one checkpoint is meant."""
     if folder.name.startswith("fold_") and not (folder / "plans.json").exists():
-        folder, fold = folder.parent, folder.name.removeprefix("fold_")
+        named = folder.name.removeprefix("fold_")
+        if fold is not None and fold != named:
+            raise UserError(f"found --model {folder} with --fold {fold}, expected one fold; drop --fold")
+        folder, fold = folder.parent, named
     trained = sorted(
         path.parent.name.removeprefix("fold_") for path in folder.glob(f"fold_*/{checkpoint_name}")
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from torch import Tensor, nn
@@ -30,18 +32,23 @@ class FiniteLoss(nn.Module):
         terms = self.loss.loss if isinstance(self.loss, DeepSupervisionWrapper) else self.loss
         highest = output[0] if isinstance(output, list) else output
         truth = target[0] if isinstance(target, list) else target
-        weights = terms.weight_ce, terms.weight_dice
+        values: dict[str, float] = {}
+
+        def noting(name: str) -> Callable:
+            return lambda module, inputs, value: values.update({name: float(value.mean())})
+
+        # Noted on their way: in the sum of regions' terms a weight of 0 would turn infinity into NaN.
+        modules = {"cross-entropy": terms.ce, "Dice": terms.dc}
+        hooks = [module.register_forward_hook(noting(name)) for name, module in modules.items()]
         distributed, terms.dc.ddp = terms.dc.ddp, False  # the other processes may have finite losses
-        terms.weight_ce, terms.weight_dice = 1, 0
-        values = {"cross-entropy": float(terms(highest, truth))}
-        terms.weight_ce, terms.weight_dice = 0, 1
-        values["Dice"] = float(terms(highest, truth))
-        terms.weight_ce, terms.weight_dice = weights
+        terms(highest, truth)
         terms.dc.ddp = distributed
+        for hook in hooks:
+            hook.remove()
         broken = (~torch.isfinite(highest)).sum()
         return (
             "non-finite loss: "
-            + ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+            + ", ".join(f"{name} {values[name]:.4g}" for name in modules if name in values)
             + f"; {broken} of {highest.numel()} network outputs are not finite. Training stopped; try a "
             "lower learning rate or the _fp32 trainer, and check the images for NaN"
         )

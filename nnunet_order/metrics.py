@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 METRICS = ("Dice", "IoU", "HD95", "NSD")
+ROUNDING = 1e-6  # of spacings: NIfTI keeps 0.4 mm as 0.4000000060, and 5 pixels of it are 2 mm
 FOREGROUND_MEAN = "foreground mean"  # the name of the mean over all labels, beside the labels' own names
 MEANS = {
     "mDice": "Dice",
@@ -46,7 +47,8 @@ def binary_metrics(
         return {"Dice": 0.0, "IoU": 0.0, "HD95": diagonal, "NSD": 0.0}
     overlap = int((truth & prediction).sum())
     to_prediction, to_truth = boundary_distances(truth, prediction, spacing)
-    within = (to_prediction <= tolerance).sum() + (to_truth <= tolerance).sum()
+    limit = tolerance * (1 + ROUNDING)
+    within = (to_prediction <= limit).sum() + (to_truth <= limit).sum()
     return {
         "Dice": 2 * overlap / (size_truth + size_prediction),
         "IoU": overlap / (size_truth + size_prediction - overlap),

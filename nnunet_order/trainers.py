@@ -180,7 +180,8 @@ class PaperRecipeTrainer(nnUNetTrainer):
         """Atomic: a kill while nnU-Net writes would leave a truncated file on which --c fails."""
         partial = f"{filename}.partial"
         super().save_checkpoint(partial)
-        if self.local_rank == 0 and os.path.isfile(partial):
+        # With --disable_checkpointing a partial file is what a kill left behind, long ago.
+        if self.local_rank == 0 and not self.disable_checkpointing:
             os.replace(partial, filename)
 
     def load_checkpoint(self, filename: str) -> None:

@@ -355,6 +355,9 @@ def test_fold_and_checkpoint_are_found_or_named(workplace, tmp_path):
         (tmp_path / f"fold_{fold}" / name).touch()
     with pytest.raises(UserError, match="exactly one"):
         find_fold(tmp_path, None, name)
+    with pytest.raises(UserError, match=r"fold_0 with --fold 1, expected one fold"):
+        find_fold(tmp_path / "fold_0", "1", name)
+    assert find_fold(tmp_path / "fold_0", "0", name) == (tmp_path, "0")
     (tmp_path / "model.onnx").write_text("precious")
     with pytest.raises(UserError, match="expected a new file"):
         Export(folder, tmp_path / "model.onnx").run()

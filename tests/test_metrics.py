@@ -47,6 +47,14 @@ def test_spacing_scales_distances_but_not_overlap():
     assert anisotropic["HD95"] > 2 * pixels["HD95"]
 
 
+def test_a_boundary_at_the_tolerance_is_within_it_whatever_the_rounding():
+    truth, prediction = (np.zeros((30, 30), bool) for _ in range(2))
+    truth[5:15, 5:15] = prediction[5:15, 10:20] = True
+    for spacing in (1.0, 0.4, float(np.float32(0.4)), 0.7):
+        found = binary_metrics(truth, prediction, (spacing, spacing), tolerance=5 * round(spacing, 6))
+        assert found["NSD"] == 1.0, spacing
+
+
 def test_perfect_prediction_also_at_the_image_border():
     whole = np.ones((5, 7), bool)
     assert binary_metrics(whole, whole, tolerance=0) == {"Dice": 1, "IoU": 1, "HD95": 0, "NSD": 1}

@@ -418,6 +418,26 @@ def test_non_finite_loss_of_regions_names_the_term():
     )
     with pytest.raises(FloatingPointError, match="cross-entropy nan"):
         finite(torch.full((1, 2, 4, 4), torch.nan), torch.zeros(1, 2, 4, 4))
+    overflow = torch.randn(1, 2, 4, 4)
+    overflow[0, 1, 1, 2] = torch.inf
+    with pytest.raises(FloatingPointError, match=r"cross-entropy inf, Dice -?\d.*1 of 32"):
+        finite(overflow, torch.zeros(1, 2, 4, 4))
+
+
+def test_what_a_kill_left_of_a_checkpoint_never_becomes_one(make, tmp_path):
+    from nnunet_order.trainers import nnUNetTrainerORDER
+
+    trainer = make(nnUNetTrainerORDER)
+    trainer.initialize()
+    checkpoint = tmp_path / "checkpoint_best.pth"
+    checkpoint.write_text("whole")
+    checkpoint.with_name("checkpoint_best.pth.partial").write_text("trunc")
+    trainer.disable_checkpointing = True
+    trainer.save_checkpoint(str(checkpoint))
+    assert checkpoint.read_text() == "whole"
+    trainer.disable_checkpointing = False
+    trainer.save_checkpoint(str(checkpoint))
+    assert torch.load(checkpoint, weights_only=False)["trainer_name"] == "nnUNetTrainerORDER"
 
 
 def test_seed_decides_weights_and_every_epoch(make, monkeypatch):
