@@ -203,7 +203,8 @@ def refused(folder: Path, *words: str) -> None:
 
 def test_folders_that_are_not_a_base(copy, tmp_path):
     refused(tmp_path / "nowhere", "no such folder")
-    refused(Path("word"), "no such folder")
+    for name in ("word", "my--bases/sd", "bases/sd-", "runs/base."):  # the last three are no hub ids either
+        refused(Path(name), "no such folder")
     (copy / "model_index.json").rename(copy / "renamed.json")
     refused(copy, "no model_index.json")
     (copy / ".training").mkdir()  # weights lie there already, the list of cases does not

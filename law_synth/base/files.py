@@ -13,7 +13,6 @@ from law_synth.hashing import feed
 MODELS = ("unet", "vae", "text_encoder")
 PARTS = (*MODELS, "tokenizer", "scheduler")
 WEIGHTS = re.compile(r"(diffusion_pytorch_model|model)(-\d+-of-\d+)?\.safetensors")  # no .fp16, no .non_ema
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 PROBE_SECONDS = 5
 
 # What is fetched of a hub model: no pickled weights, no half-precision copies, no safety checker.
@@ -33,7 +32,7 @@ def find_base(source: str) -> Path:
     """
     folder = Path(source).expanduser()
     if not folder.is_dir():
-        if not HUB_ID.fullmatch(source) or source.startswith("."):
+        if not is_hub_id(source):
             raise UserError(
                 f"{source}: no such folder, expected a model in diffusers layout or a hub id such as "
                 "owner/name; correct --base or make a base with law-synth init-base"
@@ -41,6 +40,17 @@ def find_base(source: str) -> Path:
         folder = _from_hub(source)
     _check(folder, source)
     return folder
+
+
+def is_hub_id(source: str) -> bool:
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(source)
+    except HFValidationError:
+        return False
+    return "/" in source
 
 
 def is_unfinished(folder: Path) -> bool:
