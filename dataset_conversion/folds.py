@@ -13,7 +13,7 @@ Fold = int | Literal["all"]
 def fold_cases(dataset: RawDataset, fold: Fold) -> tuple[list[str], list[str]]:
     """Training and validation case ids of one fold as nnU-Net splits them; `all` has no validation cases.
 
-    UserError: no such fold.
+    UserError: no such fold, one without training cases, or whatever is wrong with splits_final.json.
     """
     if fold == "all":
         return [case.id for case in dataset.training_cases], []
@@ -22,6 +22,11 @@ def fold_cases(dataset: RawDataset, fold: Fold) -> tuple[list[str], list[str]]:
         raise UserError(
             f"found --fold {fold}, expected 0 to {len(splits) - 1} or all; {dataset.folder.name} has "
             f"{len(splits)} folds"
+        )
+    if not splits[fold]["train"]:
+        raise UserError(
+            f"{dataset.folder}: found no training cases in fold {fold}, expected some; correct "
+            "splits_final.json"
         )
     return sorted(splits[fold]["train"]), sorted(splits[fold]["val"])
 

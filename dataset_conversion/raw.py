@@ -123,6 +123,10 @@ class RawDataset:
         if not path.is_file():
             return {}
         sets = load_json(path)
+        if not isinstance(sets, dict) or not all(isinstance(ids, list) for ids in sets.values()):
+            raise UserError(
+                f'{path}: found other content, expected {{"test set": ["case id", ...], ...}}; correct it'
+            )
         known = {case.id for case in self.test_cases}
         unknown = sorted({case_id for ids in sets.values() for case_id in ids} - known)
         if unknown:
@@ -181,16 +185,39 @@ class RawDataset:
         return image, label
 
     def read_splits(self) -> list[Split]:
-        """Folds as nnU-Net will use them: preprocessed folder's, else the raw folder's, else its default."""
+        """Folds as nnU-Net will use them: preprocessed folder's, else the raw folder's, else its default.
+
+        UserError: a damaged file, as `splits_in`; too few cases.
+        """
         for path in splits_files(self.folder):
             if path.is_file():
-                return load_json(path)
+                return self.splits_in(path)
         case_ids = [case.id for case in self.training_cases]
         if len(case_ids) < DEFAULT_FOLDS:
             raise UserError(
                 f"{self.folder}: found {len(case_ids)} cases, expected 5 or more for 5 folds; add some"
             )
         return default_splits(case_ids)
+
+    def splits_in(self, path: Path) -> list[Split]:
+        """Folds that a file like splits_final.json holds. UserError: it holds none, or unknown cases."""
+        splits = load_json(path)
+        if (
+            not isinstance(splits, list)
+            or not splits
+            or not all(isinstance(fold, dict) for fold in splits)
+            or not all(isinstance(fold.get(side), list) for fold in splits for side in ("train", "val"))
+        ):
+            raise UserError(
+                f'{path}: found no folds, expected [{{"train": [...], "val": [...]}}, ...]; correct it'
+            )
+        named = {case_id for fold in splits for side in ("train", "val") for case_id in fold[side]}
+        if unknown := sorted(named - self._by_id.keys()):
+            raise UserError(
+                f"{path}: found {unknown[0]} ({len(unknown)} such), expected ids of training cases; restore "
+                "them or correct the file"
+            )
+        return splits
 
     @cached_property
     def reader(self):
@@ -280,6 +307,8 @@ def find_dataset(name: str | int | Path) -> RawDataset:
     # nnU-Net does without the name part: Dataset501 is a data set, too.
     number = f"Dataset{int(text):03d}" if text.isdigit() else None
     pattern = f"{number}_*" if number else Path(text).name
+    if not pattern:
+        raise UserError(f"found the data set {name!r}, expected its id, its full name or its path; give one")
     found = sorted(path for name in {pattern, number or pattern} for path in root.glob(name) if path.is_dir())
     if len(found) != 1:
         names = ", ".join(path.name for path in found) or "none"

@@ -21,7 +21,7 @@ from PIL import Image
 from dataset_conversion.dataset_json import check_label_values, check_labels, label_values
 from dataset_conversion.report_folder import new_folder
 from dataset_conversion.splits import Split, nnunet_folder, splits_files
-from dataset_conversion.user_error import UserError, disk_full
+from dataset_conversion.user_error import UserError, writing
 
 logger = logging.getLogger(__name__)
 
@@ -265,19 +265,20 @@ def write_json(path: Path, content: dict | list) -> None:
 def write_atomically(path: Path, content: bytes) -> None:
     """Write under a hidden name of its own, then rename; a file with this very content is left alone.
 
-    Several processes may write the same file at the same time. UserError: no space left.
+    Several processes may write the same file at the same time. UserError: as `writing`.
     """
     with contextlib.suppress(OSError):
         if path.read_bytes() == content:
             return
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     try:
-        with disk_full(path):
+        with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary.write_bytes(content)
             os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def link_or_copy(source: Path, target: Path) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from dataset_conversion.user_error import UserError, disk_full
+from dataset_conversion.user_error import UserError, check_writable, writing
 
 
 @contextmanager
@@ -24,7 +24,7 @@ def new_folder(out: Path) -> Iterator[Path]:
     except OSError as error:
         raise UserError(f"cannot create {partial} ({error.strerror}); choose another --out") from error
     try:
-        with disk_full(out):
+        with writing(out):
             yield partial
             take_name(partial, out)
     finally:
@@ -45,7 +45,7 @@ def take_name(partial: Path, out: Path) -> None:
 
 
 def check_report_folder(out: Path, files: Collection[str]) -> None:
-    """UserError unless `out` is free, or holds nothing but earlier `files`, which will be replaced."""
+    """UserError unless `out` is free, or holds nothing but earlier `files`, and can be written."""
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: found a file, expected a folder to write into; choose another --out")
     if not out.name:
@@ -53,20 +53,25 @@ def check_report_folder(out: Path, files: Collection[str]) -> None:
     other = sorted(path.name for path in out.iterdir() if path.name not in files) if out.is_dir() else []
     if other:
         raise UserError(f"{out}: found {other[0]} in it, expected an empty folder; choose another --out")
+    check_writable(out)
 
 
 @contextmanager
 def report_folder(out: Path, files: Collection[str]) -> Iterator[Path]:
-    """A folder beside `out` to write into; its files replace `files` in `out` when the block ends well."""
+    """A folder beside `out` to write into; its files replace `files` in `out` when the block ends well.
+
+    UserError: as `writing`.
+    """
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     try:
-        yield partial
-        out.mkdir(parents=True, exist_ok=True)
-        for name in files:
-            (out / name).unlink(missing_ok=True)
-        for path in sorted(partial.iterdir()):
-            os.replace(path, out / path.name)
+        with writing(out):
+            partial.mkdir(parents=True)
+            yield partial
+            out.mkdir(parents=True, exist_ok=True)
+            for name in files:
+                (out / name).unlink(missing_ok=True)
+            for path in sorted(partial.iterdir()):
+                os.replace(path, out / path.name)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

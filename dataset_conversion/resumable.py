@@ -10,7 +10,7 @@ from pathlib import Path
 from dataset_conversion.dataset_json import load_json
 from dataset_conversion.raw_writer import write_json
 from dataset_conversion.report_folder import take_name
-from dataset_conversion.user_error import UserError, disk_full
+from dataset_conversion.user_error import UserError, writing
 
 JOURNAL = ".journal"
 
@@ -31,7 +31,7 @@ def resumable_folder(out: Path, options: dict) -> Iterator[Path]:
         raise UserError(f"cannot create {partial} ({error.strerror}); choose another --out") from error
     try:
         write_json(journal / "options", options)
-        with disk_full(out):
+        with writing(out):
             yield partial
             take_name(partial, out)
             shutil.rmtree(out / JOURNAL)

@@ -30,7 +30,6 @@ from dataset_conversion.raw import (
     Split,
     default_splits,
     find_dataset,
-    load_json,
     splits_files,
 )
 from dataset_conversion.raw_writer import (
@@ -141,16 +140,7 @@ def source_splits(source: RawDataset, given: Path | None = None) -> list[Split]:
     case_ids = [case.id for case in source.training_cases]
     if path is None:
         return default_splits(case_ids) if len(case_ids) >= DEFAULT_FOLDS else []
-    splits = load_json(path)
-    if not isinstance(splits, list) or not all(
-        isinstance(fold, dict) and {"train", "val"} <= fold.keys() for fold in splits
-    ):
-        raise UserError(
-            f'{path}: found no folds, expected [{{"train": [...], "val": [...]}}, ...]; correct it'
-        )
-    for case_id in sorted({case_id for fold in splits for ids in fold.values() for case_id in ids}):
-        source.case(case_id)
-    return splits
+    return source.splits_in(path)
 
 
 def drawn_cases(case_ids: Sequence[str], splits: Sequence[Split], fraction: float, seed: int) -> set[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,20 +18,38 @@ class UserError(ValueError):
     """Bad input. The message is one line: what was found, what was expected, what to do."""
 
 
+ANOTHER = "choose another place or correct its permissions"
 # Safetensors quotes the system's words; torch.save only says that its file did not grow.
 NO_SPACE = ("No space left", "quota exceeded", "unexpected pos", "iostream error", "PytorchStreamWriter")
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
+REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
+
+
+def check_writable(path: Path) -> None:
+    """UserError where no file or folder `path` can be made, so that hours of work do not end in one."""
+    path = Path(path).absolute()
+    place = path if path.is_dir() else next(above for above in path.parents if os.path.lexists(above))
+    if not place.is_dir():
+        raise UserError(f"{place}: found a file, expected a folder to write {path.name} into; {ANOTHER}")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise UserError(f"{place}: found no permission to write, expected it for {path.name}; {ANOTHER}")
+
 
 @contextmanager
-def disk_full(path: Path) -> Iterator[None]:
-    """UserError when what is written in the block, a file or folder `path`, finds the disk full."""
+def writing(path: Path) -> Iterator[None]:
+    """UserError when what is written in the block, a file or folder `path`, is refused or finds no space."""
     try:
         yield
     except UserError:
         raise
     except Exception as error:  # torch and safetensors raise kinds of their own
-        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
-        if not full and not any(words in f"{error}" for words in NO_SPACE):
+        number = getattr(error, "errno", None)
+        if number in REFUSED:
+            raise UserError(
+                f"{error.filename or path}: found {error.strerror!r} while writing {path.name}; {ANOTHER}"
+            ) from error
+        if number not in FULL and not any(words in f"{error}" for words in NO_SPACE):
             raise
         raise UserError(
             f"found no space left for {path}; free some disk space and give the same command again"

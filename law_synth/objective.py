@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from law_synth.denoiser import Predictions, StudentTeacher
@@ -30,6 +31,7 @@ class Batch(NamedTuple):
     mask: Tensor  # at latent size, a channel per class, (B, K, h, w) in [0, 1]
     condition: Tensor  # what the ControlNet sees, (B, 3, H, W) in [0, 1]
     image: Tensor | None = None  # clean image for the teacher, (B, 3, H, W) in [0, 1]
+    several: Tensor | None = None  # (B,): share of the step's images with `has_several`; None: this batch's
 
 
 class Losses(NamedTuple):
@@ -106,16 +108,21 @@ class TrainingObjective(nn.Module):
             terms["distillation"] = weighted_error(student, teacher.detach(), weights.distillation)  # 11
         if self.weighting == "law" and self.dice:
             # The Dice of an empty mask is 1 whatever delta is: such images are left out of the mean.
-            terms["dice"] = mean_over(dice_alignment_loss(weights.delta, batch.mask), has_several(batch.mask))
+            dice = dice_alignment_loss(weights.delta, batch.mask)
+            terms["dice"] = mean_over(dice, has_several(batch.mask), batch.several)
         if self.weighting == "difficulty":
             terms["difficulty"] = difficulty_loss(weights.delta, (student - target).square())
         return Losses(terms, weights)
 
 
-def mean_over(values: Tensor, valid: Tensor) -> Tensor:
-    """`values` (B,) scaled so that their mean is the mean over the valid ones, and 0 when none is."""
+def mean_over(values: Tensor, valid: Tensor, share: Tensor | None = None) -> Tensor:
+    """`values` (B,) scaled so that their mean is the mean over the valid ones, and 0 when none is.
+
+    share: of valid values in all batches whose mean is taken, however a step is cut into them; default: here.
+    """
     valid = valid.flatten().float()
-    return values * valid * (len(valid) / valid.sum().clamp(min=1))
+    share = valid.mean() if share is None else share
+    return values * valid / share.clamp(min=torch.finfo(valid.dtype).tiny)
 
 
 def total_loss(terms: dict[str, Tensor], coefficients: dict[str, float]) -> Tensor:

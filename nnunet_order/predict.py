@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
-import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,8 @@ from PIL import Image
 from rich.progress import track
 
 from dataset_conversion.images import IMAGE_ENDINGS, Notes, read_grey, read_rgb
-from dataset_conversion.user_error import UserError
+from dataset_conversion.raw_writer import write_atomically
+from dataset_conversion.user_error import UserError, check_writable
 from nnunet_order.export import INSTALL_HINT, METADATA_KEY
 
 logger = logging.getLogger(__name__)
@@ -51,8 +52,8 @@ class Predict:
     def run(self) -> None:
         files = image_files(self.images)
         targets = target_files(files, self.out)
+        check_writable(targets[0])
         segmenter = Segmenter(self.model, self.whole_image, self.device)
-        self.out.mkdir(parents=True, exist_ok=True)
         notes = Notes()
         start = time.perf_counter()
         for file, target in track(list(zip(files, targets, strict=True)), "predict"):
@@ -297,6 +298,6 @@ def target_files(files: Sequence[Path], out: Path) -> list[Path]:
 def write_label_map(path: Path, label_map: np.ndarray) -> None:
     """Write a label map as PNG of 8 bit, or 16 where labels need it, under a temporary name first."""
     pixels = label_map.astype(np.uint8) if label_map.max() <= 255 else label_map
-    partial = path.with_name(f".{path.name}.partial")
-    Image.fromarray(pixels).save(partial, format="PNG")
-    os.replace(partial, path)
+    content = io.BytesIO()
+    Image.fromarray(pixels).save(content, format="PNG")
+    write_atomically(path, content.getvalue())

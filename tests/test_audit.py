@@ -249,6 +249,12 @@ def test_run_and_base_are_looked_at(data, trained_run, split, tmp_path):
     with pytest.raises(NotPossible, match="what an interrupted init-base left"):
         look(origins.check_base, data, base=base)
     (base / ".training").rmdir()
+    (base / "base_config.json").write_text("{")
+    with pytest.raises(UserError, match=r"base_config.json: malformed"):
+        look(origins.check_base, data, base=base)
+    (base / "base_config.json").unlink()
+    with pytest.raises(NotPossible, match="is no complete base: it has no unet/"):
+        look(origins.check_base, data, base=tmp_path)
     (base / "scheduler" / "scheduler_config.json").write_text("{}")
     assert "another base than the run's" in look(origins.check_base, data, base=base)[0]
     change_json(data / "synthesis.json", lambda record: record["run"]["base"].update(source="no/where"))

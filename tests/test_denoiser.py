@@ -168,3 +168,19 @@ def test_velocity_target_reaches_zero_loss_for_the_right_prediction(base):
     assert torch.allclose(
         v, base.scheduler.get_velocity(batch.latents, batch.noise, batch.timestep), atol=1e-6
     )
+
+
+def test_the_dice_mean_does_not_depend_on_how_a_step_is_cut(base):
+    """Images with empty masks are left out of the mean over the step, not over a pass."""
+    batch = batch_of(base, count=4)._replace(image=None)
+    batch.mask[2:] = 0
+    networks = StudentTeacher(base.unet, awake(base.new_controlnet()))
+    objective = TrainingObjective(
+        networks, base.scheduler.alphas_cumprod, weighter=LearnableAdaptiveWeighter()
+    )
+    whole = objective(batch).terms["dice"].mean()
+    parts = [Batch(*(None if part is None else part[i : i + 1] for part in batch)) for i in range(4)]
+    share = torch.full((1,), 0.5)
+    cut = [objective(part._replace(several=share)).terms["dice"].mean() for part in parts]
+    assert torch.stack(cut).mean().item() == pytest.approx(whole.item(), rel=1e-4)
+    assert torch.stack(cut[2:]).tolist() == [0, 0] and whole > 0.01

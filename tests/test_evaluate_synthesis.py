@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from PIL import Image
 
 from dataset_conversion.user_error import UserError
 from law_synth.evaluation.evaluate import Evaluate
+from law_synth.evaluation.features import load_weights
 from law_synth.evaluation.report import _table
 
 pytest.importorskip("timm")
@@ -317,6 +319,23 @@ def test_dry_run_says_and_writes_nothing(synthesise, judge, caplog):
     assert not (folder / "evaluation").exists()
 
 
+def test_only_the_fold_of_the_synthetic_cases_judges(synthesise, judge, tmp_path, caplog):
+    """Judges of other folds have trained on its validation cases, and may be trained at this moment."""
+    caplog.set_level("INFO")
+    folds = shutil.copytree(judge, tmp_path / judge.name)
+    shutil.copytree(folds / "fold_0", folds / "fold_1")
+    folder = synthesise(follows)
+    Evaluate(str(folder), segmenter=folds, dry_run=True).run()
+    assert f"the judge is {judge.name}, fold 0" in caplog.messages
+    rows = evaluated(folder, segmenter=folds)["rows"]
+    assert f"{judge.name}, fold 0;" in rows["mDice", "synthetic", "own mask"]["protocol"]
+    plans = json.loads((folds / "plans.json").read_text())
+    (folds / "plans.json").write_text(json.dumps(plans | {"dataset_name": "Dataset702_Other"}))
+    caplog.clear()
+    Evaluate(str(folder), segmenter=folds, dry_run=True).run()
+    assert f"the judge is {judge.name}, fold 0+1" in caplog.text
+
+
 def test_distances_are_those_of_torch_fidelity(real, synthesise, inception):
     """FID and KID by torch-fidelity's own command on the same images."""
     from torch_fidelity import calculate_metrics
@@ -366,6 +385,17 @@ def test_folder_of_unknown_origin_needs_the_real_set(real, tmp_path):
     assert not (tmp_path / "here" / "agreement.png").exists()
     with pytest.raises(UserError, match="found no held-out cases"):
         evaluated(folder, real="700", reference="held-out")
+
+
+def test_data_without_any_lesion_have_no_table_of_masks(real, tmp_path, capsys):
+    empty = {f"case_{index}": (draw(index)[0], np.zeros((SIZE, SIZE), np.uint8)) for index in range(5)}
+    folder = write_cases(tmp_path / "Dataset711_Empty", empty)
+    evaluated(folder, real=str(folder))
+    assert "Realism" in capsys.readouterr().out
+    for content, reason in ((b"", "EOFError"), (b"hello world", "")):
+        (tmp_path / "weights.pth").write_bytes(content)
+        with pytest.raises(UserError, match=f"weights.pth: cannot be read .*{reason}"):
+            load_weights(tmp_path / "weights.pth")
 
 
 @pytest.mark.parametrize(

@@ -17,12 +17,12 @@ pytest.importorskip("diffusers", reason="needs the extra synth")
 from dataset_conversion.raw import read_dataset
 from dataset_conversion.user_error import UserError
 from law_synth.audit.audit import Audit
-from law_synth.evaluation.segmenter import Segmenter
+from law_synth.evaluation.segmenter import Segmenter, judge_of_fold
 from law_synth.generation.generate import Generate
 from law_synth.generation.hard_cases import HardCases, read_hard_cases
 from law_synth.generation.leaks import cases_behind_judge, refuse_informed_judge
 from law_synth.generation.mining import Mine
-from law_synth.generation.quality import QualityFilter, judge_of_fold, training_thumbnails
+from law_synth.generation.quality import QualityFilter, training_thumbnails
 from law_synth.run_folder import read_run
 from law_synth.slices import view_of
 from nnunet_order.metrics import binary_metrics
@@ -266,11 +266,11 @@ def test_a_judge_of_a_subset_is_known(trained_run, judge, tmp_path):
     (tmp_path / "nnUNet_preprocessed" / name).mkdir(parents=True)
     (tmp_path / "nnUNet_preprocessed" / name / "splits_final.json").write_text(json.dumps(subset))
     folder = judge((0, 1), name)
-    assert cases_behind_judge(source, judge_of_fold(folder, source, 0, "cpu")) is None  # not known whose
+    assert cases_behind_judge(source, judge_of_fold(folder, "cpu", 0, source)) is None  # not known whose
     description = json.loads((folder / "dataset.json").read_text())
     (folder / "dataset.json").write_text(json.dumps(description | {"subset_of": source.name}))
     for fold in (0, 1):
-        found = judge_of_fold(folder, source, fold, "cpu")
+        found = judge_of_fold(folder, "cpu", fold, source)
         assert found.folds == [str(fold)] and cases_behind_judge(source, found) == set(subset[fold]["train"])
     with pytest.raises(UserError, match="a judge trained on"):
         refuse_informed_judge(source, 0, Segmenter(folder))

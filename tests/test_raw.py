@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dataset_conversion.folds import leak_free_fold
 from dataset_conversion.raw import find_dataset, read_dataset
 from dataset_conversion.raw_writer import RGB, RawDatasetWriter, write_splits
 from dataset_conversion.report_folder import new_folder
@@ -177,6 +178,10 @@ def test_test_sets_must_name_test_cases(tmp_path):
     (folder / "test_sets.json").write_text('{"Kvasir": ["case_000"]}')
     with pytest.raises(UserError, match="case_000"):
         _ = read_dataset(folder).test_sets
+    for content in ("[]", '{"Kvasir": null}'):
+        (folder / "test_sets.json").write_text(content)
+        with pytest.raises(UserError, match=r"test_sets.json: found other content"):
+            _ = read_dataset(folder).test_sets
 
 
 def test_find_dataset_by_id_name_and_path(tmp_path, monkeypatch):
@@ -186,6 +191,9 @@ def test_find_dataset_by_id_name_and_path(tmp_path, monkeypatch):
         find_dataset(7)
     monkeypatch.setenv("nnUNet_raw", str(tmp_path))
     assert {find_dataset(name).folder for name in (7, "7", "007", "Dataset007_Polyps")} == {folder}
+    for nothing in ("", ".", "/"):
+        with pytest.raises(UserError, match="expected its id, its full name or its path"):
+            find_dataset(nothing)
     with pytest.raises(UserError, match="found none for data set 8"):
         find_dataset("8")
 
@@ -360,12 +368,35 @@ def test_splits_go_where_nnunet_reads_them_and_never_over_others(tmp_path, monke
     assert json.loads(target.read_text()) == splits
 
 
+@pytest.mark.parametrize(
+    ("splits", "message"),
+    [
+        (
+            [{"train": ["case_000", "gone"], "val": []}],
+            "found gone .1 such., expected ids of training cases",
+        ),
+        ([{"train": ["case_000"], "val": ["gone"]}], "found gone"),
+        ([{"train": ["case_000"], "validation": []}], "splits_final.json: found no folds"),
+        ([{"train": "case_000", "val": []}], "found no folds"),
+        ({"train": ["case_000"], "val": []}, "found no folds"),
+        ([], "found no folds"),
+        ([{"train": [], "val": ["case_000"]}], "found no training cases in fold 0"),
+    ],
+)
+def test_wrong_splits_are_one_line(tmp_path, splits, message):
+    folder = write_dataset(tmp_path / "raw" / "Dataset500_Polyps")
+    (folder / "splits_final.json").write_text(json.dumps(splits))
+    with pytest.raises(UserError, match=message) as error:
+        leak_free_fold(read_dataset(folder), 0)
+    assert "\n" not in str(error.value)
+
+
 def test_a_raw_folder_never_stands_without_its_folds(tmp_path, monkeypatch):
     """nnU-Net would draw its own, which part patients."""
     monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path / "preprocessed"))
     (tmp_path / "preprocessed").write_text("a file in the way")
     out = tmp_path / "raw" / "Dataset500_Polyps"
-    with pytest.raises(OSError), RawDatasetWriter(out, RGB, LABELS) as writer:
+    with pytest.raises(UserError, match="while writing"), RawDatasetWriter(out, RGB, LABELS) as writer:
         for index in range(2):
             writer.add_training_case(f"case_{index}", *picture(index))
         writer.set_splits(grouped_splits({"case_0": "1", "case_1": "2"}, folds=2))

@@ -31,6 +31,7 @@ from law_synth.folder_lock import hold
 from law_synth.run_folder import newest_run, read_run
 from law_synth.training.data import Sampler, latent_mask, set_aside
 from law_synth.training.loop import _objective
+from law_synth.training.state import load_state, save_state
 from law_synth.training.train import Train
 
 
@@ -160,6 +161,32 @@ def test_kill_in_the_last_save_is_mended(options):
     assert read_run(options.out).config["finished"]
     after = weights_of(options.out)
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_run_that_was_to_be_longer_is_finished_when_the_user_says_so(options):
+    """Or generation would warn of a training that has not finished, for ever."""
+    options.run()
+    path = options.out / "law_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"finished": False}))  # killed after 4 of 8
+    before = weights_of(options.out)
+    options.run()
+    assert read_run(options.out).config["finished"]
+    assert all(torch.equal(before[name], tensor) for name, tensor in weights_of(options.out).items())
+
+
+def test_the_optimizers_kind_is_that_of_the_machine_that_goes_on(tmp_path):
+    """fp16 needs one that is not fused, which a saved state must not bring back, and the other way round."""
+    (tmp_path / ".training").mkdir()
+    for saved, now in ((True, False), (False, True)):
+        module = torch.nn.Linear(2, 1)
+        optimizers = [torch.optim.AdamW(module.parameters(), fused=fused) for fused in (saved, now)]
+        module(torch.ones(2)).backward()
+        optimizers[0].step()
+        save_state(tmp_path, 7, module, optimizer=optimizers[0])
+        assert load_state(tmp_path, module, optimizer=optimizers[1]) == 7
+        assert [group["fused"] for group in optimizers[1].param_groups] == [now]
+        optimizers[1].step()
+        assert optimizers[1].state[module.weight]["step"] == 2
 
 
 def test_a_run_goes_on_in_another_precision(options):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,8 @@ import torch
 from PIL import Image
 from safetensors import SafetensorError
 
-from dataset_conversion.user_error import UserError, disk_full
+from dataset_conversion.raw_writer import write_json
+from dataset_conversion.user_error import UserError, check_writable, writing
 
 NOISE = np.random.default_rng(0).integers(0, 256, (300, 300, 3), np.uint8)
 QUOTED = "Error while serializing: I/O error: No space left on device (os error 28)"  # safetensors 0.8
@@ -35,14 +37,14 @@ def save_to_stream(path: Path) -> None:
 def test_full_disk_is_one_line(tmp_path, write):
     (tmp_path / "file").symlink_to("/dev/full")
     line = f"found no space left for {tmp_path}; free some"
-    with pytest.raises(UserError, match=line) as error, disk_full(tmp_path):
+    with pytest.raises(UserError, match=line) as error, writing(tmp_path):
         write(tmp_path / "file")
     assert "\n" not in str(error.value)
 
 
 def test_safetensors_error_is_one_line(tmp_path):
     """Safetensors replaces a link instead of writing to where it points."""
-    with pytest.raises(UserError, match="found no space left"), disk_full(tmp_path):
+    with pytest.raises(UserError, match="found no space left"), writing(tmp_path):
         raise SafetensorError(QUOTED)
 
 
@@ -50,12 +52,37 @@ def test_safetensors_error_is_one_line(tmp_path):
     "error", [FileNotFoundError(2, "no"), RuntimeError("mat1 and mat2"), UserError("unexpected pos")]
 )
 def test_other_errors_pass(tmp_path, error):
-    with pytest.raises(type(error)) as found, disk_full(tmp_path):
+    with pytest.raises(type(error)) as found, writing(tmp_path):
         raise error
     assert found.value is error
 
 
+def test_a_place_that_cannot_be_written_is_one_line(tmp_path):
+    """Before the work, and where that was not asked when it is done."""
+    (tmp_path / "file").write_text("x")
+    below = tmp_path / "file" / "deep" / "out"
+    with pytest.raises(UserError, match=r"file: found a file, expected a folder to write out into"):
+        check_writable(below)
+    with (
+        pytest.raises(UserError, match=r"file/deep: found .Not a directory. while writing out"),
+        writing(below),
+    ):
+        below.parent.mkdir()
+    with pytest.raises(UserError, match="while writing out"):
+        write_json(below, {})
+    for fine in (tmp_path, tmp_path / "new" / "folder", tmp_path / "file"):
+        check_writable(fine)
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_without_permission_is_one_line(tmp_path):
+    (tmp_path / "theirs").mkdir(mode=0o500)
+    with pytest.raises(UserError, match="found no permission to write, expected it for out"):
+        check_writable(tmp_path / "theirs" / "out")
+
+
 def test_nothing_happens_without_an_error(tmp_path):
-    with disk_full(tmp_path):
+    with writing(tmp_path):
         (tmp_path / "a.json").write_text("[1]")
     assert json.loads((tmp_path / "a.json").read_text()) == [1]

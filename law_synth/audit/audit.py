@@ -11,7 +11,7 @@ from typing import Annotated
 
 import tyro
 
-from dataset_conversion.user_error import UserError
+from dataset_conversion.user_error import UserError, check_writable
 from law_synth.generation.generate import Generate
 
 logger = logging.getLogger(__name__)
@@ -92,6 +92,7 @@ class Audit:
             return
         if self.out.resolve().is_relative_to(folder.resolve()):
             raise UserError(f"{self.out}: found a file in the data set, expected one outside; correct --out")
+        check_writable(self.out)
         if not self.out.exists():
             return
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -55,7 +54,7 @@ def check_sources(subject: Subject, options: Audit) -> tuple[list[Finding], str]
 def _group_of_mask(row: dict, held_out: Mapping[str, str], source: RawDataset) -> str | None:
     """Patient of a mask without image: as recorded (from --mask-groups, say) or else as its name tells."""
     recorded = row.get("source_group")
-    return recorded if recorded in held_out else mask_group(row["source_mask"], source)
+    return recorded if recorded in held_out else mask_group(row["source_mask"], source, held_out)
 
 
 def check_training_cases(subject: Subject, options: Audit) -> tuple[list[Finding], str]:
@@ -106,7 +105,7 @@ def check_run(subject: Subject, options: Audit) -> tuple[list[Finding], str]:
 
 def check_base(subject: Subject, options: Audit) -> tuple[list[Finding], str]:
     """The base model is the one recorded, and by its own record saw none of the held-out cases."""
-    from law_synth.base.files import hash_base, is_unfinished
+    from law_synth.base.files import PARTS, hash_base, is_unfinished, read_json
     from law_synth.base.init_base import CONFIG as BASE_CONFIG
 
     recorded = subject.run["base"]
@@ -114,10 +113,12 @@ def check_base(subject: Subject, options: Audit) -> tuple[list[Finding], str]:
     if is_unfinished(folder):
         raise NotPossible(f"{folder} is what an interrupted init-base left, which does not tell its cases")
     findings = []
+    if missing := [part for part in PARTS if not (folder / part).is_dir()]:
+        raise NotPossible(f"{folder} is no complete base: it has no {missing[0]}/; give --base")
     if hash_base(folder) != recorded["hash"]:
         findings.append(changed(f"{folder}", "another base than the run's", "what that one saw is not known"))
     path = folder / BASE_CONFIG
-    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    config = read_json(path) if path.is_file() else {}
     if "train_cases" not in config:
         kind = "random weights" if config else "no base of law-synth: trained by its publisher"
         return findings, f"{recorded['source']}: {kind}"
@@ -131,8 +132,8 @@ def check_base(subject: Subject, options: Audit) -> tuple[list[Finding], str]:
 
 def check_judges(subject: Subject, options: Audit) -> tuple[list[Finding], str]:
     """Each segmenter that chose images or masks is the one recorded and saw no validation case."""
+    from law_synth.evaluation.segmenter import judge_of_fold
     from law_synth.generation.leaks import cases_behind_judge
-    from law_synth.generation.quality import judge_of_fold
 
     hard = subject.record.get("hard_cases") or {}
     wanted = {subject.options.get("segmenter"), hard.get("segmenter_sha256")} - {None}
@@ -141,7 +142,7 @@ def check_judges(subject: Subject, options: Audit) -> tuple[list[Finding], str]:
     judges = {
         judge.hash: judge
         for folder in options.segmenter
-        for judge in [judge_of_fold(folder, subject.real, subject.run["fold"], "cpu")]
+        for judge in [judge_of_fold(folder, "cpu", subject.run["fold"], subject.real)]
     }
     if missing := sorted(wanted - judges.keys()):
         raise NotPossible(f"give --segmenter, the model folder whose sha256 is {missing[0][:12]}...")

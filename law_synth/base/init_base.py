@@ -15,7 +15,7 @@ import tyro
 
 from dataset_conversion.folds import Fold
 from dataset_conversion.raw_writer import write_json
-from dataset_conversion.user_error import UserError, disk_full
+from dataset_conversion.user_error import UserError, check_writable, writing
 from law_synth.base.losses import Flips
 from law_synth.base.seen import CONFIG, SLICES_PER_CASE, check_window, chosen_slices, evenly
 from law_synth.folder_lock import hold
@@ -106,7 +106,7 @@ class InitBase:
             self._announce()
             return
         began = time.perf_counter()
-        with disk_full(self.out):
+        with writing(self.out):
             results = self._write_tiny(options) if self.size else self._train(options)
             versions = package_versions(*PACKAGES)
             finish(self.out, {"format": FORMAT, "options": options, **results, "versions": versions})
@@ -255,6 +255,7 @@ def is_finished(out: Path, options: dict) -> bool:
             return record.name == CONFIG
     if out.exists() and (not out.is_dir() or {path.name for path in out.iterdir()} - {WORK}):
         raise UserError(f"{out}: found something other than a base, expected nothing; choose another --out")
+    check_writable(out)
     return False
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from dataset_conversion.user_error import UserError, disk_full
+from dataset_conversion.user_error import UserError
 
 if TYPE_CHECKING:
     from law_synth.evaluation.image_sets import Subject
@@ -33,7 +33,7 @@ class Evaluate:
     """Real data set; default: the one that synthesis.json names."""
     segmenter: Path | None = None
     """nnU-Net model folder (.../<trainer>__<plans>__2d) judging whether images follow their masks; it knows
-    the data set's labels."""
+    the data set's labels. Of a model of the real data set only the synthetic cases' own fold judges."""
     inception: Path | None = None
     """Weights for FID and KID, weights-inception-2015-12-05-6726825d.pth; default: download them."""
     clip_model: str = "ViT-B-32"
@@ -85,16 +85,16 @@ class Evaluate:
             return
         findings = find(self, subject, wanted)
         measures = measure_all(findings, self.seed)
-        with disk_full(out):
-            write_report(findings, measures, asdict(self), out)
+        write_report(findings, measures, asdict(self), out)
         print_tables(findings, measures, out)
 
     def _announce(self, subject: Subject, wanted: Sequence[str], out: Path) -> None:
         from law_synth.evaluation.findings import left_out
-        from law_synth.evaluation.segmenter import load_judge
+        from law_synth.evaluation.segmenter import judge_of_fold
 
         if self.segmenter is not None:
-            logger.info("the judge is %s", load_judge(self.segmenter, "cpu", None, subject.real).name)
+            judge = judge_of_fold(self.segmenter, "cpu", subject.fold, subject.real)
+            logger.info("the judge is %s", judge.name)
         real = ", ".join(f"{name} ({len(subject.references[name])} images)" for name in wanted)
         logger.info(
             "would compare %d synthetic images of %s with %s of %s, look for copies among the %d that the "
@@ -107,7 +107,7 @@ class Evaluate:
 
     def _references(self, subject: Subject) -> tuple[str, ...]:
         if self.reference == "held-out" and "held-out" not in subject.references:
-            fold = (subject.record.get("run") or {}).get("fold", "unknown")
+            fold = "unknown" if subject.fold is None else subject.fold
             raise UserError(
                 f"{subject.synthetic.dataset.folder}: found no held-out cases (fold {fold}), expected some; "
                 "give --reference train"

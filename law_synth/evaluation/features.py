@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import logging
 import os
-import pickle
 import re
 import tempfile
 import urllib.error
@@ -273,8 +272,8 @@ def load_weights(path: Path) -> dict[str, Tensor]:
         weights = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{path}: found no such file, expected network weights; correct the path") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except Exception as error:  # of a file of another kind the unpickler raises whatever it stumbles over
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"{path}: cannot be read ({reason[:150]}), expected network weights") from error
     if not isinstance(weights, dict) or not all(map(torch.is_tensor, weights.values())):
         raise UserError(f"{path}: found no table of named tensors, expected network weights")

@@ -26,7 +26,7 @@ from law_synth.evaluation.features import (
 )
 from law_synth.evaluation.image_sets import ImageSet, Subject
 from law_synth.evaluation.metrics import contrast, derangement
-from law_synth.evaluation.segmenter import load_judge
+from law_synth.evaluation.segmenter import judge_of_fold
 from law_synth.requirements_hint import require
 
 if TYPE_CHECKING:
@@ -68,7 +68,9 @@ def find(options: Evaluate, subject: Subject, references: Sequence[str]) -> Find
     skipped = left_out(options, subject)
     extractors = make_extractors(options, str(device), skipped)
     segmenter = (
-        None if options.segmenter is None else load_judge(options.segmenter, device, None, subject.real)
+        None
+        if options.segmenter is None
+        else judge_of_fold(options.segmenter, device, subject.fold, subject.real)
     )
     compared = {"synthetic": subject.synthetic} | {name: subject.references[name] for name in references}
     # Copies, and the real images that own the masks, are looked for in `train` whatever is compared.

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from dataset_conversion.folds import fold_cases
+from dataset_conversion.folds import Fold, fold_cases
 from dataset_conversion.raw import RawDataset, find_dataset
 from dataset_conversion.user_error import UserError
 from law_synth.base.seen import SLICES_PER_CASE
@@ -136,6 +136,11 @@ class Subject:
     @property
     def real(self) -> RawDataset:
         return self.references["train"].dataset
+
+    @property
+    def fold(self) -> Fold | None:
+        """Fold whose training cases the synthetic ones come from; None where that is unknown."""
+        return (self.record.get("run") or {}).get("fold")
 
     def groups(self, name: str) -> list[str]:
         """Patient or video of each image of a set; a synthetic one is of its mask's."""

@@ -108,7 +108,8 @@ def print_tables(findings: Findings, measures: Sequence[Measure], out: Path) -> 
     heads = ("Realism", "Against", "Value", "Range", "N")
     console.print(_table(heads, [_row(measure, protocols) for measure in realism], left=2))
     for section in ("Masks", "Copies"):
-        console.print(_pivot([one for one in measures if one.section == section], protocols))
+        if of_section := [one for one in measures if one.section == section]:
+            console.print(_pivot(of_section, protocols))
     for number, protocol in enumerate(protocols, 1):
         console.print(f"[dim]{number:2d} {protocol}[/dim]", highlight=False)
     for measure, reason in findings.skipped.items():

@@ -22,7 +22,10 @@ if TYPE_CHECKING:
     import torch
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
+    from dataset_conversion.folds import Fold
     from law_synth.slices import Geometry, Slice, SliceView
+
+CHECKPOINT = "checkpoint_final.pth"
 
 
 class Segmenter:
@@ -39,7 +42,7 @@ class Segmenter:
         model_folder: Path,
         device: str = "cpu",
         folds: Sequence[int | str] | None = None,
-        checkpoint: str = "checkpoint_final.pth",
+        checkpoint: str = CHECKPOINT,
     ):
         """`folds`: those to average; default: all that are there (`all` only where there is no other)."""
         import torch
@@ -168,6 +171,19 @@ def load_judge(
             "on such images"
         )
     return segmenter
+
+
+def judge_of_fold(
+    folder: Path, device: torch.device | str, fold: Fold | None, dataset: RawDataset
+) -> Segmenter:
+    """As `load_judge`: of a model of `dataset` its fold `fold` alone, where it is there, else all folds."""
+    own = (folder / f"fold_{fold}" / CHECKPOINT).is_file() and _is_model_of(folder, dataset)
+    return load_judge(folder, device, [fold] if own else None, dataset)
+
+
+def _is_model_of(folder: Path, dataset: RawDataset) -> bool:
+    name = read_json(folder / "plans.json").get("dataset_name")
+    return read_json(folder / "dataset.json").get("subset_of", name) == dataset.origin
 
 
 def _as_sets(regions: dict[str, tuple[int, ...]]) -> dict[str, set[int]]:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from dataset_conversion.user_error import UserError, disk_full
+from dataset_conversion.user_error import UserError, writing
 from law_synth.base.model import load_base, quiet
 from law_synth.devices import pick_device
 from law_synth.evaluation.image_sets import stored_size
@@ -54,7 +54,7 @@ def generate(verb: Generate, part: int, parts: int) -> None:
                 "%d of %d chunks are there; the process that ends last completes", done, len(plan.chunks)
             )
             return
-        with disk_full(out):
+        with writing(out):
             finish_dataset(plan)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dataset_conversion.folds import Fold
-from dataset_conversion.user_error import UserError
+from dataset_conversion.user_error import UserError, check_writable
 
 if TYPE_CHECKING:
     from law_synth.evaluation.segmenter import Segmenter
@@ -50,17 +50,18 @@ class Mine:
         from dataset_conversion.raw import find_dataset
         from dataset_conversion.raw_writer import write_json
         from law_synth.devices import pick_device
+        from law_synth.evaluation.segmenter import judge_of_fold
         from law_synth.generation.hard_cases import FORMAT, is_hard_cases
         from law_synth.generation.leaks import refuse_informed_judge
-        from law_synth.generation.quality import judge_of_fold
         from law_synth.slices import view_of
 
         if self.out.exists() and not is_hard_cases(self.out):
             raise UserError(f"{self.out}: found something else, expected no file; choose another --out")
+        check_writable(self.out)
         device, dataset = pick_device(self.device), find_dataset(self.dataset)
         cases, _ = leak_free_fold(dataset, self.fold)
         view = view_of(dataset, cases, window=(0, 1))  # the segmenter sees the stored values
-        judge = judge_of_fold(self.segmenter, dataset, self.fold, device)
+        judge = judge_of_fold(self.segmenter, device, self.fold, dataset)
         refuse_informed_judge(dataset, self.fold, judge)
         name = dataset.name
         logger.info("%s looks at %d training cases of fold %s of %s", judge.name, len(cases), self.fold, name)

@@ -15,13 +15,13 @@ from dataset_conversion.folder import read_groups
 from dataset_conversion.raw import RawDataset, find_dataset
 from dataset_conversion.user_error import UserError
 from law_synth.devices import has_bf16
+from law_synth.evaluation.segmenter import judge_of_fold
 from law_synth.generation.generate import PRESETS
 from law_synth.generation.hard_cases import HardCases, read_hard_cases
 from law_synth.generation.leaks import HeldOutMasks, refuse_leaks
 from law_synth.generation.mask_files import MaskFolder
 from law_synth.generation.masks import MaskSource, augment, case_masks, mask_hash
 from law_synth.generation.nested_masks import Nesting, find_nestings
-from law_synth.generation.quality import judge_of_fold
 from law_synth.generation.sampling import Sampling, derived_seed
 from law_synth.requirements_hint import package_versions
 from law_synth.resize import resize_mask
@@ -212,7 +212,7 @@ def make_plan(verb: Generate, device: torch.device) -> GenerationPlan:
     recorded = (run.dataset_folder / "dataset.json").is_file()
     dataset = find_dataset(run.dataset_folder if recorded else run.dataset_name)
     view = run.view(dataset)
-    judge = judge_of_fold(Path(verb.segmenter), dataset, run.fold, device) if verb.segmenter else None
+    judge = judge_of_fold(Path(verb.segmenter), device, run.fold, dataset) if verb.segmenter else None
     refuse_leaks(run, dataset, judge)
     sources = case_masks(view, run.slices) if verb.masks is None else _folder_sources(verb, run, view)
     nestings = _nestings(run, view) if verb.mask_augment in ("nested", "nested-elastic") else []

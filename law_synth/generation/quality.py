@@ -4,25 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dataset_conversion.raw import RawDataset
 from law_synth.evaluation.agreement import MEAN, agreement
 from law_synth.evaluation.features import nearest, thumbnails, with_mirrored
-from nnunet_order.export import read_json
 
 if TYPE_CHECKING:
-    import torch
-
-    from dataset_conversion.folds import Fold
     from law_synth.evaluation.segmenter import Segmenter
     from law_synth.slices import Geometry, Slice, SliceView
 
 CONSTANT = 2  # grey levels from darkest to brightest in every channel; a rounding error is no picture
-CHECKPOINT = "checkpoint_final.pth"
 MANY = 200  # images that deserve a progress bar
 
 
@@ -88,19 +81,3 @@ def training_thumbnails(view: SliceView, slices: Sequence[Slice]) -> tuple[list[
     return [slice_.case for slice_ in slices], np.concatenate(
         [thumbnails([view.read_rgb(slice_)]) for slice_ in shown]
     )
-
-
-def judge_of_fold(folder: Path, dataset: RawDataset, fold: Fold, device: torch.device) -> Segmenter:
-    """The nnU-Net model that judges: of the same data set its fold `fold`, where it is there, else all folds.
-
-    UserError: not a model folder, other channels or labels.
-    """
-    from law_synth.evaluation.segmenter import load_judge
-
-    folds = [fold] if (folder / f"fold_{fold}" / CHECKPOINT).is_file() and _same(folder, dataset) else None
-    return load_judge(folder, device, folds, dataset)
-
-
-def _same(folder: Path, dataset: RawDataset) -> bool:
-    name = read_json(folder / "plans.json").get("dataset_name")
-    return read_json(folder / "dataset.json").get("subset_of", name) == dataset.origin

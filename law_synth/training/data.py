@@ -14,6 +14,7 @@ import os
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -24,12 +25,13 @@ from rich.progress import track
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dataset_conversion.user_error import disk_full
+from dataset_conversion.user_error import writing
 from law_synth.base.model import BaseModel
 from law_synth.classes import condition, one_hot
 from law_synth.objective import Batch
 from law_synth.resize import resize_image, resize_mask
 from law_synth.slices import Slice, SliceView
+from law_synth.weighting import has_several
 
 ENCODED_AT_ONCE = 8  # images per pass of the VAE
 
@@ -54,13 +56,17 @@ class Sampler:
     timesteps: int
     empty_prompts: float
 
-    def draw(self, position: int) -> Draw:
-        """Sample number `position` of the training."""
+    def case(self, position: int) -> int:
+        """Of which case sample number `position` of the training is."""
         epoch, index = divmod(position, self.cases)
         order = torch.randperm(self.cases, generator=_generator(self.seed, epoch, 0))
+        return int(order[index])
+
+    def draw(self, position: int) -> Draw:
+        """Sample number `position` of the training."""
         generator = _generator(self.seed, position, 1)
         return Draw(
-            case=int(order[index]),
+            case=self.case(position),
             timestep=int(torch.randint(self.timesteps, (), generator=generator)),
             noise=torch.randn(self.latent_shape, generator=generator),
             posterior_noise=torch.randn(self.latent_shape, generator=generator),
@@ -80,8 +86,15 @@ class TrainingData:
     std: Tensor
     text: Tensor  # empty prompt and prompt, (2, T, D)
 
-    def batch(self, draws: list[Draw], device: torch.device, with_image: bool) -> Batch:
-        """Samples as one batch on `device`; the clean image only for a teacher."""
+    @cached_property
+    def several(self) -> Tensor:
+        """Whether each case's mask shows two or more of background and classes, bool (N,)."""
+        return has_several(self.latent_masks).flatten()
+
+    def batch(
+        self, draws: list[Draw], device: torch.device, with_image: bool, several: float | None = None
+    ) -> Batch:
+        """Samples as one batch on `device`; the clean image only for a teacher; `several`: as in `Batch`."""
         index = torch.tensor([draw.case for draw in draws])
         posterior_noise = torch.stack([draw.posterior_noise for draw in draws])
         batch = Batch(
@@ -92,6 +105,7 @@ class TrainingData:
             mask=self.latent_masks[index],
             condition=condition(self.masks[index].numpy(), self.latent_masks.shape[1]).contiguous(),
             image=self.images[index].float() / 255 if with_image else None,
+            several=None if several is None else torch.full((len(draws),), several),
         )
         return Batch(*(None if part is None else part.to(device, non_blocking=True) for part in batch))
 
@@ -164,9 +178,9 @@ def _encode_cached(base: BaseModel, images: Tensor, cache: Path) -> dict[str, Te
         means.append(mean.float().cpu().contiguous())
         stds.append(std.float().cpu().contiguous())
     latents = {"mean": torch.cat(means), "std": torch.cat(stds)}
-    cache.mkdir(parents=True, exist_ok=True)
     partial = cache / f".latents_{key}.{os.getpid()}.partial"
-    with disk_full(path):
+    with writing(path):
+        cache.mkdir(parents=True, exist_ok=True)
         save_file(latents, partial)
         os.replace(partial, path)
     return latents

@@ -112,8 +112,9 @@ class Training:
         self.trained = [p for p in self.objective.networks.parameters() if p.requires_grad]
         phi = list(self.objective.weighter.parameters()) if self.objective.weighter else []
         groups = [{"params": self.trained}, {"params": phi, "lr": options.weighter_learning_rate}]
-        # Fused: the default on a GPU holds a copy of all second moments while it steps.
-        fused = accelerator.device.type == "cuda"
+        # Fused: the default on a GPU holds a copy of all second moments while it steps. With fp16 it would
+        # leave out steps by itself, and accelerate would not know.
+        fused = accelerator.device.type == "cuda" and options.mixed_precision != "fp16"
         optimizer = torch.optim.AdamW(groups, lr=options.learning_rate, fused=fused)
         self.ema = None
         if options.ema_decay > 0 and accelerator.is_main_process:  # which alone looks and saves
@@ -139,7 +140,7 @@ class Training:
         last = self.options.max_steps
         if self.start >= last:
             logger.info("%s has %d steps already; give a higher --max-steps", self.plan.folder, self.start)
-            if not is_exported(self.plan.folder, self.start):  # killed in its last save
+            if not is_exported(self.plan.folder, self.start):  # killed in its last save, or now its last
                 self.save(self.start)
         elif self.start:
             logger.info("going on after step %d", self.start)
@@ -162,12 +163,11 @@ class Training:
 
     def step(self, step: int) -> float:
         """One optimizer step, from all passes of all processes; the total loss."""
-        options, logged = self.options, []
+        options, logged, several = self.options, [], self._share_with_several(step)
         logs = self.monitor and (step % options.log_every == 0 or step == options.max_steps)
         for number in range(options.gradient_accumulation):
-            batch = self.data.batch(
-                self._draws(step, number), self.accelerator.device, with_image=options.teaches
-            )
+            draws = self._draws(step, number)
+            batch = self.data.batch(draws, self.accelerator.device, options.teaches, several)
             with self.accelerator.accumulate(self.model):
                 losses: Losses = self.model(batch)
                 loss = total_loss(losses.terms, self.coefficients)
@@ -224,6 +224,14 @@ class Training:
         first = ((step - 1) * self.options.gradient_accumulation + number) * in_pass
         first += self.accelerator.process_index * batch
         return [self.sampler.draw(first + i) for i in range(batch)]
+
+    def _share_with_several(self, step: int) -> float:
+        """Of the images of all passes and processes, those whose masks tell delta something."""
+        samples = (
+            self.options.batch_size * self.accelerator.num_processes * self.options.gradient_accumulation
+        )
+        cases = [self.sampler.case((step - 1) * samples + i) for i in range(samples)]
+        return self.data.several[cases].float().mean().item()
 
     def _finite(self, step: int, losses: Losses, total: torch.Tensor) -> dict[str, float]:
         """Loss terms as numbers, the mean over processes. UserError names the first that is not finite."""

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from dataset_conversion.raw_writer import write_json
-from dataset_conversion.user_error import UserError, disk_full
+from dataset_conversion.user_error import UserError, check_writable, writing
 from law_synth.objective import TrainingObjective
 from law_synth.run_folder import CONFIG, weights_hash
 
@@ -31,7 +31,7 @@ def save_state(folder: Path, step: int, objective: TrainingObjective, **others) 
     state = {name: other.state_dict() for name, other in others.items() if other is not None}
     state |= {"step": step, "weights": {name: p.detach() for name, p in trainable(objective).items()}}
     partial = (folder / STATE).with_suffix(".partial")
-    with disk_full(folder):
+    with writing(folder):
         torch.save(state, partial)
         os.replace(partial, folder / STATE)
 
@@ -48,6 +48,9 @@ def load_state(folder: Path, objective: TrainingObjective, **others) -> int:
             parameter.copy_(state["weights"][name])
     for name, other in others.items():
         if other is not None and name in state:  # the scaler is missing where fp16 is new to the run
+            if isinstance(other, torch.optim.Optimizer):  # a run may go on elsewhere or in another precision
+                for saved, group in zip(state[name]["param_groups"], other.param_groups, strict=True):
+                    saved["fused"] = group["fused"]
             other.load_state_dict(state[name])
     return state["step"]
 
@@ -58,7 +61,7 @@ def export(folder: Path, objective: TrainingObjective, config: dict) -> None:
     Each part takes its name by a rename. After a kill in between, the next save of the resumed run mends it.
     """
     networks = objective.networks
-    with disk_full(folder):
+    with writing(folder):
         _replace(folder / "controlnet", networks.controlnet.save_pretrained)
         if config["trains_decoder"]:
             _replace(folder / "unet", networks.unet.save_pretrained)
@@ -68,12 +71,12 @@ def export(folder: Path, objective: TrainingObjective, config: dict) -> None:
 
 
 def is_exported(folder: Path, step: int) -> bool:
-    """Whether the run folder holds the whole export of `step`; a kill may have come in between."""
+    """Whether the run folder holds the whole export of `step`, its last; a kill may have come in between."""
     path = folder / CONFIG
     if not path.is_file():
         return False
     config = json.loads(path.read_text(encoding="utf-8"))
-    return config["step"] == step and config["weights_hash"] == weights_hash(folder)
+    return config["finished"] and config["step"] == step and config["weights_hash"] == weights_hash(folder)
 
 
 def check_same_options(folder: Path, content: dict) -> None:
@@ -81,6 +84,7 @@ def check_same_options(folder: Path, content: dict) -> None:
     path = folder / CONTENT
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: found a file, expected a folder or nothing; choose another --out")
+    check_writable(folder)
     if not path.is_file():
         others = (
             [found for found in folder.iterdir() if found.name != path.parent.name] if folder.exists() else []
