@@ -298,6 +298,8 @@ def find_dataset(name: str | int | Path) -> RawDataset:
     text = str(name)
     if (Path(text) / "dataset.json").is_file():
         return read_dataset(Path(text))
+    if not Path(text).name:
+        raise UserError(f"found the data set {text!r}, expected its id, its full name or its path; give one")
     root = nnunet_folder("nnUNet_raw")
     if root is None:
         raise UserError(
@@ -307,8 +309,6 @@ def find_dataset(name: str | int | Path) -> RawDataset:
     # nnU-Net does without the name part: Dataset501 is a data set, too.
     number = f"Dataset{int(text):03d}" if text.isdigit() else None
     pattern = f"{number}_*" if number else Path(text).name
-    if not pattern:
-        raise UserError(f"found the data set {name!r}, expected its id, its full name or its path; give one")
     found = sorted(path for name in {pattern, number or pattern} for path in root.glob(name) if path.is_dir())
     if len(found) != 1:
         names = ", ".join(path.name for path in found) or "none"

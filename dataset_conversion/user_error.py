@@ -23,7 +23,7 @@ ANOTHER = "choose another place or correct its permissions"
 NO_SPACE = ("No space left", "quota exceeded", "unexpected pos", "iostream error", "PytorchStreamWriter")
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
-REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
+REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
 
 
 def check_writable(path: Path) -> None:

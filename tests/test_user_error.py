@@ -68,8 +68,9 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path):
         writing(below),
     ):
         below.parent.mkdir()
-    with pytest.raises(UserError, match="while writing out"):
-        write_json(below, {})
+    for path in (below, below.parent, tmp_path):
+        with pytest.raises(UserError, match=f"while writing {path.name}"):
+            write_json(path, {})
     for fine in (tmp_path, tmp_path / "new" / "folder", tmp_path / "file"):
         check_writable(fine)
     assert not (tmp_path / "new").exists()

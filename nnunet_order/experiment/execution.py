@@ -10,7 +10,7 @@ from pathlib import Path
 
 from dataset_conversion.dataset_json import load_json
 from dataset_conversion.raw_writer import write_json
-from dataset_conversion.user_error import UserError
+from dataset_conversion.user_error import UserError, check_writable
 from nnunet_order.experiment.runner import Experiment, make_workers
 
 FORMAT = 1  # of experiment.json
@@ -59,6 +59,7 @@ def begin(folder: Path, record: Mapping) -> None:
     path = folder / "experiment.json"
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: found a file, expected a folder for the experiment; choose another --out")
+    check_writable(folder)
     names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
     # A kill may have left a part of the first record.
     if not path.is_file() and not all(
