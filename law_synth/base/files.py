@@ -43,6 +43,7 @@ def find_base(source: str) -> Path:
 
 
 def is_hub_id(source: str) -> bool:
+    """Whether it may be the owner/name of a hub model, as the hub's own client tells."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
