@@ -13,7 +13,7 @@ Fold = int | Literal["all"]
 def fold_cases(dataset: RawDataset, fold: Fold) -> tuple[list[str], list[str]]:
     """Training and validation case ids of one fold as nnU-Net splits them; `all` has no validation cases.
 
-    UserError: no such fold, one without training cases, or whatever is wrong with splits_final.json.
+    UserError: no such fold, or whatever is wrong with splits_final.json.
     """
     if fold == "all":
         return [case.id for case in dataset.training_cases], []
@@ -23,17 +23,17 @@ def fold_cases(dataset: RawDataset, fold: Fold) -> tuple[list[str], list[str]]:
             f"found --fold {fold}, expected 0 to {len(splits) - 1} or all; {dataset.folder.name} has "
             f"{len(splits)} folds"
         )
-    if not splits[fold]["train"]:
-        raise UserError(
-            f"{dataset.folder}: found no training cases in fold {fold}, expected some; correct "
-            "splits_final.json"
-        )
     return sorted(splits[fold]["train"]), sorted(splits[fold]["val"])
 
 
 def leak_free_fold(dataset: RawDataset, fold: Fold) -> tuple[list[str], list[str]]:
-    """As `fold_cases`. UserError: also a group (patient, sequence) that trains and validates."""
+    """As `fold_cases`. UserError: also no training cases; a group (patient, sequence) on both sides."""
     training, validation = fold_cases(dataset, fold)
+    if not training:
+        raise UserError(
+            f"{dataset.folder}: found no training cases in fold {fold}, expected some; correct "
+            "splits_final.json"
+        )
     trained = {dataset.groups[case_id] for case_id in training}
     if shared := [case_id for case_id in validation if dataset.groups[case_id] in trained]:
         raise UserError(

@@ -127,7 +127,7 @@ def test_folds_of_a_given_file(tmp_path):
     with pytest.raises(UserError, match=r"no\.json: not found, expected a file like splits_final"):
         ConvertSubset(**convert, splits=tmp_path / "no.json").run()
     (tmp_path / "mine.json").write_text(json.dumps([{"train": ["other"], "val": []}]))
-    with pytest.raises(UserError, match="found no training case other"):
+    with pytest.raises(UserError, match=r"mine.json: found other .1 such., expected ids of training cases"):
         ConvertSubset(**convert, splits=tmp_path / "mine.json").run()
     assert not convert["out"].exists()
 
