@@ -17,6 +17,7 @@ from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from dataset_conversion.user_error import UserError
+from nnunet_order.export import load_checkpoint
 from nnunet_order.finite_loss import FiniteLoss
 from nnunet_order.networks import ORDER, MKUNet, SigmoidHead
 from nnunet_order.plans import patch_size, with_network
@@ -437,7 +438,7 @@ def test_what_a_kill_left_of_a_checkpoint_never_becomes_one(make, tmp_path):
     assert checkpoint.read_text() == "whole"
     trainer.disable_checkpointing = False
     trainer.save_checkpoint(str(checkpoint))
-    assert torch.load(checkpoint, weights_only=False)["trainer_name"] == "nnUNetTrainerORDER"
+    assert load_checkpoint(checkpoint)["trainer_name"] == "nnUNetTrainerORDER"
 
 
 def test_seed_decides_weights_and_every_epoch(make, monkeypatch):
