@@ -48,9 +48,9 @@ class Notes:
             logger.warning("%s: %d file(s)%s, e.g. %s", remark, files, pixels, example)
 
 
-def read_rgb(path: Path, notes: Notes) -> np.ndarray:
-    """Image as uint8 (H, W, 3), upright; conversions go into `notes`. UserError: unreadable or not 8 bit."""
-    image = open_image(path, notes)
+def read_rgb(path: Path, notes: Notes, upright: bool = True) -> np.ndarray:
+    """Image as uint8 (H, W, 3); conversions go into `notes`. UserError: unreadable or not 8 bit."""
+    image = open_image(path, notes, upright)
     if _is_high_depth(image):
         raise UserError(
             f"{path}: found {_kind(image)}, expected 8 bit; rescale the image and save it as 8-bit RGB"
@@ -63,9 +63,9 @@ def read_rgb(path: Path, notes: Notes) -> np.ndarray:
     return np.asarray(image.convert("RGB"))
 
 
-def read_grey(path: Path, notes: Notes) -> np.ndarray:
-    """Image as uint8 or uint16 (H, W), upright. UserError: unreadable, coloured, or deeper than 16 bit."""
-    image = open_image(path, notes)
+def read_grey(path: Path, notes: Notes, upright: bool = True) -> np.ndarray:
+    """Image as uint8 or uint16 (H, W). UserError: unreadable, coloured, or deeper than 16 bit."""
+    image = open_image(path, notes, upright)
     if image.mode == "I" or image.mode.startswith("I;16"):
         values = np.asarray(image)
         if values.min() >= 0 and values.max() <= np.iinfo(np.uint16).max:
@@ -123,12 +123,12 @@ def read_binary_mask(path: Path, notes: Notes, threshold: int | None = None) -> 
     return (mask > (127 if threshold is None else threshold)).astype(np.uint8)
 
 
-def read_index_mask(path: Path, notes: Notes) -> np.ndarray:
+def read_index_mask(path: Path, notes: Notes, upright: bool = True) -> np.ndarray:
     """Mask whose pixel values are the labels, as integers (H, W).
 
     UserError: JPEG, coloured (a palette's index is the label), partly transparent, unreadable.
     """
-    image = open_image(path, notes)
+    image = open_image(path, notes, upright)
     if image.format == "JPEG":
         raise UserError(f"{path}: found a JPEG mask, expected a lossless one; export the labels as PNG")
     return np.asarray(image) if image.mode == "P" else _grey_levels(image, path, spread=0)
@@ -156,17 +156,20 @@ def resize_to(
     return small, np.asarray(resized).astype(mask.dtype)
 
 
-def open_image(path: Path, notes: Notes) -> Image.Image:
-    """Decode a whole file and turn it upright (EXIF). UserError: unreadable, truncated, several pages."""
+def open_image(path: Path, notes: Notes, upright: bool = True) -> Image.Image:
+    """Decode a whole file. UserError: unreadable, truncated, several pages.
+
+    `upright`: turn it as its EXIF tag says, as viewers do; nnU-Net takes the pixels as they are stored.
+    """
     try:
         with Image.open(path) as image:
             # Pillow reads 48-bit PNG as 8-bit RGB without a word; only the decoder's raw mode tells.
             deep = image.mode == "RGB" and any(";16" in str(tile[3]) for tile in image.tile)
             image.load()
             pages = getattr(image, "n_frames", 1) if image.format == "TIFF" else 1
-            upright = ImageOps.exif_transpose(image)
-            upright.format = image.format  # exif_transpose forgets it
-            rotated = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+            turned = ImageOps.exif_transpose(image) if upright else image
+            turned.format = image.format  # exif_transpose forgets it
+            is_turned = upright and image.getexif().get(ExifTags.Base.Orientation, 1) != 1
     except UNREADABLE as error:
         raise UserError(
             f"{path}: cannot be read ({error}), expected an intact image; replace the file"
@@ -175,11 +178,11 @@ def open_image(path: Path, notes: Notes) -> Image.Image:
         raise UserError(
             f"{path}: found {pages} pages, expected one 2D image; save each page as a file of its own"
         )
-    if rotated:
+    if is_turned:
         notes.add("turned upright as their EXIF tag says; check that image and mask still fit", path)
     if deep:
         notes.add("16-bit colour reduced to 8 bit", path)
-    return upright
+    return turned
 
 
 def _grey_levels(image: Image.Image, path: Path, spread: int = MAX_COLOUR_SPREAD) -> np.ndarray:

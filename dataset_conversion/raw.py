@@ -21,6 +21,7 @@ from dataset_conversion.dataset_json import (
     label_values,
     load_json,
 )
+from dataset_conversion.report_folder import visible_files
 from dataset_conversion.splits import DEFAULT_FOLDS, Split, default_splits, nnunet_folder, splits_files
 from dataset_conversion.user_error import UserError
 
@@ -201,16 +202,7 @@ class RawDataset:
 
     def splits_in(self, path: Path) -> list[Split]:
         """Folds that a file like splits_final.json holds. UserError: it holds none, or unknown cases."""
-        splits = load_json(path)
-        if (
-            not isinstance(splits, list)
-            or not splits
-            or not all(isinstance(fold, dict) for fold in splits)
-            or not all(isinstance(fold.get(side), list) for fold in splits for side in ("train", "val"))
-        ):
-            raise UserError(
-                f'{path}: found no folds, expected [{{"train": [...], "val": [...]}}, ...]; correct it'
-            )
+        splits = read_folds(path)
         named = {case_id for fold in splits for side in ("train", "val") for case_id in fold[side]}
         if unknown := sorted(named - self._by_id.keys()):
             raise UserError(
@@ -233,6 +225,23 @@ class RawDataset:
                 return choose(str(self.training_cases[0].images[0]))()
         except RuntimeError:  # all refuse: let reading it say why
             return choose()()
+
+    @cached_property
+    def holds_volumes(self) -> bool:
+        """Whether its files are volumes, of which nnU-Net's 2d configuration takes the slices."""
+        from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
+
+        return self.file_ending not in COLOUR_ENDINGS or isinstance(self.reader, Tiff3DIO)
+
+    def spacing_files(self, case: Case) -> dict[str, Path]:
+        """The JSON files beside a case of 3D TIFF, which have no place for spacings: "images", "labels"."""
+        if self.file_ending not in (".tif", ".tiff"):
+            return {}
+        image = case.images[0]
+        files = {"images": image.with_name(image.stem[: -len("_0000")] + ".json")}
+        if case.label is not None:
+            files["labels"] = case.label.with_suffix(".json")
+        return {kind: path for kind, path in files.items() if path.is_file()}
 
     def _read(self, method: str, files: Path | tuple[Path, ...]) -> np.ndarray:
         name = files if isinstance(files, Path) else files[0]
@@ -265,12 +274,13 @@ class RawDataset:
             )
         pattern = re.compile(r"(.+)_(\d{4})" + re.escape(ending))
         files: dict[str, list[Path]] = defaultdict(list)
-        for path in sorted(folder.iterdir()):
-            if match := pattern.fullmatch(path.name):
-                files[match[1]].append(path)
-        if not files and (others := sorted(path.name for path in folder.iterdir())):
+        names = visible_files(folder)
+        for name in names:
+            if match := pattern.fullmatch(name):
+                files[match[1]].append(folder / name)
+        if names and not files:
             raise UserError(
-                f"{folder}: found files such as {others[0]}, expected names like case_0000{ending}; "
+                f"{folder}: found files such as {names[0]}, expected names like case_0000{ending}; "
                 "correct file_ending in dataset.json or rename the files"
             )
         for case_id, paths in files.items():
@@ -293,6 +303,21 @@ class RawDataset:
             )
 
 
+def read_folds(path: Path) -> list[Split]:
+    """Folds of a file like splits_final.json. UserError: it holds none."""
+    splits = load_json(path)
+    if (
+        not isinstance(splits, list)
+        or not splits
+        or not all(isinstance(fold, dict) for fold in splits)
+        or not all(isinstance(fold.get(side), list) for fold in splits for side in ("train", "val"))
+    ):
+        raise UserError(
+            f'{path}: found no folds, expected [{{"train": [...], "val": [...]}}, ...]; correct it'
+        )
+    return splits
+
+
 def find_dataset(name: str | int | Path) -> RawDataset:
     """Read the data set named by a path, or under $nnUNet_raw by id (`500`) or name (`Dataset500_Polyps`)."""
     text = str(name)
@@ -306,17 +331,23 @@ def find_dataset(name: str | int | Path) -> RawDataset:
             f"found no folder {name} with a dataset.json and nnUNet_raw is not set, expected one of the two; "
             "export nnUNet_raw=FOLDER or give the path of the data set"
         )
-    # nnU-Net does without the name part: Dataset501 is a data set, too.
-    number = f"Dataset{int(text):03d}" if text.isdigit() else None
-    pattern = f"{number}_*" if number else Path(text).name
-    found = sorted(path for name in {pattern, number or pattern} for path in root.glob(name) if path.is_dir())
+    found = dataset_folders(root, text)
     if len(found) != 1:
         names = ", ".join(path.name for path in found) or "none"
+        wanted = f"Dataset{int(text):03d}_*" if text.isdigit() else Path(text).name
         raise UserError(
-            f"found {names} for data set {name} in nnUNet_raw={root}, expected exactly one folder {pattern}; "
+            f"found {names} for data set {name} in nnUNet_raw={root}, expected exactly one folder {wanted}; "
             "give the id, the full name or the path"
         )
     return read_dataset(found[0])
+
+
+def dataset_folders(root: Path, name: str) -> list[Path]:
+    """Folders of the data set `name` (id or full name) in one of nnU-Net's three, sorted."""
+    # nnU-Net does without the name part: Dataset501 is a data set, too.
+    number = f"Dataset{int(name):03d}" if name.isdigit() else None
+    patterns = (number, f"{number}_*") if number else (Path(name).name or "Dataset",)
+    return sorted(path for pattern in patterns for path in Path(root).glob(pattern) if path.is_dir())
 
 
 def read_dataset(folder: Path) -> RawDataset:

@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from dataset_conversion.folder_lock import alone
 from dataset_conversion.user_error import UserError, check_writable, writing
 
 
@@ -15,20 +16,22 @@ from dataset_conversion.user_error import UserError, check_writable, writing
 def new_folder(out: Path) -> Iterator[Path]:
     """Yield `.<name>.partial` beside `out`; it takes that name when the block ends well, and goes otherwise.
 
-    `out` is free or empty, see `raw_writer.check_out`. UserError: the folder cannot be made, no space left.
+    `out` is free or empty, see `raw_writer.check_out`. UserError: the folder cannot be made, another process
+    writes it, no space left.
     """
     partial = out.parent / f".{out.name}.partial"
-    try:
-        shutil.rmtree(partial, ignore_errors=True)  # left by a killed run
-        partial.mkdir(parents=True)
-    except OSError as error:
-        raise UserError(f"cannot create {partial} ({error.strerror}); choose another --out") from error
-    try:
-        with writing(out):
-            yield partial
-            take_name(partial, out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with alone(out):
+        try:
+            shutil.rmtree(partial, ignore_errors=True)  # left by a killed run
+            partial.mkdir()
+        except OSError as error:
+            raise UserError(f"cannot create {partial} ({error.strerror}); choose another --out") from error
+        try:
+            with writing(out):
+                yield partial
+                take_name(partial, out)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def take_name(partial: Path, out: Path) -> None:
@@ -44,13 +47,18 @@ def take_name(partial: Path, out: Path) -> None:
     os.replace(partial, out)
 
 
+def visible_files(folder: Path) -> list[str]:
+    """Sorted names of what lies in `folder`, without hidden files such as the Finder's .DS_Store."""
+    return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+
+
 def check_report_folder(out: Path, files: Collection[str]) -> None:
     """UserError unless `out` is free, or holds nothing but earlier `files`, and can be written."""
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: found a file, expected a folder to write into; choose another --out")
     if not out.name:
         raise UserError(f"found --out {out}, expected a folder with a name of its own; choose another --out")
-    other = sorted(path.name for path in out.iterdir() if path.name not in files) if out.is_dir() else []
+    other = [name for name in visible_files(out) if name not in files] if out.is_dir() else []
     if other:
         raise UserError(f"{out}: found {other[0]} in it, expected an empty folder; choose another --out")
     check_writable(out)
@@ -60,18 +68,19 @@ def check_report_folder(out: Path, files: Collection[str]) -> None:
 def report_folder(out: Path, files: Collection[str]) -> Iterator[Path]:
     """A folder beside `out` to write into; its files replace `files` in `out` when the block ends well.
 
-    UserError: as `writing`.
+    Another process that writes there is waited for. UserError: as `writing`.
     """
     partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        with writing(out):
-            partial.mkdir(parents=True)
-            yield partial
-            out.mkdir(parents=True, exist_ok=True)
-            for name in files:
-                (out / name).unlink(missing_ok=True)
-            for path in sorted(partial.iterdir()):
-                os.replace(path, out / path.name)
-    finally:
+    with alone(out, wait=True):
         shutil.rmtree(partial, ignore_errors=True)
+        try:
+            with writing(out):
+                partial.mkdir()
+                yield partial
+                out.mkdir(exist_ok=True)
+                for name in files:
+                    (out / name).unlink(missing_ok=True)
+                for path in sorted(partial.iterdir()):
+                    os.replace(path, out / path.name)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from dataset_conversion.dataset_json import load_json
+from dataset_conversion.folder_lock import alone
 from dataset_conversion.raw_writer import write_json
 from dataset_conversion.report_folder import take_name
 from dataset_conversion.user_error import UserError, writing
@@ -23,21 +24,22 @@ def resumable_folder(out: Path, options: dict) -> Iterator[Path]:
     """
     partial = out.parent / f".{out.name}.partial"
     journal = partial / JOURNAL
-    try:
-        if not (journal / "options").is_file() or load_json(journal / "options") != options:
-            shutil.rmtree(partial, ignore_errors=True)
-        journal.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot create {partial} ({error.strerror}); choose another --out") from error
-    try:
-        write_json(journal / "options", options)
-        with writing(out):
-            yield partial
-            take_name(partial, out)
-            shutil.rmtree(out / JOURNAL)
-    finally:
-        if not any(journal.glob("*.json")):
-            shutil.rmtree(partial, ignore_errors=True)
+    with alone(out):
+        try:
+            if not (journal / "options").is_file() or load_json(journal / "options") != options:
+                shutil.rmtree(partial, ignore_errors=True)
+            journal.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot create {partial} ({error.strerror}); choose another --out") from error
+        try:
+            write_json(journal / "options", options)
+            with writing(out):
+                yield partial
+                take_name(partial, out)
+                shutil.rmtree(out / JOURNAL)
+        finally:
+            if not any(journal.glob("*.json")):
+                shutil.rmtree(partial, ignore_errors=True)
 
 
 class Journal:

@@ -122,10 +122,11 @@ def check_shrinkable(source: RawDataset) -> None:
     """UserError unless the files hold 2D images of one grey channel or of RGB."""
     one_file = any(len(case.images) == 1 for case in source.training_cases)
     channels = len(source.channel_names) if one_file else 1
-    if source.file_ending not in COLOUR_ENDINGS or channels not in (1, 3):
+    if source.holds_volumes or channels not in (1, 3):
+        kind = "volumes" if source.holds_volumes else "images"
         raise UserError(
-            f"{source.folder}: found {source.file_ending} files of {channels} channel(s), expected "
-            f"{', '.join(COLOUR_ENDINGS)} of 1 or 3 for --max-side; leave it out"
+            f"{source.folder}: found {source.file_ending} {kind} of {channels} channel(s), expected "
+            f"2D {', '.join(COLOUR_ENDINGS)} of 1 or 3 for --max-side; leave it out"
         )
 
 
@@ -174,17 +175,22 @@ def link_case(source: RawDataset, case: Case, part: str, folder: Path) -> None:
         link_or_copy(path, _image_path(source, case, part, folder, channel))
     if case.label is not None:
         link_or_copy(case.label, _label_path(source, case, part, folder))
+    for kind, path in source.spacing_files(case).items():
+        link_or_copy(path, folder / f"{kind}{part}" / f"{case.id}.json")
 
 
 def shrink_case(source: RawDataset, case: Case, part: str, folder: Path, max_side: int, notes: Notes) -> None:
-    """Write a case with sides of at most `max_side` px. UserError: unreadable, wrong size or values."""
+    """Write a case with sides of at most `max_side` px. UserError: unreadable, wrong size or values.
+
+    Pixels as stored: nnU-Net does not look at EXIF tags, and masks have none.
+    """
     mask = None
     if case.label is not None:
-        mask = read_index_mask(case.label, notes)
+        mask = read_index_mask(case.label, notes, upright=False)
         check_label_values(mask, source.label_values, str(case.label))
     one_colour_file = len(case.images) == 1 and len(source.channel_names) > 1
     for channel, path in enumerate(case.images):
-        image = (read_rgb if one_colour_file else read_grey)(path, notes)
+        image = (read_rgb if one_colour_file else read_grey)(path, notes, upright=False)
         if mask is not None and mask.shape != image.shape[:2]:
             raise UserError(
                 f"{case.label}: found size {mask.shape}, expected the image's {image.shape[:2]} (Y, X); "

@@ -61,6 +61,11 @@ class Evaluate:
 
     def run(self) -> None:
         check_report_folder(self.out, FILES)
+        if self.seed < 0 or self.nsd_tolerance < 0:
+            raise UserError(
+                f"found --seed {self.seed} and --nsd-tolerance {self.nsd_tolerance:g}, expected 0 or more; "
+                "correct the option"
+            )
         if self.fold is not None and self.labels is not None:
             raise UserError("found --fold and --labels, expected one of them; leave one out")
         dataset = find_dataset(self.dataset)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dataset_conversion.user_error import UserError
+from dataset_conversion.user_error import UserError, check_writable, writing
 from nnunet_order import registration
 
 if TYPE_CHECKING:
@@ -56,13 +56,15 @@ class Export:
         require_onnx()
         if self.out.suffix != ".onnx" or self.out.exists():
             raise UserError(f"--out is {self.out}, expected a new file ending in .onnx; give another name")
+        check_writable(self.out)
         model = load_model(self.model, self.fold, self.checkpoint)
         warn_if_unsupported(metadata(model))
-        self.out.parent.mkdir(parents=True, exist_ok=True)
         partial = self.out.with_name(f".{self.out.name}.partial")
         try:
-            difference = write_onnx(model, partial)
-            os.replace(partial, self.out)
+            with writing(self.out):
+                self.out.parent.mkdir(parents=True, exist_ok=True)
+                difference = write_onnx(model, partial)
+                os.replace(partial, self.out)
         finally:
             partial.unlink(missing_ok=True)
         size = self.out.stat().st_size / 1024

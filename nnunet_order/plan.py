@@ -11,7 +11,7 @@ from pathlib import Path
 import tyro
 
 from dataset_conversion.dataset_json import load_json
-from dataset_conversion.raw import RawDataset, find_dataset, nnunet_folder
+from dataset_conversion.raw import RawDataset, dataset_folders, find_dataset, nnunet_folder
 from dataset_conversion.raw_writer import write_json
 from dataset_conversion.user_error import UserError
 from nnunet_order.plans import with_network
@@ -31,7 +31,8 @@ class Plan:
     """
 
     dataset: tyro.conf.Positional[str]
-    """Data set id (500) or name (Dataset500_Polyps); it must be planned and preprocessed for 2d."""
+    """Data set id (500) or name (Dataset500_Polyps); planned and preprocessed for 2d, but not with
+    --reuse-plans-from."""
     source: str = "nnUNetPlans"
     """The plans to start from."""
     batch_size: int = 16
@@ -136,8 +137,7 @@ def preprocessed_folder(dataset: str) -> Path:
         raise UserError(
             "nnUNet_preprocessed is not set; export nnUNet_preprocessed=FOLDER (nnunet-order doctor)"
         )
-    pattern = f"Dataset{int(dataset):03d}_*" if dataset.isdigit() else Path(dataset).name or "Dataset"
-    found = sorted(path for path in Path(root).glob(pattern) if path.is_dir())
+    found = dataset_folders(Path(root), dataset)
     if len(found) != 1:
         names = ", ".join(path.name for path in found) or "none"
         raise UserError(

@@ -18,6 +18,7 @@ from rich.progress import track
 
 from dataset_conversion.images import IMAGE_ENDINGS, Notes, read_grey, read_rgb
 from dataset_conversion.raw_writer import write_atomically
+from dataset_conversion.report_folder import visible_files
 from dataset_conversion.user_error import UserError, check_writable
 from nnunet_order.export import INSTALL_HINT, METADATA_KEY
 
@@ -81,10 +82,14 @@ class Segmenter:
             raise UserError(f"{model}: {reason}; use nnUNetv2_predict")
 
     def read(self, path: Path, notes: Notes) -> np.ndarray:
-        """Read an image file as the model wants it, (H, W, 3) or (H, W); UserError for other images."""
+        """Read an image file as the model wants it, (H, W, 3) or (H, W); UserError for other images.
+
+        A JPEG, which nnU-Net does not take, is turned upright as its EXIF tag says, as at conversion.
+        """
+        is_jpeg = path.suffix.lower() in (".jpg", ".jpeg")
         if self.channels == 1:
-            return read_grey(path, notes)
-        pixels = read_rgb(path, notes)
+            return read_grey(path, notes, upright=is_jpeg)
+        pixels = read_rgb(path, notes, upright=is_jpeg)
         with Image.open(path) as image:
             if image.mode in ("1", "L", "LA"):  # perhaps one of an image's three files, nnU-Net's other way
                 raise UserError(f"{path}: found a grey image, expected RGB as in training; convert it")
@@ -271,7 +276,8 @@ def image_files(paths: Sequence[Path]) -> list[Path]:
     """The image files meant by `--images`; UserError: none, missing, or of an unknown kind."""
     files = list(paths)
     if len(files) == 1 and files[0].is_dir():
-        files = sorted(path for path in files[0].iterdir() if path.suffix.lower() in IMAGE_ENDINGS)
+        names = visible_files(files[0])
+        files = [files[0] / name for name in names if Path(name).suffix.lower() in IMAGE_ENDINGS]
     if not files:
         raise UserError(f"--images: found no image, expected files ending in {', '.join(IMAGE_ENDINGS)}")
     for path in files:

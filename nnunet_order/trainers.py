@@ -226,7 +226,9 @@ class PaperRecipeTrainer(nnUNetTrainer):
             border_mode_seg="constant",
             padding_value_seg=-1,
         )
-        transforms = [rotate, MirrorTransform(allowed_axes=mirror_axes)]
+        transforms = [rotate]
+        if mirror_axes:  # None in nnU-Net's trainers without mirroring
+            transforms.append(MirrorTransform(allowed_axes=mirror_axes))
         masked = [channel for channel, mask in enumerate(use_mask_for_norm or []) if mask]
         if masked:  # images normalised inside a mask stay zero outside it
             transforms.append(MaskImageTransform(masked, channel_idx_in_seg=0, set_outside_to=0))

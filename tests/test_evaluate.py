@@ -376,6 +376,9 @@ def test_bad_arguments(polyps, tmp_path):
         ((predicted,), other, None, "found notes.txt"),
         ((predicted,), tmp_path / "out", other, "found no .png files"),
     ]
+    for option in ("seed", "nsd_tolerance"):
+        with pytest.raises(UserError, match="expected 0 or more"):
+            Evaluate(str(polyps), (predicted,), tmp_path / "out", **{option: -1}).run()
     for predictions, out, labels, message in cases:
         with pytest.raises(UserError, match=message):
             Evaluate(str(polyps), predictions, out, labels=labels).run()
@@ -448,3 +451,12 @@ def test_slice_without_foreground_is_the_middle_one():
     found[7, 1, 1] = 1
     assert shown_slice([empty, found], {"tumour": (1,)}, axis=0) == 7
     assert shown_slice([empty], {"tumour": (1,)}, axis=0) == 4
+
+
+def test_names_in_brackets_are_shown_and_hidden_files_do_not_matter(polyps, tmp_path, capsys):
+    predicted = write_predictions(tmp_path / "predicted", polyps)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".DS_Store").write_bytes(b"of a Finder")
+    Evaluate(str(polyps), (f"A[v1]={predicted}", f"A[/x]={predicted}"), tmp_path / "out").run()
+    printed = capsys.readouterr().out
+    assert "A[v1]" in printed and "A[/x]" in printed

@@ -356,3 +356,19 @@ def test_learning_rate_warms_up_and_decays():
 def test_peak_signal_to_noise():
     images = np.full((2, 4, 4, 3), 100, np.uint8)
     assert peak_signal_to_noise(images, images + 10) == pytest.approx(20 * np.log10(25.5))
+
+
+def test_a_base_begun_on_other_cases_is_not_gone_on_with(phantoms, tmp_path, monkeypatch):
+    """Its record would name only the cases of now, and no audit would find the others."""
+    options = training(phantoms, tmp_path / "base", fold=0)
+    with monkeypatch.context() as killed:
+        killed.setattr(init_base, "finish", lambda *_: sys.exit(137))
+        with pytest.raises(SystemExit):
+            options.run()
+    folds = find_dataset(str(phantoms)).read_splits()
+    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path / "preprocessed"))
+    other = tmp_path / "preprocessed" / phantoms.name / "splits_final.json"
+    other.parent.mkdir(parents=True)
+    other.write_text(json.dumps(folds[1:] + folds[:1]))
+    with pytest.raises(UserError, match="found a base begun on other training cases"):
+        options.run()

@@ -275,7 +275,8 @@ def test_kill_leaves_no_folder_and_the_next_run_cleans_up(tmp_path):
     )
     root = Path(__file__).resolve().parents[1]
     assert subprocess.run([sys.executable, "-c", script], cwd=root).returncode == -9
-    assert [path.name for path in tmp_path.iterdir()] == [".Dataset500_Polyps.partial"]
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == [".Dataset500_Polyps.lock", ".Dataset500_Polyps.partial"]
     write_dataset(out)
     assert [path.name for path in tmp_path.iterdir()] == ["Dataset500_Polyps"]
     assert not (out / "imagesTr" / "stale_0000.png").exists()
@@ -424,3 +425,22 @@ def test_conflicting_splits_stop_a_conversion(tmp_path, monkeypatch):
         writer.set_splits(grouped_splits({"a": "1", "b": "2"}, folds=2))
     assert not out.exists()
     assert target.read_text() == "[]"
+
+
+def test_hidden_files_are_no_cases(tmp_path):
+    folder = write_dataset(tmp_path / "Dataset500_Polyps")
+    shutil.rmtree(folder / "imagesTs")
+    (folder / "imagesTs").mkdir()
+    (folder / "imagesTs" / ".DS_Store").write_bytes(b"of a Finder")
+    assert read_dataset(folder).test_cases == []
+
+
+def test_planned_folders_without_a_name_part_are_found(tmp_path, monkeypatch):
+    from nnunet_order.plan import preprocessed_folder
+
+    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path))
+    (tmp_path / "Dataset501").mkdir()
+    assert preprocessed_folder("501") == preprocessed_folder("Dataset501") == tmp_path / "Dataset501"
+    (tmp_path / "Dataset501_Other").mkdir()
+    with pytest.raises(UserError, match="found Dataset501, Dataset501_Other for data set 501"):
+        preprocessed_folder("501")

@@ -9,14 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from PIL import Image
+from PIL import ExifTags, Image
 
+from dataset_conversion.folder_lock import alone
 from dataset_conversion.images import resize_to
 from dataset_conversion.raw import read_dataset
 from dataset_conversion.raw_writer import RGB, RawDatasetWriter
 from dataset_conversion.splits import grouped_splits
 from dataset_conversion.subset import ConvertSubset, drawn_cases, restricted_splits
 from dataset_conversion.user_error import UserError
+from nnunet_order.experiment.inputs import dataset_digest
 
 LABELS = {"background": 0, "polyp": 1, "dye": 2}
 
@@ -176,7 +178,7 @@ def test_volumes_listed_in_dataset_json(tmp_path, monkeypatch):
             for a, b in zip(source.read_case(before), made.read_case(after), strict=True):
                 np.testing.assert_array_equal(a, b)
         assert os.path.samefile(made.training_cases[0].images[0], linked) == (name == "Dataset001_Linked")
-    with pytest.raises(UserError, match=r"found \.nii\.gz files .* for --max-side"):
+    with pytest.raises(UserError, match=r"found \.nii\.gz volumes .* for --max-side"):
         ConvertSubset(dataset=str(folder), out=tmp_path / "Dataset003_Small", max_side=32).run()
 
 
@@ -223,3 +225,62 @@ def test_bad_input_leaves_nothing(tmp_path):
     with pytest.raises(UserError, match=r"case_002.png: found size \(39, 80\), expected"):
         ConvertSubset(dataset=str(source), out=tmp_path / "Dataset001_Real", max_side=40).run()
     assert [path.name for path in tmp_path.iterdir()] == [source.name]
+
+
+def test_pixels_are_taken_as_stored_like_nnunet_does(tmp_path):
+    """An EXIF tag turns a picture for viewers, but not for nnU-Net, whose labels have none."""
+    folder = write_source(tmp_path, cases=5, folds=False)
+    source = read_dataset(folder)
+    tag = Image.Exif()
+    tag[ExifTags.Base.Orientation] = 3
+    path = source.training_cases[0].images[0]
+    with Image.open(path) as image:
+        image.save(path, exif=tag)
+    out = tmp_path / "Dataset005_Small"
+    ConvertSubset(dataset=str(folder), out=out, max_side=64).run()
+    with Image.open(path) as image, Image.open(out / "imagesTr" / path.name) as small:
+        stored = np.asarray(image.convert("RGB").resize(small.size, Image.Resampling.LANCZOS))
+        assert np.array_equal(np.asarray(small), stored)
+
+
+def test_3d_tiff_keeps_its_spacing(tmp_path):
+    import tifffile
+
+    folder = tmp_path / "Dataset007_Stacks"
+    for part in ("imagesTr", "labelsTr"):
+        (folder / part).mkdir(parents=True)
+    for number in range(5):
+        values = (np.arange(6 * 40 * 40) % 256).astype(np.uint8).reshape(6, 40, 40)
+        tifffile.imwrite(folder / "imagesTr" / f"c{number}_0000.tif", values)
+        tifffile.imwrite(folder / "labelsTr" / f"c{number}.tif", (values > 99).astype(np.uint8))
+        for part in ("imagesTr", "labelsTr"):
+            (folder / part / f"c{number}.json").write_text(json.dumps({"spacing": [3, 0.5, 0.5]}))
+    about = {"channel_names": {"0": "EM"}, "labels": {"background": 0, "cell": 1}}
+    (folder / "dataset.json").write_text(json.dumps(about | {"numTraining": 5, "file_ending": ".tif"}))
+    source = read_dataset(folder)
+    assert source.holds_volumes
+    out = tmp_path / "Dataset008_Copy"
+    ConvertSubset(dataset=str(folder), out=out).run()
+    made = read_dataset(out)
+    case = made.training_cases[0]
+    for _, properties in (
+        made.reader.read_images([str(case.images[0])]),
+        made.reader.read_seg(str(case.label)),
+    ):
+        assert properties["spacing"] == [3, 0.5, 0.5]
+    before = dataset_digest(source, [])
+    (folder / "labelsTr" / "c3.json").write_text(json.dumps({"spacing": [1, 0.5, 0.5]}))
+    assert dataset_digest(source, []) != before
+    with pytest.raises(UserError, match=r"found \.tif volumes of 1 channel"):
+        ConvertSubset(dataset=str(folder), out=tmp_path / "Dataset009_Small", max_side=32).run()
+
+
+def test_only_one_process_writes_a_data_set(tmp_path):
+    folder, out = write_source(tmp_path, cases=10), tmp_path / "Dataset005_Half"
+    with (
+        alone(out),
+        pytest.raises(UserError, match="Dataset005_Half: found another process that writes there"),
+    ):
+        ConvertSubset(dataset=str(folder), out=out).run()
+    ConvertSubset(dataset=str(folder), out=out).run()
+    assert not (tmp_path / ".Dataset005_Half.lock").exists()

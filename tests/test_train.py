@@ -23,11 +23,11 @@ pytest.importorskip("accelerate", reason="needs the extra synth")
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
+from dataset_conversion.folder_lock import hold
 from dataset_conversion.phantom import ConvertPhantom
 from dataset_conversion.user_error import UserError
 from law_synth.base.model import load_base
 from law_synth.base.tiny import write_tiny_base
-from law_synth.folder_lock import hold
 from law_synth.run_folder import newest_run, read_run
 from law_synth.training.data import Sampler, latent_mask, set_aside
 from law_synth.training.loop import _objective
@@ -338,7 +338,7 @@ def test_training_begins_with_the_bases_own_weights(options, precision):
 def test_one_process_at_a_time(options):
     replace(options, max_steps=1).run()
     before = weights_of(options.out)
-    lock = hold(options.out / ".training")
+    lock = hold(options.out / ".training" / "lock", options.out)
     with pytest.raises(UserError, match="found another process that writes there") as error:
         options.run()
     assert "\n" not in str(error.value)

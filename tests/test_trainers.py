@@ -392,6 +392,19 @@ def test_augmentation_rotates_and_flips_images_with_their_labels(monkeypatch, op
     assert at_least <= len(seen) <= at_most
 
 
+@pytest.mark.parametrize("mirror_axes", [None, ()])
+def test_trainers_without_mirroring_train(mirror_axes):
+    from nnunet_order.trainers import nnUNetTrainerORDER
+
+    transform = nnUNetTrainerORDER.get_training_transforms(
+        (32, 32), (0, 0), None, mirror_axes, False, use_mask_for_norm=[False], foreground_labels=[1]
+    )
+    image = torch.arange(32 * 32, dtype=torch.float32).reshape(1, 32, 32)
+    for _ in range(5):
+        result = transform(image=image, segmentation=torch.zeros(1, 32, 32, dtype=torch.int16))
+        assert torch.allclose(result["image"], image, atol=1e-2)
+
+
 @pytest.mark.parametrize("deep_supervision", [False, True])
 def test_non_finite_loss_names_the_term(deep_supervision):
     loss = DC_and_CE_loss(

@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dataset_conversion.folds import fold_cases
-from dataset_conversion.raw import COLOUR_ENDINGS, Case, RawDataset, find_dataset, nnunet_folder, read_dataset
+from dataset_conversion.raw import (
+    COLOUR_ENDINGS,
+    Case,
+    RawDataset,
+    dataset_folders,
+    find_dataset,
+    nnunet_folder,
+    read_dataset,
+)
 from dataset_conversion.user_error import UserError
 from law_synth.audit.finding import NotPossible
 from law_synth.generation.leaks import unseen_cases
@@ -171,10 +179,7 @@ def _find_folder(name: str) -> Path:
     if Path(name).is_dir():
         return Path(name)
     root = nnunet_folder("nnUNet_raw")
-    patterns = (
-        (f"Dataset{int(name):03d}", f"Dataset{int(name):03d}_*") if name.isdigit() else (Path(name).name,)
-    )
-    found = [] if root is None else [path for pattern in patterns for path in root.glob(pattern)]
+    found = [] if root is None else dataset_folders(root, name)
     return found[0] if len(found) == 1 else find_dataset(name).folder
 
 

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import numpy as np
 import tyro
 
+from dataset_conversion.dataset_json import load_json
+from dataset_conversion.folder_lock import hold
 from dataset_conversion.folds import Fold
 from dataset_conversion.raw_writer import write_json
 from dataset_conversion.user_error import UserError, check_writable, writing
 from law_synth.base.losses import Flips
 from law_synth.base.seen import CONFIG, SLICES_PER_CASE, check_window, chosen_slices, evenly
-from law_synth.folder_lock import hold
 from law_synth.requirements_hint import package_versions, require
 
 if TYPE_CHECKING:
@@ -171,22 +172,22 @@ class InitBase:
                 *(len(cases), len({view.dataset.groups[case] for case in cases})),
             )
         shown = evenly(held_back or kept[:HELD_BACK], HELD_BACK)
-        lock = hold(self.out / WORK)  # only now: whatever is wrong with the data leaves nothing behind
+        # Only now: whatever is wrong with the data leaves nothing behind.
+        lock = hold(self.out / WORK / "lock", self.out)
+        sources = {"train_cases": seen, "dataset_origin": view.dataset.origin, "view": view.record}
         try:
-            claim(self.out, options)
+            claim(self.out, options, sources)
             results = train_base(self, self.out / WORK, device, images[kept], images[shown])
         finally:
             lock.release()
         return {
             "dataset": view.dataset.name,
-            "dataset_origin": view.dataset.origin,
             "dataset_folder": str(view.dataset.folder.resolve()),
             "fold": self.fold,
             "image_size": self.image_size,
             "guidance_scale": 1.0,  # it ignores prompts: there is nothing to guide
-            "train_cases": seen,
             "held_back_cases": sorted(judged),
-            "view": view.record,
+            **sources,
             **results,
         }
 
@@ -251,7 +252,7 @@ def is_finished(out: Path, options: dict) -> bool:
     for record in (out / CONFIG, out / WORK / OPTIONS):
         if record.is_file():
             content = json.loads(record.read_text(encoding="utf-8"))
-            _check_same(out, content.get("options", content), options)
+            _check_same(out, content["options"], options)
             return record.name == CONFIG
     if out.exists() and (not out.is_dir() or {path.name for path in out.iterdir()} - {WORK}):
         raise UserError(f"{out}: found something other than a base, expected nothing; choose another --out")
@@ -268,10 +269,20 @@ def _check_same(out: Path, found: dict, options: dict) -> None:
             )
 
 
-def claim(out: Path, options: dict) -> None:
-    """Make the folder and record its options, so that the same command alone goes on in it."""
+def claim(out: Path, options: dict, sources: dict | None = None) -> None:
+    """Make the folder and record options and sources, so that the same command on the same cases goes on.
+
+    UserError: what lies there was trained on other cases, of which the finished base would say nothing.
+    """
+    record = {"options": options, "sources": json.loads(json.dumps(sources))}  # as it is read back
+    path = out / WORK / OPTIONS
+    if path.is_file() and load_json(path) != record:
+        raise UserError(
+            f"{out}: found a base begun on other training cases or intensities, expected those of now; "
+            "restore the data set and its folds, or remove the folder"
+        )
     (out / WORK).mkdir(parents=True, exist_ok=True)
-    write_json(out / WORK / OPTIONS, options)
+    write_json(path, record)
 
 
 def finish(out: Path, config: dict) -> None:

@@ -16,7 +16,7 @@ TINY_MERGES = 1_534  # the most frequent ones: 2,048 tokens, any prompt still to
 def write_tiny_base(
     folder: Path, latent_factor: int = 8, seed: int = 0, prediction_type: str = "epsilon"
 ) -> None:
-    """Write a base of random weights in diffusers layout: 0.7 M parameters, made in a second.
+    """Write a base of random weights in diffusers layout: 0.95 M parameters, made in a second.
 
     `latent_factor` is 4 or 8 pixels per latent cell; images of 64 px and more work. UserError: a package of
     the extra `synth` is missing.

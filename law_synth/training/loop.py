@@ -21,11 +21,11 @@ from accelerate.utils import (
 )
 from diffusers.training_utils import EMAModel
 
+from dataset_conversion.folder_lock import hold
 from dataset_conversion.user_error import UserError
 from law_synth.base.model import BaseModel, load_base
 from law_synth.denoiser import StudentTeacher
 from law_synth.devices import has_bf16
-from law_synth.folder_lock import hold
 from law_synth.objective import Losses, TrainingObjective, total_loss
 from law_synth.progress import progress
 from law_synth.run_folder import monitored_slices, slices_of
@@ -97,9 +97,14 @@ class Training:
         with accelerator.main_process_first():  # it encodes, the others read what it kept
             self.data = self._load(base, slices_of(plan.config, plan.config["train_cases"]))
             monitored = self._load(base, monitored_slices(plan.config))
+        if not self.data.masks.any():
+            raise UserError(
+                f"{options.dataset}: found no lesion in {len(self.data.slices)} training masks, "
+                "expected some to weigh the loss by; correct the labels"
+            )
         self.lock = None
         if accelerator.is_main_process:  # only now: data that cannot be read leave no run behind
-            self.lock = hold((plan.folder / STATE).parent)
+            self.lock = hold((plan.folder / STATE).with_name("lock"), plan.folder)
             claim(plan.folder, plan.content)
         base.text_encoder = None  # both prompts are encoded
         self.sampler = Sampler(

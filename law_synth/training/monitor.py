@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from dataset_conversion.user_error import writing
 from law_synth.base.model import BaseModel
 from law_synth.classes import colours
 from law_synth.generation.sampling import new_pipeline
@@ -26,6 +27,7 @@ logger = logging.getLogger(__name__)
 LOOKED_AT_ONCE = 4  # images per pass of the fixed-noise loss
 SHARES_OF_T = (1 / 8, 3 / 8, 5 / 8, 7 / 8)  # timesteps of the fixed-noise loss
 SAMPLING_STEPS = 20
+SHOWN_LOOKS = 8  # in delta_maps.png, of however many
 
 
 class Monitor:
@@ -60,7 +62,7 @@ class Monitor:
         """Append to log.jsonl and TensorBoard."""
         for name, value in values.items():
             self.writer.add_scalar(name, value, step)
-        with (self.folder / LOG).open("a", encoding="utf-8") as file:
+        with writing(self.folder), (self.folder / LOG).open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
 
     @torch.no_grad()
@@ -71,6 +73,10 @@ class Monitor:
                 self.log(step, self.fixed_noise_loss(objective))
             deltas = self.delta_maps(objective)
             samples = self.sample(objective)
+        with writing(self.folder):
+            self._draw(step, deltas, samples)
+
+    def _draw(self, step: int, deltas: np.ndarray | None, samples: np.ndarray) -> None:
         if len(self.config["view"]["window"]["low"]) == 1:  # as generate writes grey
             samples = np.broadcast_to(samples.mean(-1, keepdims=True), samples.shape)
         if deltas is not None:
@@ -81,7 +87,9 @@ class Monitor:
         figure.savefig(self.pictures / f"step_{step:06d}.png", dpi=100)
         self.writer.add_figure("samples", figure, step)
         if deltas is not None:
-            steps = sorted(self.pictures.glob("delta_*.npy"))
+            every = sorted(self.pictures.glob("delta_*.npy"))
+            shown = np.linspace(0, len(every) - 1, min(SHOWN_LOOKS, len(every))).round().astype(int)
+            steps = [every[index] for index in shown]
             named = {int(path.stem.split("_")[1]): np.load(path) for path in steps}
             _delta_figure(self.names, masks, named).savefig(self.pictures / "delta_maps.png", dpi=100)
 

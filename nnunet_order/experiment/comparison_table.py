@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from dataset_conversion.report_folder import report_folder
@@ -91,8 +92,11 @@ def network_size(model: Path, trainer: str) -> dict[str, float]:
     configuration = plans.get_configuration("2d")
     network = build_network(plans, configuration, dataset_json, trainer)
     channels = determine_num_input_channels(plans, configuration, dataset_json)
-    counted = round(gflops(network, COUNTED_SIDE, channels), 4)
-    return {"parameters": parameters(network), f"gflops_{COUNTED_SIDE}px": counted}
+    try:
+        counted = gflops(network, COUNTED_SIDE, channels)
+    except ValueError:  # nnU-Net's nine stages leave one pixel, of which there is no variance
+        counted = gflops(network, 2 * COUNTED_SIDE, channels) / 4  # convolutions go with the area
+    return {"parameters": parameters(network), f"gflops_{COUNTED_SIDE}px": round(counted, 4)}
 
 
 def print_table(rows: Sequence[Mapping], out: Path) -> None:
@@ -105,7 +109,7 @@ def print_table(rows: Sequence[Mapping], out: Path) -> None:
         "Mean and 95 % interval over cases and seeds, in %; the paper's in brackets", style="italic"
     )
     for title, of_label in per_label(rows).items():
-        table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 0))
+        table = Table(title=escape(title), box=SIMPLE_HEAD, padding=(0, 0))
         table.add_column("Trainer", overflow="fold")
         for head in ("Size\nGFLOPs", "N x runs"):
             table.add_column(head, justify="right", no_wrap=True)
@@ -115,7 +119,7 @@ def print_table(rows: Sequence[Mapping], out: Path) -> None:
         for row in of_label:
             table.add_row(*_cells(row))
         console.print(table)
-    console.print(f"Results in {out / TABLE}", soft_wrap=True)
+    console.print(f"Results in {out / TABLE}", soft_wrap=True, markup=False)
 
 
 def _cells(row: Mapping) -> list[str]:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Sequence
+from functools import cache
 from pathlib import Path
 
 from dataset_conversion.raw import RawDataset
 from dataset_conversion.splits import Split
 
 END = 1 << 16  # bytes
-TOLD_BY_THEIR_END = (".gz", ".safetensors", ".bin", ".pt", ".pth")
+BLOCK = 1 << 24
+TOLD_BY_THEIR_END = (".gz", ".pt", ".pth")
 
 
 def dataset_digest(dataset: RawDataset, splits: Sequence[Split]) -> str:
@@ -23,6 +24,7 @@ def dataset_digest(dataset: RawDataset, splits: Sequence[Split]) -> str:
         for case in cases:
             files = [*case.images, *([case.label] if case.label else [])]
             parts += [(f"{kind}/{case.id}/{place}", path) for place, path in enumerate(files)]
+            parts += [(f"{kind}/{case.id}/{of}", path) for of, path in dataset.spacing_files(case).items()]
     return _digest(parts, json.dumps(splits, sort_keys=True))
 
 
@@ -40,15 +42,23 @@ def files_digest(paths: Iterable[Path]) -> str:
 def _digest(parts: Iterable[tuple[str, Path]], text: str = "") -> str:
     digest = hashlib.sha256(text.encode())
     for name, path in parts:
-        digest.update(f"{name} {hashlib.sha256(_telling_bytes(path)).hexdigest()}\n".encode())
+        found = path.stat()
+        digest.update(f"{name} {_content_digest(path, found.st_size, found.st_mtime_ns)}\n".encode())
     return digest.hexdigest()
 
 
-def _telling_bytes(path: Path) -> bytes:
-    """A file's content; of one that may be huge, size and end: a .gz ends in the CRC-32 of all it holds."""
-    if path.suffix not in TOLD_BY_THEIR_END:
-        return path.read_bytes()
+@cache
+def _content_digest(path: Path, size: int, changed: int) -> str:
+    """sha256 of a file's content; of some, of size and end: a .gz ends in the CRC-32 of all it holds, and so
+    does each entry in the list at the end of PyTorch's archives.
+
+    Read once per process: every arm and fold asks for the same base.
+    """
     with path.open("rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - END))
-        return f"{size} ".encode() + file.read()
+        if path.suffix in TOLD_BY_THEIR_END:
+            file.seek(max(0, size - END))
+            return hashlib.sha256(f"{size} ".encode() + file.read()).hexdigest()
+        digest = hashlib.sha256()
+        while block := file.read(BLOCK):
+            digest.update(block)
+        return digest.hexdigest()
