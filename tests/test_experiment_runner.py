@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -14,10 +15,13 @@ from pathlib import Path
 import pytest
 
 from dataset_conversion.user_error import UserError
-from nnunet_order.experiment.execution import begin
+from nnunet_order.experiment.execution import Execution, begin
+from nnunet_order.experiment.inputs import files_digest
 from nnunet_order.experiment.runner import Experiment, find_program, make_workers
+from nnunet_order.experiment.segmentation import Segmentation
 from nnunet_order.experiment.stage import Stage, stage_keys
 from nnunet_order.experiment.stage_run import StageFiles
+from nnunet_order.registration import VARIABLE
 
 
 def append(name: str, text: str) -> str:
@@ -415,3 +419,68 @@ def test_workers(monkeypatch):
     for jobs, gpus in ((0, ()), (2, (0,)), (1, (0, 0)), (1, (-1,))):
         with pytest.raises(UserError):
             make_workers(jobs, gpus)
+
+
+OWN = """
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+
+class nnUNetTrainerOfMyOwn(nnUNetTrainer):
+    rate = 1e-2
+"""
+
+
+def test_an_edited_trainer_of_the_users_own_is_trained_again(tmp_path, monkeypatch):
+    from nnunet_order.experiment import segmentation
+
+    def key(trainer: str, options: str = "epochs=3") -> str:
+        segmentation.trainer_class.cache_clear()
+        one = Segmentation("real", "Dataset001_Real", trainer, 0, 0, 0, options, "validation", "cpu")
+        return stage_keys((Stage("plan", ("true",), ("p",)), *one.stages(("plan",))))[f"segment_{one.name}"]
+
+    (tmp_path / "own").mkdir()
+    file = tmp_path / "own" / "of_my_own.py"
+    file.write_text(OWN)
+    monkeypatch.setenv(VARIABLE, os.pathsep.join([os.environ.get(VARIABLE, ""), str(file.parent)]).strip(":"))
+    before = key("nnUNetTrainerOfMyOwn")
+    assert key("nnUNetTrainerOfMyOwn") == before
+    file.write_text(OWN.replace("1e-2", "1e-3"))
+    assert key("nnUNetTrainerOfMyOwn") != before
+    # Options are for this package's trainers: others need no new training when they change.
+    assert key("nnUNetTrainerOfMyOwn", "epochs=4") == key("nnUNetTrainerOfMyOwn")
+    assert key("nnUNetTrainer_5epochs", "epochs=4") == key("nnUNetTrainer_5epochs")
+    assert key("nnUNetTrainerORDER", "epochs=4") != key("nnUNetTrainerORDER")
+
+
+def test_the_script_finds_the_users_own_trainers(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(VARIABLE, "own")
+    assert f"export {VARIABLE}={tmp_path / 'own'}\n" in Experiment(folder, chain()).script()
+
+
+def test_gpus_are_not_for_the_cpu():
+    Execution(gpus=(0,)).check_device("cuda")
+    Execution().check_device("cpu")
+    with pytest.raises(UserError, match="found --gpus 0 1 and device cpu"):
+        Execution(gpus=(0, 1)).check_device("cpu")
+
+
+def test_a_file_system_without_locks_is_one_line(folder, monkeypatch):
+    import fcntl
+
+    def refuse(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(UserError, match=r"a\.lock: cannot be locked"):
+        Experiment(folder, chain()).run()
+
+
+def test_a_weight_changed_in_the_middle_of_a_large_file_is_noticed(tmp_path):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(bytes(1 << 18))
+    before = files_digest([path])
+    content = bytearray(1 << 18)
+    content[1000] = 1
+    path.write_bytes(content)
+    assert files_digest([path]) != before

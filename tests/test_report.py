@@ -22,13 +22,15 @@ from law_synth.experiment.report import TABLES, Report
 from law_synth.experiment.results import read_results
 from law_synth.experiment.sentences import MINUS
 from nnunet_order.experiment.scores import CaseScores
-from nnunet_order.metrics import FOREGROUND_MEAN
+from nnunet_order.experiment.stage import Stage, stage_keys
+from nnunet_order.metrics import FOREGROUND_MEAN, METRICS
 
 ARMS = ("real", "uniform", "law")
 SHIFTS = {"real": 6, "uniform": 6, "law": 2}  # pixels by which a prediction misses
 TRAINERS = ("nnUNetTrainerORDER", "nnUNetTrainer")
 SEEDS = (0, 1)
 REAL = "nnUNet_raw/Dataset001_Real"
+TRAINED = Stage("train_law", ("touch done",), ("done",), environment={"SEED": "7"})
 
 
 def segmentation(arm: str, trainer: str, seed: int) -> dict:
@@ -64,6 +66,7 @@ def describe(folder: Path, **changes) -> None:
         "seeds": list(SEEDS),
         "segmentations": [segmentation(a, t, s) for a in ARMS for t in TRAINERS for s in SEEDS],
         "syntheses": [synthesis(arm) for arm in ARMS[1:]],
+        "stages": stage_keys((TRAINED,)),
     }
     (folder / "experiment.json").write_text(json.dumps(content | changes))
 
@@ -131,7 +134,6 @@ def synthesise(folder: Path, run: Path) -> None:
 def finished(tmp_path_factory, trained_run) -> Path:
     """An experiment's folder with everything in it, reported on."""
     from nnunet_order.experiment.runner import Experiment
-    from nnunet_order.experiment.stage import Stage
 
     folder = tmp_path_factory.mktemp("experiment")
     shutil.copytree(
@@ -144,7 +146,7 @@ def finished(tmp_path_factory, trained_run) -> Path:
     for entry in content["segmentations"]:
         predict_and_score(folder, entry)
     synthesise(folder, trained_run)
-    Experiment(folder, (Stage("train_law", ("touch done",), ("done",), environment={"SEED": "7"}),)).run()
+    Experiment(folder, (TRAINED,)).run()
     Report(folder).run()
     return folder
 
@@ -372,14 +374,15 @@ def test_missing_parts_are_named_and_the_rest_is_shown(finished, tmp_path):
     gone = segmentation("law", TRAINERS[0], 1)
     shutil.rmtree(folder / gone["scores"])
     shutil.rmtree(folder / synthesis("uniform")["evaluation"])
-    (folder / "stages" / "segment_x.begun.json").write_text("{}")
-    (folder / "stages" / "report.begun.json").write_text("{}")
+    for name in ("segment_x", "report", "train_of_an_arm_that_was_removed"):
+        (folder / "stages" / f"{name}.begun.json").write_text("{}")
+    describe(folder, stages={"train_law": stage_keys((TRAINED,))["train_law"], "segment_x": "", "report": ""})
     Report(folder).run()
     missing = read_results(folder).missing
     assert missing == [
+        "stage segment_x (begun)",
         f"scores of {gone['name']}",
         "evaluation of uniform_fold_0_seed_0",
-        "stage segment_x (begun)",
     ]
     page = (folder / "report.html").read_text()
     assert all(part in page for part in missing) and "Not there yet" in page
@@ -494,3 +497,42 @@ def test_page_in_a_browser(finished, browser):
     assert not faults
     assert all(url.startswith(("file:", "data:")) for url in requests)
     page.close()
+
+
+def test_scores_of_an_earlier_configuration_are_left_out(finished, tmp_path):
+    """While a changed experiment runs again, new scores are not compared with old ones."""
+    folder = copy_of(finished, tmp_path / "changed")
+    old, judged = segmentation("law", TRAINERS[0], 1)["name"], synthesis("uniform")["name"]
+    names = (f"score_{old}", f"evaluate_{judged}")
+    for name in names:
+        record = {"name": name, "key": "of epochs=15", "started": "2026", "commands": [], "seconds": 1}
+        (folder / "stages" / f"{name}.json").write_text(json.dumps(record))
+    describe(folder, stages=dict.fromkeys(names, "of epochs=30"))
+    results = read_results(folder)
+    assert results.missing == [
+        f"scores of {old} (there are some of an earlier configuration)",
+        f"evaluation of {judged} (there is one of an earlier configuration)",
+    ]
+    assert not next(one for one in results.syntheses if one.name == judged).evaluation
+    of_trainer = next(one for one in results.scores if one.trainer == TRAINERS[0])
+    assert of_trainer.scored["law"].any(axis=1).tolist() == [True, False]
+
+
+def test_a_run_that_has_pictures_and_no_record_yet(finished, tmp_path):
+    folder = copy_of(finished, tmp_path / "young")
+    for run in (folder / "runs").iterdir():
+        if list(run.glob("samples/delta_*.npy")):
+            (run / "law_config.json").unlink()
+    Report(folder).run()
+    assert any(part.startswith("LAW training of") for part in read_results(folder).missing)
+
+
+def test_nothing_found_in_images_of_nothing_is_no_difference():
+    """The reference is rightly empty everywhere: its mean is unknown, and so is any difference."""
+    values = {
+        "real": {metric: np.full((1, 3, 1), np.nan) for metric in METRICS},
+        "law": {metric: np.zeros((1, 3, 1)) for metric in METRICS},
+    }
+    scored = {arm: np.ones((1, 3), bool) for arm in values}
+    one = CaseScores("T", "empty", FOREGROUND_MEAN, ["a", "b", "c"], [("all", 0)], values, scored)
+    assert statistics.differences([one], {}, {}, "real") == []

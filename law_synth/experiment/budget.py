@@ -8,7 +8,6 @@ from dataset_conversion.folds import Fold, fold_cases
 from dataset_conversion.raw import RawDataset
 from law_synth.experiment.config import Config
 from law_synth.slices import read_header, slice_axis
-from nnunet_order.experiment.segmentation import is_volumetric
 
 
 def iterations_per_epoch(config: Config, source: RawDataset) -> int:
@@ -40,7 +39,7 @@ def samples(config: Config, source: RawDataset, fold: Fold) -> dict[str, int]:
     often as a whole volume: of volumes, each gets one.
     """
     per_real = config.synthetic_per_real
-    if per_real is None and is_volumetric(source) and "samples" not in config.generate:
+    if per_real is None and source.holds_volumes and "samples" not in config.generate:
         per_real = 1.0
     if per_real is None:
         return {}

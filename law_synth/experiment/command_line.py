@@ -29,7 +29,7 @@ def command_line(program: str, verb: Any, positional: Sequence[str] = (), **name
         for field in fields(verb)
         if field.name not in positional and getattr(verb, field.name) != field.default
     }
-    return shlex.join(words + flags(changed))
+    return shlex.join(words + flags(changed, type(verb)))
 
 
 def parse(kind: type[Verb], options: Mapping[str, Any], where: str, positional: Sequence[str] = ()) -> Verb:
@@ -45,18 +45,22 @@ def parse(kind: type[Verb], options: Mapping[str, Any], where: str, positional: 
     told = io.StringIO()
     try:
         with contextlib.redirect_stderr(told):
-            return tyro.cli(kind, args=[*positional, *flags(options)], add_help=False)
+            return tyro.cli(kind, args=[*positional, *flags(options, kind)], add_help=False)
     except SystemExit:
         words = " ".join(line.strip("│─ ") for line in told.getvalue().splitlines()[1:3])
         raise UserError(f"{where}: {words}; correct it") from None
 
 
-def flags(options: Mapping[str, Any]) -> list[str]:
-    """{"max_steps": 400, "dice": False, "seeds": [0, 1]} -> --max-steps 400 --no-dice --seeds 0 1."""
+def flags(options: Mapping[str, Any], kind: type) -> list[str]:
+    """{"max_steps": 400, "dice": False, "seeds": [0, 1]} -> --max-steps 400 --no-dice --seeds 0 1.
+
+    A switch of `kind` that may also be None takes its value: --original-size False.
+    """
+    switches = {field.name for field in fields(kind) if field.type in (bool, "bool")}
     words = []
-    for name, value in options.items():
-        name = name.replace("_", "-")
-        if isinstance(value, bool):
+    for option, value in options.items():
+        name = option.replace("_", "-")
+        if isinstance(value, bool) and option in switches:
             words.append(f"--{name}" if value else f"--no-{name}")
         elif isinstance(value, list | tuple):
             words += [f"--{name}", *map(str, value)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 from collections.abc import Mapping
@@ -90,14 +91,16 @@ class Config:
 
     def check(self) -> None:
         """UserError: something that no experiment can be made of."""
-        for name in ("arms", "folds", "seeds"):
+        for name in ("arms", "segmenters", "folds", "seeds"):
             values = getattr(self, name)
-            if len(set(values)) < len(values) or (not values and name != "folds"):
+            if len(set(values)) < len(values) or (not values and name in ("arms", "seeds")):
                 raise UserError(f"found {name} {list(values)}, expected one or more, each once; correct it")
+        if min(self.seeds) < 0:
+            raise UserError(f"found the seed {min(self.seeds)}, expected 0 or more; correct it")
         self._check_arms()
         if not 0 < self.fraction <= 1:
             raise UserError(f"found fraction {self.fraction}, expected above 0 and up to 1; change it")
-        if self.synthetic_per_real is not None and not self.synthetic_per_real > 0:
+        if self.synthetic_per_real is not None and not 0 < self.synthetic_per_real < math.inf:
             raise UserError(
                 f"found synthetic_per_real {self.synthetic_per_real}, expected above 0; change it"
             )
@@ -210,6 +213,9 @@ def _checked_table(where: str, kind: type, options: Options, ours: tuple[str, ..
     positional = [given.pop("dataset")] if kind is Evaluate else []
     verb = parse(kind, {**given, **options}, where, positional)
     read = {name: getattr(verb, name) for name in options}
+    for name in PATHS:
+        if read.get(name) and not Path(read[name]).exists():
+            raise UserError(f"{where}: found {name} = {read[name]}, which is not there; correct the path")
     return {name: str(Path(value).resolve()) if name in PATHS else value for name, value in read.items()}
 
 

@@ -54,7 +54,7 @@ SLICES = 10
 
 @dataclass(frozen=True)
 class Demo:
-    """Draw polyps or CT volumes, train a base and LAW on them, generate and filter cases, train stock
+    """Draw polyps or CT volumes, train a base and LAW on them, generate cases (filtered, of polyps), train
     nnU-Net and ORDER with and without them, and write report.html: 12 (CT: 14) minutes on 2 CPU cores.
 
     Everything is an experiment of the ordinary kind; a killed demo goes on where it was.
@@ -80,13 +80,13 @@ class Demo:
     def run(self) -> None:
         from law_synth.experiment.config import make_config
         from law_synth.experiment.plan import make_plan
-        from law_synth.requirements_hint import require
+        from law_synth.requirements_hint import METRICS, require
         from nnunet_order.experiment.execution import begin, begun_record
         from nnunet_order.experiment.runner import Experiment, make_workers
         from nnunet_order.experiment.stage import Stage
 
         require("synth", "diffusers", "transformers", "accelerate", "jinja2")
-        require("metrics", "timm", "open_clip")
+        require("metrics", *METRICS)
         draw = self.draw_command
         began = time.perf_counter()
         folder = self._folder.resolve()

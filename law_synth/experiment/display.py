@@ -14,7 +14,6 @@ from law_synth.experiment.pictures import Painted
 from law_synth.experiment.results import Results
 from law_synth.experiment.sentences import MINUS
 from nnunet_order.examples import foreground_values, shown_plane, shown_slice
-from nnunet_order.experiment.segmentation import is_volumetric
 from nnunet_order.figures import LABEL_COLOURS, displayable
 from nnunet_order.geometry import label_spacing
 
@@ -79,7 +78,7 @@ def display_note(results: Results, display: Display) -> str:
     if results.real is None:
         return ""
     notes = []
-    if is_volumetric(results.real):
+    if results.real.holds_volumes:
         notes.append("Of a volume: the slice with the most of its rarest label.")
     if display.window is not None:
         low, high = (f"{end:.0f}".replace("-", MINUS) for end in display.window)
@@ -87,7 +86,7 @@ def display_note(results: Results, display: Display) -> str:
             f"Grey values of {results.real.channel_names[0]} from {low} (black) to {high} (white), as LAW's "
             "models see them."
         )
-    elif is_volumetric(results.real):
+    elif results.real.holds_volumes:
         notes.append(
             "Grey values: of CT around those of the labels, else the 0.5th to 99.5th percentile of the slice."
         )

@@ -43,12 +43,15 @@ class Experiment:
 
     def run(self) -> None:
         from law_synth.experiment.plan import make_plan
-        from law_synth.requirements_hint import require
+        from law_synth.requirements_hint import METRICS, require
         from nnunet_order.experiment.runner import Experiment as Stages
 
         require("synth", "diffusers", "transformers", "accelerate", "jinja2")
         folder = self._folder().resolve()
         plan = make_plan(self._config(), folder)
+        if plan.syntheses:  # before hours of training, not after
+            require("metrics", *METRICS)
+        self.execution.check_device(plan.device)
         record = plan.record(shlex.join(["law-synth", *sys.argv[1:]]))
         if self.execution.carry_out(Stages(folder, plan.stages), record):
             logger.info("the report is %s", folder / "report.html")

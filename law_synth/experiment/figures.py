@@ -154,7 +154,7 @@ def delta_maps(painter: Painter) -> list[dict]:
     """Delta maps over the training as in the paper's Fig. 8: per arm the steps, and a row per case."""
     arms = []
     for arm, runs in runs_by_arm(painter.results).items():
-        one = next((one for one in runs if one.deltas), None)
+        one = next((one for one in runs if one.deltas and one.config), None)
         if one is None:
             continue
         every = sorted(one.deltas)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -22,6 +23,7 @@ from law_synth.experiment.command_line import command_line
 from law_synth.experiment.config import PATHS, REAL, Config, Options
 from law_synth.experiment.synthesis import Synthesis
 from law_synth.generation.generate import Generate
+from law_synth.slices import refuse_shared_ids
 from law_synth.training.train import Train
 from nnunet_order.experiment.execution import FORMAT, begun_record
 from nnunet_order.experiment.inputs import files_digest
@@ -32,7 +34,7 @@ from nnunet_order.experiment.segmentation import (
     prepare_real,
     refuse_shared_groups,
 )
-from nnunet_order.experiment.stage import Stage
+from nnunet_order.experiment.stage import Stage, stage_keys
 
 RAW = Path("nnUNet_raw")
 FIRST_NUMBER = 101  # of the synthetic data sets
@@ -95,8 +97,11 @@ class ExperimentPlan:
         last = [f"score_{one.name}" for one in self.segmentations]
         last += [f"{kind}_{one.name}" for one in self.syntheses for kind in ("audit", "evaluate")]
         outputs = ("report.html", "results")
+        # What the page shows besides the files of the stages: title, order, reference.
+        shown = json.dumps(self._description, sort_keys=False)
         # law-synth report may have written them before, for a look at what there is so far.
-        yield Stage("report", ("law-synth report .",), outputs, tuple(last), replaces_outputs=True)
+        command = ("law-synth report .",)
+        yield Stage("report", command, outputs, tuple(last), inputs=shown, replaces_outputs=True)
 
     @cached_property
     def real_segmentations(self) -> list[Segmentation]:
@@ -249,13 +254,15 @@ class ExperimentPlan:
 
     def record(self, command: str, kind: str = "law-synth experiment") -> dict:
         """Content of experiment.json."""
+        about = {"format": FORMAT, "kind": kind, "command": command}
+        return about | self._description | {"stages": stage_keys(self.stages)}
+
+    @property
+    def _description(self) -> dict:
         config = self.config
         rounds = range(2, config.rounds + 1)
         return {
-            "format": FORMAT,
-            "kind": kind,
             "title": config.title,
-            "command": command,
             "config": asdict(config),
             "real": str(RAW / REAL_DATASET),
             "on": self.on,
@@ -286,6 +293,7 @@ def make_plan(config: Config, folder: Path) -> ExperimentPlan:
     """Read the real data and settle what depends on it. UserError: data or options that do not fit."""
     source = find_dataset(config.dataset)
     lesion_classes(source)
+    refuse_shared_ids(source)
     tested = bool(source.test_cases) and all(case.label is not None for case in source.test_cases)
     if not config.folds:
         config = replace(config, folds=("all",) if tested else tuple(range(len(source.read_splits()))))

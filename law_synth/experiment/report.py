@@ -84,7 +84,6 @@ def render(results, scores: Sequence, differences: Sequence, mixtures: Sequence)
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     from law_synth.experiment import charts, sentences, statistics
-    from nnunet_order.experiment.segmentation import is_volumetric
 
     environment = Environment(
         loader=PackageLoader("law_synth.experiment"),
@@ -116,7 +115,7 @@ def render(results, scores: Sequence, differences: Sequence, mixtures: Sequence)
         mean_label=FOREGROUND_MEAN,
         resamples=RESAMPLES,
         mixtures=mixtures,
-        volumetric=results.real is not None and is_volumetric(results.real),
+        volumetric=results.real is not None and results.real.holds_volumes,
         forest=charts.forest_axis([one.estimate for one in main if one.stratum == statistics.ALL]),
         **synthesis_context(results),
         **picture_context(results),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -31,6 +31,7 @@ KEYS = (
     "seeds",
     "segmentations",
     "syntheses",
+    "stages",
 )
 
 
@@ -149,7 +150,7 @@ def read_results(folder: Path) -> Results:
     path = folder / "experiment.json"
     if not path.is_file():
         raise UserError(
-            f"{folder}: found no experiment.json, expected the folder of `law-synth experiment`; correct OUT"
+            f"{folder}: found no experiment.json, expected the folder of an experiment; correct the path"
         )
     description = _load_json(path)
     absent = [key for key in KEYS if key not in description]
@@ -157,18 +158,25 @@ def read_results(folder: Path) -> Results:
         found = f"format {description.get('format')}" + (f" without {absent[0]}" if absent else "")
         raise UserError(f"{path}: found {found}, expected format {FORMAT}; run `law-synth experiment` again")
     missing: list[str] = []
-    scores = read_scores(folder, description, missing)
-    syntheses = [read_synthesis(folder, entry, missing) for entry in description["syntheses"]]
-    stages = read_stages(folder / "stages", missing)
+    stages = read_stages(folder / "stages", description["stages"], missing)
+    outdated = {record["name"] for record in stages if record["key"] != description["stages"][record["name"]]}
+    scores = read_scores(folder, description, missing, outdated)
+    syntheses = [read_synthesis(folder, entry, missing, outdated) for entry in description["syntheses"]]
     return Results(folder, description, scores, syntheses, stages, missing)
 
 
-def read_synthesis(folder: Path, entry: Mapping, missing: list[str]) -> Synthesis:
-    """One entry of `syntheses`, as far as it is there."""
+def read_synthesis(
+    folder: Path, entry: Mapping, missing: list[str], outdated: Collection[str] = ()
+) -> Synthesis:
+    """One entry of `syntheses`, as far as it is there and its evaluation is not `outdated`."""
     dataset, evaluation, run = (folder / entry[key] for key in ("dataset", "evaluation", "run"))
     finished, judged = dataset / "dataset.json", evaluation / "evaluation.json"
     parts = {"LAW training": run / CONFIG, "synthetic data set": finished, "evaluation": judged}
     missing += [f"{what} of {entry['name']}" for what, path in parts.items() if not path.is_file()]
+    is_judged = judged.is_file()
+    if is_judged and f"evaluate_{entry['name']}" in outdated:
+        is_judged = False
+        missing.append(f"evaluation of {entry['name']} (there is one of an earlier configuration)")
     deltas = {int(path.stem.split("_")[1]): path for path in sorted(run.glob("samples/delta_*.npy"))}
     return Synthesis(
         name=entry["name"],
@@ -178,25 +186,23 @@ def read_synthesis(folder: Path, entry: Mapping, missing: list[str]) -> Synthesi
         run=entry["run"],
         dataset=dataset,
         manifest=_load_lines(dataset / "synthesis.jsonl") if finished.is_file() else [],
-        evaluation=_load_json(judged) if judged.is_file() else {},
-        cases=read_csv(evaluation / "per_case.csv") if judged.is_file() else [],
+        evaluation=_load_json(judged) if is_judged else {},
+        cases=read_csv(evaluation / "per_case.csv") if is_judged else [],
         log=_load_lines(run / LOG),
         deltas=deltas,
         config=_load_json(run / CONFIG) if (run / CONFIG).is_file() else {},
     )
 
 
-def read_stages(folder: Path, missing: list[str]) -> list[dict]:
-    """Records of finished stages by start; others that have begun go into `missing`."""
+def read_stages(folder: Path, names: Iterable[str], missing: list[str]) -> list[dict]:
+    """Records of the finished ones of `names` by start; others that have begun go into `missing`."""
     records = []
-    for path in sorted(folder.glob("*.json")):
-        if path.name.endswith(".begun.json"):
-            name = path.name.removesuffix(".begun.json")
-            # The stage that runs this very command has not finished, either.
-            if name != "report" and not (folder / f"{name}.json").is_file():
-                missing.append(f"stage {name} (begun)")
-        else:
-            records.append(_load_json(path))
+    for name in names:
+        if (folder / f"{name}.json").is_file():
+            records.append(_load_json(folder / f"{name}.json"))
+        # The stage that runs this very command has not finished, either.
+        elif name != "report" and (folder / f"{name}.begun.json").is_file():
+            missing.append(f"stage {name} (begun)")
     return sorted(records, key=lambda record: (record["started"], record["name"]))
 
 

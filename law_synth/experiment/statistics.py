@@ -184,7 +184,8 @@ def _compare(
         if arm == reference:
             continue
         pair = [side[:, chosen] for side in scored.pair(arm, reference, MEANS[metric])]
-        if mean := estimate(pair[0], groups[chosen], minus=pair[1]):
+        mean = estimate(pair[0], groups[chosen], minus=pair[1])
+        if mean and np.isfinite(mean.value):  # neither is, where one arm found nothing in images of nothing
             found[arm] = mean
             p_values.append(signed_rank(group_means(case_gains(*pair), groups[chosen])))
     corrected = holm(p_values)

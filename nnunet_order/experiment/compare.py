@@ -100,6 +100,7 @@ class Compare:
 
     def run(self) -> None:
         plan = Comparison(self, find_dataset(self.dataset))
+        self.execution.check_device(plan.device)
         experiment = plan.experiment()
         if self.execution.carry_out(experiment, plan.record()):
             print_table(table_rows(self.out, plan), self.out)

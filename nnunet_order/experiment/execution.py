@@ -31,6 +31,14 @@ class Execution:
     stage: str | None = None
     """Run this stage alone, on a cluster for example."""
 
+    def check_device(self, device: str) -> None:
+        """UserError: --gpus for commands that are to run on the CPU."""
+        if self.gpus and device == "cpu":
+            raise UserError(
+                f"found --gpus {' '.join(map(str, self.gpus))} and device cpu, expected a GPU that PyTorch "
+                "sees; leave --gpus out, or name the device cuda"
+            )
+
     def carry_out(self, experiment: Experiment, record: Mapping) -> bool:
         """Show or run the stages; whether all of them have run.
 

@@ -91,8 +91,9 @@ class Experiment:
 
     def _script(self, place: str) -> str:
         programs = shlex.quote(str(Path(sys.executable).parent))
+        variables = {**user_trainers(), **self.environment}
         lines = ["#!/bin/sh", "set -e", f"mkdir -p {place}", f"cd {place}", f"export PATH={programs}:$PATH"]
-        lines += [f"export {_assignment(*variable)}" for variable in self.environment.items()]
+        lines += [f"export {_assignment(*variable)}" for variable in variables.items()]
         for stage in self.stages:
             variables = [_assignment(*variable) for variable in stage.environment.items()]
             lines += ["", f"# {stage.name}", *(" ".join([*variables, one]) for one in stage.commands)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,14 +41,22 @@ class CaseScores:
         return first, second
 
 
-def read_scores(folder: Path, description: Mapping, missing: list[str]) -> list[CaseScores]:
-    """Scores by trainer, test set and label, in the order of experiment.json."""
+def read_scores(
+    folder: Path, description: Mapping, missing: list[str], outdated: Collection[str] = ()
+) -> list[CaseScores]:
+    """Scores by trainer, test set and label, in the order of experiment.json.
+
+    What is not there, or comes from one of the `outdated` stages, goes into `missing`.
+    """
     pooled = description["on"] == VALIDATION
     found: dict[tuple[str, str], dict[tuple[str, tuple, str], dict[str, np.ndarray]]] = {}
     for entry in description["segmentations"]:
         path = folder / entry["scores"] / "per_case.csv"
         if not path.is_file():
             missing.append(f"scores of {entry['name']}")
+            continue
+        if f"score_{entry['name']}" in outdated:
+            missing.append(f"scores of {entry['name']} (there are some of an earlier configuration)")
             continue
         training = (entry["seed"],) if pooled else (entry["fold"], entry["seed"])
         for (test_set, case), labels in read_case_scores(path).items():

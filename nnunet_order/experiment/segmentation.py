@@ -5,18 +5,23 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import os
+import re
 import shlex
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 
 from dataset_conversion.folds import Fold, leak_free_fold
-from dataset_conversion.raw import COLOUR_ENDINGS, RawDataset
+from dataset_conversion.raw import RawDataset
 from dataset_conversion.splits import splits_files
 from dataset_conversion.subset import source_splits
 from dataset_conversion.user_error import UserError
-from nnunet_order.experiment.inputs import dataset_digest
+from nnunet_order.experiment.inputs import dataset_digest, files_digest
 from nnunet_order.experiment.stage import Stage
+from nnunet_order.registration import VARIABLE
 from nnunet_order.trainer_options import OPTIONS_VARIABLE, trainer_options
 
 REAL_DATASET = "Dataset001_Real"
@@ -68,7 +73,10 @@ class Segmentation:
     def stages(self, after: tuple[str, ...]) -> list[Stage]:
         """Train, predict (test cases only) and score; `after` is what the training waits for."""
         trained = f"segment_{self.name}"
-        segment = Stage(trained, (self._train,), self._trained, after, self._training_environment)
+        code = files_digest(users_files(self.trainer))
+        segment = Stage(
+            trained, (self._train,), self._trained, after, self._training_environment, inputs=code
+        )
         if self.on == "validation":
             return [segment, self._score(trained)]
         predicted = f"predict_{self.name}"
@@ -114,7 +122,8 @@ class Segmentation:
     @property
     def _training_environment(self) -> dict[str, str]:
         environment = {**self._environment, "NNUNET_ORDER_SEED": str(self.seed)}
-        environment[OPTIONS_VARIABLE] = self.options  # also none: the user's own shell may export some
+        # Also none: the user's own shell may export some. Stock trainers read none, and need no new training.
+        environment[OPTIONS_VARIABLE] = self.options if takes_options(self.trainer) else ""
         if self.device == "cpu":
             environment["nnUNet_n_proc_DA"] = "0"  # then a training repeats itself bit by bit
             environment["nnUNet_def_n_proc"] = "1"  # the default of 8 starts as many at the end of a training
@@ -136,7 +145,7 @@ def prepare_real(source: RawDataset, fraction: float, max_side: int | None) -> l
     convert = ["nnunet-order", "convert", "subset", *place, "--out", raw]
     if fraction < 1:
         convert += ["--fraction", str(fraction), "--seed", "0"]
-    if max_side is not None and is_volumetric(source):
+    if max_side is not None and source.holds_volumes:
         logger.info(
             "%s holds volumes, which keep their size: max_side %d is left out; slices can be shrunk when "
             "they are converted (nnunet-order convert kits19 --slices --max-side %d)",
@@ -160,26 +169,52 @@ def prepare_real(source: RawDataset, fraction: float, max_side: int | None) -> l
 
 def check_trainers(trainers: Iterable[str], options: str) -> None:
     """UserError: a trainer that nnUNetv2_train would not find, or options that ours do not know."""
-    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
-
     from nnunet_order.trainers import PaperRecipeTrainer
 
     trainer_options(PaperRecipeTrainer, options)
     for trainer in trainers:
-        try:
-            with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():  # it tells each step
-                warnings.simplefilter("ignore")
-                recursive_find_trainer_class_by_name(trainer)
-        except RuntimeError as error:
-            raise UserError(
-                f"found no trainer {trainer}, expected one that nnUNetv2_train -tr finds; correct the name "
-                "or see nnunet-order doctor"
-            ) from error
+        trainer_class(trainer)
 
 
-def is_volumetric(dataset: RawDataset) -> bool:
-    """Whether its files are volumes, of which nnU-Net's 2d configuration takes the slices."""
-    return dataset.file_ending not in COLOUR_ENDINGS
+@cache
+def trainer_class(name: str) -> type:
+    """The trainer that nnUNetv2_train -tr finds. UserError: none."""
+    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():  # it tells each step
+            warnings.simplefilter("ignore")
+            return recursive_find_trainer_class_by_name(name)
+    except RuntimeError as error:
+        raise UserError(
+            f"found no trainer {name}, expected one that nnUNetv2_train -tr finds; correct the name or see "
+            "nnunet-order doctor"
+        ) from error
+
+
+def takes_options(trainer: str) -> bool:
+    """Whether NNUNET_ORDER_OPTIONS means something to it."""
+    from nnunet_order.trainers import PaperRecipeTrainer
+
+    return issubclass(trainer_class(trainer), PaperRecipeTrainer)
+
+
+def users_files(trainer: str) -> list[Path]:
+    """Files in the folders of nnUNet_extTrainer that define a trainer or a class that it is made of.
+
+    Not ours and not nnU-Net's, which change with their versions alone.
+    """
+    packages = ("builtins", "nnunetv2", "nnunet_order")
+    own = [
+        one.__name__ for one in trainer_class(trainer).__mro__ if one.__module__.split(".")[0] not in packages
+    ]
+    if not own:
+        return []
+    # nnU-Net loads these modules without leaving them where `inspect` would look.
+    defined = re.compile(rf"^class ({'|'.join(own)})\b", re.MULTILINE)
+    folders = [Path(folder) for folder in os.environ.get(VARIABLE, "").split(os.pathsep) if folder]
+    files = sorted(path for folder in folders for path in folder.rglob("*.py"))
+    return [path for path in files if defined.search(path.read_text(encoding="utf-8", errors="replace"))]
 
 
 def refuse_shared_groups(dataset: RawDataset, folds: Sequence[Fold], on: str) -> None:

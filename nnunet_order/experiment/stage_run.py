@@ -139,6 +139,12 @@ class StageRun:
         except BlockingIOError:
             self._release()
             return False
+        except OSError as error:
+            self._release()
+            raise UserError(
+                f"{self.files.lock}: cannot be locked ({error.strerror}), expected a file system with flock; "
+                "choose another --out"
+            ) from error
         if self.files.is_done():
             return True
         begun = _read(self.files.begun) if self.files.has_begun() else {}
