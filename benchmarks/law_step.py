@@ -2,7 +2,7 @@
 
     python benchmarks/law_step.py --json benchmarks/results/law_step_cpu.json
 
-Random weights; a UNet of 6 M parameters (the size that init-base trains) on latents of 16 x 16. Each round
+Random weights; a UNet of 4.9 M parameters (the size that init-base trains) on latents of 16 x 16. Each round
 runs one step of every variant in a new order, so that a noisy moment hits all alike; the ratio is the median
 of the per-round ratios. Peak memory comes from a process of its own per variant.
 """

@@ -60,6 +60,16 @@ class Geometry(NamedTuple):
         )
 
 
+def refuse_shared_ids(dataset: RawDataset) -> None:
+    """UserError: a test case has the id of a training case, and could not be told from it."""
+    training = {case.id for case in dataset.training_cases}
+    if shared := sorted(training.intersection(case.id for case in dataset.test_cases)):
+        raise UserError(
+            f"{dataset.folder}: found case {shared[0]} ({len(shared)} such) in imagesTr and in imagesTs, "
+            "expected ids of their own; rename the test cases"
+        )
+
+
 class SliceView:
     """A raw data set as slices; `view_of` and `view_from` make it. Safe to call from several threads.
 
@@ -68,10 +78,13 @@ class SliceView:
     Args:
         window: from stored values to the model's, and back.
         axis: of the slices in arrays (Z, Y, X); None for 2D files.
+
+    UserError: as `refuse_shared_ids`.
     """
 
     def __init__(self, dataset: RawDataset, window: Window, axis: int | None = None):
         self.dataset, self.window, self.axis = dataset, window, axis
+        refuse_shared_ids(dataset)
         self.classes: Classes = lesion_classes(dataset)
         self._cases = {case.id: case for case in (*dataset.training_cases, *dataset.test_cases)}
         self._last: dict[str, tuple[str, np.ndarray]] = {}

@@ -76,7 +76,7 @@ def find_window(
     widened by a tenth at both ends; any other channel that of all pixels. UserError: no such range.
     """
     cases = [dataset.case(case_id) for case_id in case_ids]
-    dtype = stored_dtype(cases[0])
+    dtype = np.result_type(*{stored_dtype(case) for case in cases}).name  # one that holds every case's values
     if given is not None:
         ranges = [given] * len(dataset.channel_names)
     elif dtype == "uint8":
@@ -108,9 +108,8 @@ def _dtype_in_header(path: Path) -> str:
         from PIL import Image
 
         with Image.open(path) as image:
-            return {"I;16": "uint16", "I;16B": "uint16", "I": "uint16", "F": "float32"}.get(
-                image.mode, "uint8"
-            )
+            deep = "int32" if image.format == "TIFF" else "uint16"  # PNG has no more than 16 bit
+            return {"I;16": "uint16", "I;16B": "uint16", "I": deep, "F": "float32"}.get(image.mode, "uint8")
     import SimpleITK as sitk
 
     reader = sitk.ImageFileReader()

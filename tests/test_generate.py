@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import multiprocessing
 import os
 import shutil
@@ -463,7 +464,7 @@ def test_dropped_images_are_recorded_and_not_written(generated, tmp_path):
     assert {name: digest for name, digest in hashes(out).items() if "Tr/" in name}.items() <= files.items()
 
 
-def write_judge(folder: Path, folds: tuple[int, ...]) -> Path:
+def write_judge(folder: Path, folds: tuple[int | str, ...]) -> Path:
     """An nnU-Net model folder of random weights for Dataset950_Phantom."""
     from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
@@ -495,7 +496,7 @@ def write_judge(folder: Path, folds: tuple[int, ...]) -> Path:
     (folder / "plans.json").write_text(json.dumps(plans))
     (folder / "dataset.json").write_text(json.dumps(dataset_json))
     for fold in folds:
-        torch.manual_seed(fold)
+        torch.manual_seed(0 if fold == "all" else fold)
         network = get_network_from_plans(
             architecture["network_class_name"],
             architecture["arch_kwargs"],
@@ -538,12 +539,14 @@ def test_judge_drops_what_it_cannot_find(generated, tmp_path):
 
 def test_judge_that_saw_validation_cases_is_refused(trained_run, tmp_path, caplog):
     judge = write_judge(tmp_path / "nnUNetTrainer__nnUNetPlans__2d", (1, 2))
-    with pytest.raises(UserError, match=r"found a judge trained on phantom_.*validation case of fold 0"):
+    with pytest.raises(
+        UserError, match=r"found a judge trained on phantom_.*validation or test case of fold 0"
+    ):
         generate(tmp_path / "Dataset951", segmenter=judge)
     plans = judge / "plans.json"
     plans.write_text(plans.read_text().replace("Dataset950_Phantom", "Dataset777_Other"))
     Generate(out=tmp_path / "Dataset951", segmenter=judge, dry_run=True).run()
-    assert "make sure that it saw no validation case of fold 0" in caplog.text
+    assert "make sure that it saw no validation or test case of fold 0" in caplog.text
     grey = json.loads((judge / "dataset.json").read_text()) | {"channel_names": {"0": "grey"}}
     several = json.loads((judge / "dataset.json").read_text())
     several["labels"] |= {"tool": 2}
@@ -613,3 +616,58 @@ def test_batch_members_do_not_matter(trained_run):
     masks = (np.random.default_rng(0).random((4, 64, 64)) > 0.5).astype(np.uint8)
     batch = sampler(masks, [1, 2, 3, 4])
     np.testing.assert_array_equal(sampler(masks[[3, 3, 1, 1]], [4, 4, 2, 2])[[0, 2]], batch[[3, 1]])
+
+
+def test_files_of_no_chunk_are_removed_at_the_end(generated, tmp_path):
+    """What a kill left of a sample that was dropped when its chunk was made again."""
+    out = Path(shutil.copytree(generated, tmp_path / generated.name))
+    (out / "dataset.json").unlink()
+    for part, name in (("imagesTr", "law_000099_0000.png"), ("labelsTr", "law_000099.png")):
+        shutil.copy(next((out / part).glob("law_*.png")), out / part / name)
+    generate(out)
+    assert hashes(out) == hashes(generated) and len(read_dataset(out).training_cases) == SAMPLES
+
+
+def test_grey_is_judged_as_it_is_written(grey_run):
+    """Without the colours that the model gave it, which no file keeps."""
+    from types import SimpleNamespace
+
+    from law_synth.generation.chunks import _as_stored
+
+    run = read_run(grey_run)
+    plan = SimpleNamespace(view=run.view(dataset_of(grey_run)), original_size=False)
+    image = np.random.default_rng(0).uniform(50, 200, (32, 32, 3))
+    stored, *_ = _as_stored(plan, image, np.zeros((32, 32)), None, np.zeros((32, 32)))
+    (written,) = plan.view.window.from_rgb(stored)
+    assert np.array_equal(plan.view.window.to_rgb(written[None]), np.rint(stored))
+    assert np.array_equal(stored, np.rint(image.mean(-1, keepdims=True)).repeat(3, -1))
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"steps": 1000}, "found --steps 1000, expected at most 999"),
+        ({"guidance_scale": math.nan}, "scale nan"),
+    ],
+)
+def test_numbers_that_no_sampler_takes(tmp_path, option, message):
+    with pytest.raises(UserError, match=message):
+        Generate(out=tmp_path / "Dataset951", **option).check()
+
+
+def test_a_judge_of_fold_all_saw_every_case(trained_run, tmp_path, monkeypatch):
+    """Also those that the first fold leaves out."""
+    from law_synth.evaluation.segmenter import Segmenter
+
+    judge = write_judge(tmp_path / "nnUNetTrainer__nnUNetPlans__2d", ("all",))
+    dataset = dataset_of(trained_run)
+    ids = [case.id for case in dataset.training_cases]
+    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path))
+    monkeypatch.setenv("nnUNet_raw", str(dataset.folder.parent))
+    folds = tmp_path / "Dataset950_Phantom" / "splits_final.json"
+    folds.parent.mkdir()
+    folds.write_text(json.dumps([{"train": ids[:2], "val": ids[2:4]}, {"train": ids[:2], "val": ids[4:6]}]))
+    assert Segmenter(judge).train_cases == sorted(ids)
+    folds.write_text('{"train": []}')
+    with pytest.raises(UserError, match="found no folds"):
+        _ = Segmenter(judge).train_cases

@@ -168,7 +168,7 @@ def test_images_of_several_classes_have_a_score_each(ct_dataset, judge):
 
 def test_mine_refuses_what_would_leak(judge, tmp_path):
     out = tmp_path / "hard_cases.json"
-    with pytest.raises(UserError, match=r"judge trained on phantom_.*validation case of fold 0"):
+    with pytest.raises(UserError, match=r"judge trained on phantom_.*validation or test case of fold 0"):
         Mine(dataset="950", segmenter=judge((1,)), out=out, device="cpu").run()
     with pytest.raises(UserError, match="found --fold 7"):
         Mine(dataset="950", segmenter=tmp_path, fold=7, out=out, device="cpu").run()

@@ -12,11 +12,12 @@ import SimpleITK as sitk
 import torch
 
 from dataset_conversion.phantom import ConvertPhantom
-from dataset_conversion.raw import read_dataset
+from dataset_conversion.raw import Case, read_dataset
+from dataset_conversion.raw_writer import RawDatasetWriter
 from dataset_conversion.user_error import UserError
 from law_synth.classes import Classes, colours, condition, joined, lesion_classes, one_hot
 from law_synth.slices import Slice, SliceView, view_from, view_of
-from law_synth.window import MARGIN, Window, find_window
+from law_synth.window import MARGIN, Window, find_window, stored_dtype
 
 
 @pytest.fixture(scope="module")
@@ -270,3 +271,38 @@ class TestSlices:
         identity = SliceView(view.dataset, Window((0.0,), (255.0,), "uint8"), 0)
         with pytest.raises(UserError, match="expected 8 bit"):
             identity.read_rgb(Slice("ct_0", 0))
+
+
+def test_a_test_case_with_the_id_of_a_training_case_is_refused(tmp_path):
+    folder = tmp_path / "Dataset500_Twice"
+    image, mask = np.zeros((40, 40, 3), np.uint8), np.ones((40, 40), np.uint8)
+    with RawDatasetWriter(folder, ("R", "G", "B"), {"background": 0, "polyp": 1}) as writer:
+        for number in range(3):
+            writer.add_training_case(f"case_{number}", image, mask)
+    shutil.copytree(folder / "imagesTr", folder / "imagesTs")
+    with pytest.raises(UserError, match=r"found case case_0 \(3 such\) in imagesTr and in imagesTs"):
+        view_of(read_dataset(folder), ["case_0"])
+
+
+def test_the_window_holds_the_values_of_every_file(tmp_path):
+    """Of one unsigned volume among signed ones, and of signed TIFF."""
+    import tifffile
+
+    for number, kind in enumerate(("uint16", "int16")):
+        for part in ("imagesTr", "labelsTr"):
+            (tmp_path / "Dataset500_CT" / part).mkdir(parents=True, exist_ok=True)
+        values = np.arange(4 * 30 * 30).reshape(4, 30, 30) % 500 - (200 if kind == "int16" else 0)
+        name = tmp_path / "Dataset500_CT" / "imagesTr" / f"ct_{number}_0000.nii.gz"
+        sitk.WriteImage(sitk.GetImageFromArray(values.astype(kind)), name)
+        label = sitk.GetImageFromArray((values % 7 == 0).astype(np.uint8))
+        sitk.WriteImage(label, tmp_path / "Dataset500_CT" / "labelsTr" / f"ct_{number}.nii.gz")
+    about = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "tumour": 1}, "numTraining": 2}
+    about["file_ending"] = ".nii.gz"
+    (tmp_path / "Dataset500_CT" / "dataset.json").write_text(json.dumps(about))
+    window = find_window(read_dataset(tmp_path / "Dataset500_CT"), ["ct_0", "ct_1"])
+    assert window.dtype == "int32"
+    assert window.from_rgb(np.zeros((2, 2, 3), np.uint8)).max() < 0
+
+    path = tmp_path / "signed_0000.tif"
+    tifffile.imwrite(path, np.full((30, 30), -100, np.int32))
+    assert stored_dtype(Case("signed", (path,), None)) == "int32"

@@ -131,7 +131,7 @@ def check_base(subject: Subject, options: Audit) -> tuple[list[Finding], str]:
 
 
 def check_judges(subject: Subject, options: Audit) -> tuple[list[Finding], str]:
-    """Each segmenter that chose images or masks is the one recorded and saw no validation case."""
+    """Each segmenter that chose images or masks is the one recorded and saw no validation or test case."""
     from law_synth.evaluation.segmenter import judge_of_fold
     from law_synth.generation.leaks import cases_behind_judge
 
@@ -146,12 +146,12 @@ def check_judges(subject: Subject, options: Audit) -> tuple[list[Finding], str]:
     }
     if missing := sorted(wanted - judges.keys()):
         raise NotPossible(f"give --segmenter, the model folder whose sha256 is {missing[0][:12]}...")
-    findings, validation = [], set(subject.split[1])
+    findings, held_out = [], set(subject.held_out)
     for judge in (judges[digest] for digest in sorted(wanted)):
         seen = cases_behind_judge(subject.real, judge)
-        if seen is None and validation:
+        if seen is None and held_out:
             raise NotPossible(f"what {judge.name} learned of {judge.train_dataset} is not known here")
-        shared = sorted(validation & (seen or set()))
+        shared = sorted(held_out & (seen or set()))
         findings += [leak(f"{judge.folder}", f"trained on {case}", _what(subject, case)) for case in shared]
     return findings, ", ".join(_describe(judges[digest]) for digest in sorted(wanted))
 

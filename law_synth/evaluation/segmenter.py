@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-import json
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dataset_conversion.raw import RawDataset, find_dataset, nnunet_folder
+from dataset_conversion.raw import RawDataset, find_dataset, nnunet_folder, read_folds
 from dataset_conversion.user_error import UserError
 from law_synth.hashing import hash_file
 from nnunet_order.export import build_network, load_checkpoint, read_json
@@ -103,7 +102,9 @@ class Segmenter:
         splits = _splits(self.train_dataset)
         if splits is None or any(fold != "all" and int(fold) >= len(splits) for fold in self.folds):
             return None
-        every_case = {case for part in splits[0].values() for case in part}
+        # fold_all trains on all that was preprocessed, also on what is in no fold.
+        every_case = {case for fold in splits for part in fold.values() for case in part}
+        every_case |= _raw_cases(self.train_dataset)
         trained = [every_case if fold == "all" else splits[int(fold)]["train"] for fold in self.folds]
         return sorted(set().union(*trained))
 
@@ -226,11 +227,19 @@ def _splits(dataset: str) -> list[dict[str, list[str]]] | None:
     preprocessed = nnunet_folder("nnUNet_preprocessed")
     path = preprocessed / dataset / "splits_final.json" if preprocessed else None
     if path is not None and path.is_file():
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_folds(path)
     try:
         return find_dataset(dataset).read_splits()
     except UserError:
         return None
+
+
+def _raw_cases(dataset: str) -> set[str]:
+    """Ids of the training cases of a data set; none where it is not here."""
+    try:
+        return {case.id for case in find_dataset(dataset).training_cases}
+    except UserError:
+        return set()
 
 
 def _hash(paths: Sequence[Path]) -> str:

@@ -113,7 +113,7 @@ def _compare_sizes(plan: GenerationPlan) -> None:
     if max(abs(height - size) / height, abs(width - size) / width) > SIZE_CHANGE:
         logger.warning(
             "synthetic images of %d x %d will lie beside real ones of %d x %d (median): nnU-Net sees lesions "
-            "at two scales; --original-size writes them at the size of their mask's image",
+            "at two scales; --original-size True writes them at the size of their mask's image",
             size,
             size,
             width,
@@ -204,6 +204,8 @@ def _as_stored(
     condition: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray, Geometry | None]:
     """Image (Y, X, 3), mask (Y, X) and place of a sample, at the size in which they are written."""
+    if len(plan.view.window.low) == 1:  # judged as it is written: without its colours
+        image = np.ascontiguousarray(np.broadcast_to(image.mean(-1, keepdims=True), image.shape))
     if plan.view.window.dtype == "uint8":  # no finer than what the model sees
         image = np.rint(image).astype(np.uint8)
     if plan.original_size:

@@ -41,7 +41,7 @@ def finish_dataset(plan: GenerationPlan) -> None:
             f"{out}: found no image worth keeping, dropped all {len(rows)} ({counts}); train longer, or "
             "loosen --min-agreement or --max-similarity with another --out"
         )
-    remove_leftovers(out, plan.prefix)
+    remove_leftovers(out, plan.prefix, set(kept))
     write_rows(out / "synthesis.jsonl", rows)
     real = _add_real_cases(plan, kept) if plan.verb.with_real else []
     _write_groups(plan, kept, real)

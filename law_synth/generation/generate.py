@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from dataset_conversion.user_error import UserError
 logger = logging.getLogger(__name__)
 
 PRESETS = {"fast": ("unipc", 20), "paper": ("ddim", 50)}  # sampler and steps
+MOST_STEPS = 999  # of the 1000 that bases are trained on, from the second one on
 
 
 @dataclass(frozen=True)
@@ -45,13 +47,13 @@ class Generate:
     """File of law-synth mine: masks are drawn more often the worse their case was segmented, in proportion to
     (1 - Dice) + 0.1."""
     mask_augment: Literal["none", "flip", "affine", "elastic", "nested", "nested-elastic"] = "none"
-    """Vary each mask; a class's area stays within 10 %. nested: move, turn and reshape lesions within their
-    organ (tumour in kidney), which stays; nested-elastic bends the whole, too."""
+    """Vary each mask; a lesion's area stays within 10 %. nested: move, turn and reshape lesions within their
+    organ (tumour in kidney), of which more or less is seen; nested-elastic bends the whole, too."""
     with_real: bool = False
     """Add the real cases, and splits_final.json: the fold trains on real and synthetic, validates on real."""
     original_size: bool | None = None
     """Write image and label at the size of the mask's source instead of the model's (square); by default for
-    volumes and not for pictures. --no-original-size scales a volume's spacing: its extent in mm stays."""
+    volumes and not for pictures. False scales a volume's spacing: its extent in mm stays."""
 
     preset: Literal["fast", "paper"] = "fast"
     """fast: 20 steps of UniPC. paper: 50 steps of DDIM, eta 0."""
@@ -93,7 +95,9 @@ class Generate:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"found --{name.replace('_', '-')} {value}, expected at least 1")
-        if self.guidance_scale is not None and self.guidance_scale < 1:
+        if self.steps is not None and self.steps > MOST_STEPS:
+            raise UserError(f"found --steps {self.steps}, expected at most {MOST_STEPS}; 20 to 50 are usual")
+        if self.guidance_scale is not None and not 1 <= self.guidance_scale < math.inf:
             raise UserError(f"found --guidance-scale {self.guidance_scale}, expected 1 (none) or more")
         if not 0 <= self.min_agreement <= 1 or not -1 <= self.max_similarity <= 1:
             raise UserError(

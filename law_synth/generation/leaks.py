@@ -156,26 +156,26 @@ def _refuse_changed_splits(run: TrainedRun, dataset: RawDataset) -> None:
 
 
 def refuse_informed_judge(dataset: RawDataset, fold: Fold, segmenter: Segmenter) -> None:
-    """UserError when the judge is known to have learned from validation cases of a fold.
+    """UserError when the judge is known to have learned from validation or test cases of a fold.
 
     Where its cases are not known a warning asks the user.
     """
-    validation = set(fold_cases(dataset, fold)[1])
-    if not validation:
+    held_out = set(unseen_cases(dataset, fold_cases(dataset, fold)[0]))
+    if not held_out:
         return
     seen = cases_behind_judge(dataset, segmenter)
     if seen is None:
         logger.warning(
-            "%s was trained on %s: make sure that it saw no validation case of fold %s of %s",
+            "%s was trained on %s: make sure that it saw no validation or test case of fold %s of %s",
             segmenter.name,
             segmenter.train_dataset,
             fold,
             dataset.folder.name,
         )
-    elif shared := sorted(validation & seen):
+    elif shared := sorted(held_out & seen):
         raise UserError(
             f"{segmenter.folder}: found a judge trained on {shared[0]} ({len(shared)} such), a "
-            f"validation case of fold {fold}, expected none: it would leak; train its fold {fold}"
+            f"validation or test case of fold {fold}, expected none: it would leak; train its fold {fold}"
         )
 
 

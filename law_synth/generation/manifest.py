@@ -12,7 +12,7 @@ import logging
 import os
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from dataset_conversion.raw_writer import check_out, write_atomically, write_json
@@ -110,11 +110,18 @@ def write_rows(path: Path, rows: list[dict]) -> None:
     write_atomically(path, "".join(lines).encode())
 
 
-def remove_leftovers(out: Path, prefix: str) -> None:
-    """Remove what killed processes left of cases `<prefix>_...`, once all chunks are done."""
+def remove_leftovers(out: Path, prefix: str, kept: Collection[str]) -> None:
+    """Remove what killed processes left of cases `<prefix>_...`, once all chunks are done.
+
+    Among it may be whole files of a sample that was dropped when its chunk was made again.
+    """
+    number = len("_000000")
     for folder in ("imagesTr", "labelsTr"):
         for path in (out / folder).glob(f".{prefix}_*.partial"):
             path.unlink(missing_ok=True)
+        for path in (out / folder).glob(f"{prefix}_*"):
+            if path.name[: len(prefix) + number] not in kept:
+                path.unlink(missing_ok=True)
 
 
 def _chunk_path(out: Path, chunk: int) -> Path:
