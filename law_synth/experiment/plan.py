@@ -97,8 +97,8 @@ class ExperimentPlan:
         last = [f"score_{one.name}" for one in self.segmentations]
         last += [f"{kind}_{one.name}" for one in self.syntheses for kind in ("audit", "evaluate")]
         outputs = ("report.html", "results")
-        # What the page shows besides the files of the stages: title, order, reference.
-        shown = json.dumps(self._description, sort_keys=False)
+        # What the page shows besides the files of the stages.
+        shown = json.dumps([self._description[name] for name in ("title", "reference", "arms", "trainers")])
         # law-synth report may have written them before, for a look at what there is so far.
         command = ("law-synth report .",)
         yield Stage("report", command, outputs, tuple(last), inputs=shown, replaces_outputs=True)
