@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Collection, Mapping
@@ -115,12 +116,12 @@ def remove_leftovers(out: Path, prefix: str, kept: Collection[str]) -> None:
 
     Among it may be whole files of a sample that was dropped when its chunk was made again.
     """
-    number = len("_000000")
+    case_id = re.compile(re.escape(prefix) + r"_\d+")
     for folder in ("imagesTr", "labelsTr"):
         for path in (out / folder).glob(f".{prefix}_*.partial"):
             path.unlink(missing_ok=True)
         for path in (out / folder).glob(f"{prefix}_*"):
-            if path.name[: len(prefix) + number] not in kept:
+            if (found := case_id.match(path.name)) and found[0] not in kept:
                 path.unlink(missing_ok=True)
 
 
