@@ -61,9 +61,7 @@ def run_command(command: Callable[[], None]) -> None:
 
     Other exceptions keep their traceback: they are ours to mend. Ctrl-C exits with 130, as shells expect.
     """
-    # Not on stdout, which is for what a command is asked to print: a script, a list for a cluster.
-    handler = RichHandler(console=Console(stderr=True), show_time=False, show_path=False)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
+    _start_log()
     try:
         command()
     except UserError as error:
@@ -72,3 +70,14 @@ def run_command(command: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         sys.exit(130)
+
+
+def _start_log() -> None:
+    """Log to stderr: stdout is for what a command is asked to print, a script or a list for a cluster."""
+    console = Console(stderr=True)
+    if console.is_terminal:
+        handler: logging.Handler = RichHandler(console=console, show_time=False, show_path=False)
+    else:  # whole lines, which a file can be searched for
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(levelname)-8s %(message)s"))
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])

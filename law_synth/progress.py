@@ -1,11 +1,42 @@
-"""One look for all progress bars."""
+"""One look for all progress bars, and what files get instead of them."""
 
 from __future__ import annotations
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+import logging
+import time
+from typing import Any
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+logger = logging.getLogger(__name__)
+
+EVERY = 10  # seconds between two lines
+
+
+class _Lines(Progress):
+    """Where no terminal shows a bar (in log files, on clusters, in an experiment's stages): lines in the log.
+
+    `training 120 of 400 (30 %), 0:02:10 left, loss 0.1234`: an experiment looks for "120 of 400 (".
+    """
+
+    def __init__(self, texts: tuple[TextColumn, ...]):
+        super().__init__(disable=True)
+        self._texts, self._left, self._told = texts, TimeRemainingColumn(), time.monotonic()
+
+    def update(self, task_id: TaskID, **changes: Any) -> None:
+        super().update(task_id, **changes)
+        task = self._tasks[task_id]
+        if task.finished or time.monotonic() - self._told > EVERY:
+            self._told = time.monotonic()
+            left = [] if task.time_remaining is None or task.finished else [f"{self._left.render(task)} left"]
+            done = f"{task.completed:.0f} of {task.total:.0f} ({task.percentage:.0f} %)"
+            text = [str(column.render(task)) for column in self._texts]
+            logger.info("%s %s", task.description, ", ".join([done, *left, *text]))
 
 
 def progress(*columns: str, disable: bool = False) -> Progress:
     """Description, bar, count, remaining time, then `columns`: texts like `loss {task.fields[loss]}`."""
+    texts = tuple(map(TextColumn, columns))
     standard = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*standard, *map(TextColumn, columns), disable=disable)
+    bar = Progress(*standard, *texts, disable=disable)
+    return bar if disable or bar.console.is_interactive else _Lines(texts)

@@ -183,9 +183,9 @@ class StageRun:
         return False
 
     def note(self) -> str:
-        """What nnU-Net's output says about how far it is."""
-        epochs = re.findall(r"\bEpoch (\d+)", self.files.tail())
-        return f"epoch {epochs[-1]}" if epochs else ""
+        """How far the command is by its output: nnU-Net's epochs, law-synth's "120 of 400 (30 %)"."""
+        told = re.findall(r"\bEpoch \d+|\d+ of \d+(?= \(\d+ %\))", self.files.tail())
+        return told[-1].lower() if told else ""
 
     def end(self) -> None:
         """Kill the command with its whole family and let go of the stage."""

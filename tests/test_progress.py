@@ -1,0 +1,77 @@
+"""Where no terminal shows a bar, the log says how far the work is, and an experiment finds it there."""
+
+from __future__ import annotations
+
+import io
+import logging
+import subprocess
+import sys
+
+import pytest
+from rich.console import Console
+
+from law_synth import progress as module
+from law_synth.progress import progress
+from nnunet_order.experiment.stage import Stage
+from nnunet_order.experiment.stage_run import StageFiles, StageRun
+
+
+def work(steps: int, total: int) -> None:
+    with progress("loss {task.fields[loss]:.2f}") as bar:
+        task = bar.add_task("training", total=total, loss=0.0)
+        for step in range(steps):
+            bar.update(task, advance=1, loss=step / 4)
+
+
+def test_the_log_says_how_far_it_is(caplog, monkeypatch):
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(module, "EVERY", 0)
+    work(4, 4)
+    lines = caplog.messages
+    assert [line[:13] for line in lines] == [f"training {step} of" for step in (1, 2, 3, 4)]
+    assert lines[1].startswith("training 2 of 4 (50 %), ") and lines[1].endswith("loss 0.25")
+    assert lines[3] == "training 4 of 4 (100 %), loss 0.75"
+
+
+def test_between_two_lines_is_time_and_the_end_is_told(caplog):
+    caplog.set_level(logging.INFO)
+    work(100, 100)
+    assert caplog.messages == ["training 100 of 100 (100 %), loss 24.75"]
+
+
+def test_a_terminal_has_a_bar_and_other_processes_nothing(caplog, monkeypatch):
+    caplog.set_level(logging.INFO)
+    terminal = Console(file=io.StringIO(), force_terminal=True, force_interactive=True)
+    monkeypatch.setattr("rich.progress.get_console", lambda: terminal)
+    work(4, 4)
+    assert "training" in terminal.file.getvalue()
+    monkeypatch.undo()
+    with progress(disable=True) as bar:
+        bar.update(bar.add_task("training", total=2), advance=2)
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize(
+    ("printed", "note"),
+    [
+        ("INFO     training 120 of 400 (30 %), 0:02:10 left, loss 0.1234", "120 of 400"),
+        ("2026-01-01 10:00:00: Epoch 3\n2026-01-01 10:00:09: Current learning rate: 0.01", "epoch 3"),
+        ("wrote 880 of 1000 training cases", ""),
+    ],
+)
+def test_an_experiment_shows_how_far_a_stage_is(tmp_path, printed, note):
+    files = StageFiles(tmp_path, Stage("a", ("true",), ("a",)), "key")
+    files.log.parent.mkdir()
+    files.log.write_text(f"\n=== earlier\n9 of 10 (90 %)\n\n=== now command\n{printed}\n")
+    assert StageRun(files, {}).note() == note
+
+
+def test_log_lines_are_whole_in_files():
+    """Not folded to 80 columns, so that they can be searched for."""
+    path = "/a/long/path" * 20
+    code = (
+        "import logging; from dataset_conversion.user_error import run_command; "
+        f"run_command(lambda: logging.getLogger('x').info('wrote %s', '{path}'))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stderr == f"INFO     wrote {path}\n"
