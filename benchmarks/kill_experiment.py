@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import tyro
@@ -57,27 +58,22 @@ COMPARED = ("results/*.csv", "nnUNet_raw/Dataset1*/*/*.png", "nnUNet_raw/Dataset
 PREDICTIONS = "nnUNet_results/*/*/*/fold_0/validation/*.png"
 
 
-def main(
-    out: Path, kills: int = 20, shortest: float = 20.0, longest: float = 75.0, seed: int = 0, jobs: int = 2
-) -> None:
-    """Run, kill and compare; write `out`. Gaps between two kills are uniform, in seconds.
-
-    Some have to be longer than nnU-Net's planning, which cannot go on where it was.
-    """
+def main(out: Path, kills: int = 20, mean_gap: float = 30.0, seed: int = 0, jobs: int = 2) -> None:
+    """Run, kill and compare; write `out`. The kills are a Poisson process of `mean_gap` seconds."""
     with tempfile.TemporaryDirectory() as folder:
         undisturbed, disturbed = Path(folder, "undisturbed"), Path(folder, "killed")
         for root in (undisturbed, disturbed):
             ConvertPhantom(out=root / "Dataset940_Phantom", cases=12, test_cases=2, size=64).run()
             (root / "small.toml").write_text(CONFIG)
         seconds = run(undisturbed, jobs)
-        whole, moments = kill_and_run(disturbed, jobs, kills, random.Random(seed), shortest, longest)
+        whole, moments = kill_and_run(disturbed, jobs, kills, random.Random(seed), mean_gap)
         expected, found = digests(undisturbed / "small"), digests(disturbed / "small")
         attempts = [record["attempts"] for record in records(disturbed / "small").values()]
         content = {
             "what": "a small experiment killed at random moments (SIGKILL to law-synth experiment), against "
             "the same undisturbed; both with --jobs",
-            "command": f"python benchmarks/kill_experiment.py --kills {kills} --shortest {shortest:g} "
-            f"--longest {longest:g} --seed {seed} --jobs {jobs}",
+            "command": f"python benchmarks/kill_experiment.py --kills {kills} --mean-gap {mean_gap:g} "
+            f"--seed {seed} --jobs {jobs}",
             "machine": machine(),
             "versions": versions(),
             "commit": git_commit(),
@@ -115,22 +111,20 @@ def run(root: Path, jobs: int) -> float:
 
 
 def kill_and_run(
-    root: Path, jobs: int, kills: int, generator: random.Random, shortest: float, longest: float
+    root: Path, jobs: int, kills: int, generator: random.Random, mean_gap: float
 ) -> tuple[float, list[dict]]:
-    """Seconds from the first start to the end, and what each kill met."""
+    """Seconds from the first start to the end, and what each kill met; fewer kills where it ends before."""
     began, moments = time.monotonic(), []
     while len(moments) < kills:
         process = start(root, jobs)
-        try:
-            process.wait(timeout=generator.uniform(shortest, longest))
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-        else:
-            raise RuntimeError(f"it ended by itself after {len(moments)} kills; make the gaps shorter")
-        running = [path.name.split(".")[0] for path in (root / "small/stages").glob("*.begun.json")]
-        moment = {"second": round(time.monotonic() - began, 1), "unfinished": sorted(running)}
-        moments.append(moment | {"done": len(records(root / "small"))})
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=generator.expovariate(1 / mean_gap))
+            break
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        unfinished = [path.name.split(".")[0] for path in (root / "small/stages").glob("*.begun.json")]
+        moment = {"second": round(time.monotonic() - began, 1), "done": len(records(root / "small"))}
+        moments.append(moment | {"unfinished": sorted(unfinished)})
         sys.stderr.write(f"kill {len(moments)}: {moments[-1]}\n")
     run(root, jobs)
     return time.monotonic() - began, moments

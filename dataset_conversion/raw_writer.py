@@ -236,12 +236,12 @@ def write_splits(folder: Path, splits: list[Split], unfinished: Path | None = No
         unfinished: where its files are now; default: there.
     """
     refuse_other_splits(folder, splits)
-    paths = [*splits_files(folder)[:-1], (unfinished or folder) / "splits_final.json"]
-    for path in paths:
+    *preprocessed, own = splits_files(folder)
+    for path in (*preprocessed, (unfinished or folder) / own.name):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, splits)
-        logger.info("wrote %s (%d folds)", path, len(splits))
-    if len(paths) == 1:
+    logger.info("wrote %d folds into %s", len(splits), " and ".join(map(str, (*preprocessed, own))))
+    if not preprocessed:
         logger.info(
             "nnUNet_preprocessed is not set: copy it to $nnUNet_preprocessed/%s/ before training", folder.name
         )
