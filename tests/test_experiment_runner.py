@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -56,12 +58,16 @@ def states(experiment: Experiment) -> dict[str, str]:
     return {stage.name: experiment.state(stage) for stage in experiment.stages}
 
 
-def test_finished_stages_are_skipped(folder):
+def test_finished_stages_are_skipped(folder, caplog):
+    caplog.set_level(logging.INFO)
     experiment = Experiment(folder, with_folder_b(chain()))
     assert states(experiment) == {"a": "ready", "b": "waiting", "c": "ready"}
     experiment.run()
     assert set(states(experiment).values()) == {"done"}
+    assert re.fullmatch(r"\w took \d+ s; 3 of 3 stages are done", caplog.messages[-1])
+    caplog.clear()
     Experiment(folder, with_folder_b(chain())).run()
+    assert not caplog.messages
     assert lines(folder / "a.txt") == ["one"] and lines(folder / "runs_b") == ["b"]
     record = json.loads((folder / "stages" / "b.json").read_text())
     assert record["after"] == ["a"] and record["attempts"] == 1 and record["versions"]["nnunetv2"]

@@ -157,12 +157,15 @@ class _Crew:
         """Carry on what runs. UserError: a stage failed."""
         finished = [name for name, (run, _, _) in self.running.items() if run.poll()]
         for name in finished:
-            _, worker, bar = self.running.pop(name)
+            run, worker, bar = self.running.pop(name)
             self._idle.append(worker)
             self._progress.remove_task(bar)
             self._progress.advance(self._total)
-        task = self._progress.tasks[0]
-        self._progress.update(self._total, note=f"{task.completed:.0f} of {task.total:.0f}")
+            task = self._progress.tasks[0]
+            done = f"{task.completed:.0f} of {task.total:.0f}"
+            self._progress.update(self._total, note=done)
+            if run.seconds is not None:
+                logger.info("%s took %.0f s; %s stages are done", name, run.seconds, done)
         for run, _, bar in self.running.values():
             self._progress.update(bar, note=run.note())
         if not finished:

@@ -121,6 +121,8 @@ class StageRun:
     def __init__(self, files: StageFiles, environment: Mapping[str, str]):
         """`environment`: all variables of its commands."""
         self.files, self.stage, self.environment = files, files.stage, environment
+        self.seconds: float | None = None
+        """What its commands took, once they have ended; None also where the stage was done before."""
         self._lock: int | None = None
         self._process: subprocess.Popen | None = None
 
@@ -241,6 +243,7 @@ class StageRun:
 
     def _complete(self) -> None:
         stage = self.stage
+        self.seconds = round(time.monotonic() - self._clock, 1)  # of the last attempts, since `started`
         record = {
             "name": stage.name,
             "key": self.files.key,
@@ -250,7 +253,7 @@ class StageRun:
             "after": list(stage.after),
             "outputs": list(stage.outputs),
             "started": self._started.isoformat(timespec="seconds"),
-            "seconds": round(time.monotonic() - self._clock, 1),  # of the last attempts, since `started`
+            "seconds": self.seconds,
             "attempts": self._attempts,
             "versions": versions(),
             "commit": git_commit(),
