@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from rich.console import Console
+import rich
 from rich.logging import RichHandler
 
 
@@ -22,6 +22,7 @@ ANOTHER = "choose another place or correct its permissions"
 # Safetensors quotes the system's words; torch.save only says that its file did not grow.
 NO_SPACE = ("No space left", "quota exceeded", "unexpected pos", "iostream error", "PytorchStreamWriter")
 
+OURS = ("dataset_conversion", "nnunet_order", "law_synth")
 FULL = (errno.ENOSPC, errno.EDQUOT)
 REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
 
@@ -74,10 +75,12 @@ def run_command(command: Callable[[], None]) -> None:
 
 def _start_log() -> None:
     """Log to stderr: stdout is for what a command is asked to print, a script or a list for a cluster."""
-    console = Console(stderr=True)
-    if console.is_terminal:
-        handler: logging.Handler = RichHandler(console=console, show_time=False, show_path=False)
+    rich.reconfigure(stderr=True)  # one console for the log and all bars, so that neither tears the other
+    if rich.get_console().is_terminal:
+        handler: logging.Handler = RichHandler(show_time=False, show_path=False)
     else:  # whole lines, which a file can be searched for
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(levelname)-8s %(message)s"))
-    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
+    logging.basicConfig(format="%(message)s", handlers=[handler])
+    for package in OURS:  # of others, only their warnings
+        logging.getLogger(package).setLevel(logging.INFO)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 
 from dataset_conversion.user_error import UserError
 from nnunet_order.versions import package_versions
@@ -17,7 +18,9 @@ def require(extra: str, *modules: str) -> None:
     """Import `modules`. UserError: one of them cannot be imported; names the `extra` that installs it."""
     for module in modules:
         try:
-            importlib.import_module(module)
+            with warnings.catch_warnings():  # what a library uses of another is nothing to the user
+                warnings.simplefilter("ignore")
+                importlib.import_module(module)
         except ImportError as error:
             raise missing(extra, module, error) from error
 

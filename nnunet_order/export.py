@@ -228,8 +228,6 @@ def write_onnx(model: TrainedModel, path: Path) -> float:
     import onnx
     import torch
 
-    for library in ("onnx_ir", "onnxscript"):  # they log every constant that they merge
-        logging.getLogger(library).setLevel(logging.WARNING)
     dynamic = torch.export.Dim.DYNAMIC
     torch.onnx.export(
         model.network,

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
+import os
+import re
 import subprocess
 import sys
 
@@ -71,7 +74,35 @@ def test_log_lines_are_whole_in_files():
     path = "/a/long/path" * 20
     code = (
         "import logging; from dataset_conversion.user_error import run_command; "
-        f"run_command(lambda: logging.getLogger('x').info('wrote %s', '{path}'))"
+        f"run_command(lambda: logging.getLogger('law_synth.x').info('wrote %s', '{path}'))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stderr == f"INFO     wrote {path}\n"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a pseudo-terminal")
+def test_on_a_terminal_log_and_bars_keep_out_of_each_others_lines(tmp_path):
+    code = f"""
+import logging, time
+from pathlib import Path
+from dataset_conversion.user_error import run_command
+from nnunet_order.experiment.runner import Experiment
+from nnunet_order.experiment.stage import Stage
+stages = [Stage(name, (f"sh -c 'sleep 0.5; touch {{name}}'",), (name,)) for name in ("one", "two")]
+run_command(lambda: Experiment(Path({str(tmp_path)!r}), tuple(stages)).run())
+"""
+    terminal, end = os.openpty()
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100"}
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=end, stderr=end, env=environment)
+    os.close(end)
+    shown = b""
+    with contextlib.suppress(OSError):  # how Linux says that the other end is closed
+        while part := os.read(terminal, 1 << 16):
+            shown += part
+    os.close(terminal)
+    assert process.wait() == 0
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", shown.decode())  # without colours
+    lines = re.split(r"\x1b\[[0-9;?]*[a-zA-Z]|[\r\n]", plain)  # at every move of the cursor
+    told = [line for line in lines if "INFO" in line]
+    assert len(told) == 4 and all(line.startswith("INFO") for line in told), told
+    assert any(line.startswith("stages ") for line in lines)
