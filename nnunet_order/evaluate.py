@@ -139,10 +139,10 @@ def validation_files(dataset: RawDataset, fold: int) -> dict[str, Path]:
 
 
 def cases_by_test_set(dataset: RawDataset, labels: Path | None, cases: list[str]) -> dict[str, list[str]]:
-    """Test set -> case ids: test_sets.json, or one set named after the data set or the label folder."""
+    """Test set -> case ids: test_sets.json, or one set named after the label folder or the cases' data set."""
     if labels is not None:
         return {Path(labels).resolve().name: cases}
-    return dataset.test_sets or {dataset.name: cases}
+    return dataset.test_sets or {dataset.origin: cases}
 
 
 def score_folders(

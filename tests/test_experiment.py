@@ -150,6 +150,8 @@ def test_every_arm_is_measured(finished):
     (synthesis,) = record["syntheses"]
     assert (finished.out / synthesis["evaluation"] / "evaluation.json").is_file()
     assert finished.tables().keys() >= {"segmentation.csv", "differences.csv", "synthesis.csv"}
+    rows = csv.DictReader((finished.out / "results" / "segmentation.csv").open())
+    assert {row["test_set"] for row in rows} == {"Dataset940_Phantom"}  # not the copy's name
     page = (finished.out / "report.html").read_text()
     assert "law: " in page and "mDice" in page  # a sentence about the arm
 
