@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import select
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -60,17 +61,35 @@ def writing(path: Path) -> Iterator[None]:
 def run_command(command: Callable[[], None]) -> None:
     """Run a console script's body with its log on stderr; a `UserError` becomes a line there and exit code 2.
 
-    Other exceptions keep their traceback: they are ours to mend. Ctrl-C exits with 130, as shells expect.
+    Other exceptions keep their traceback: they are ours to mend. Ctrl-C exits with 130, as shells expect, and
+    where the reader of stdout has gone (`| head`) with 141.
     """
     _start_log()
     try:
         command()
+        sys.stdout.flush()
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(2)
+    except BrokenPipeError:
+        if not _reader_has_gone():
+            raise
+        sys.exit(141)
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         sys.exit(130)
+
+
+def _reader_has_gone() -> bool:
+    """Whether stdout is a pipe that nobody reads any more; then what is left for it is dropped."""
+    if not hasattr(select, "poll"):  # Windows
+        return False
+    poll, stdout = select.poll(), sys.__stdout__.fileno()
+    poll.register(stdout, 0)
+    gone = any(event & select.POLLERR for _, event in poll.poll(0))
+    if gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stdout)  # Python flushes at its end, and would complain
+    return gone
 
 
 def _start_log() -> None:

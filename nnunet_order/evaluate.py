@@ -139,7 +139,7 @@ def validation_files(dataset: RawDataset, fold: int) -> dict[str, Path]:
 
 
 def cases_by_test_set(dataset: RawDataset, labels: Path | None, cases: list[str]) -> dict[str, list[str]]:
-    """Test set -> case ids: test_sets.json, or one set named after the label folder or the cases' data set."""
+    """Test set -> case ids: test_sets.json, or one set named after the label folder or the cases' origin."""
     if labels is not None:
         return {Path(labels).resolve().name: cases}
     return dataset.test_sets or {dataset.origin: cases}

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +16,7 @@ from PIL import Image
 from safetensors import SafetensorError
 
 from dataset_conversion.raw_writer import write_json
-from dataset_conversion.user_error import UserError, check_writable, writing
+from dataset_conversion.user_error import UserError, check_writable, run_command, writing
 
 NOISE = np.random.default_rng(0).integers(0, 256, (300, 300, 3), np.uint8)
 QUOTED = "Error while serializing: I/O error: No space left on device (os error 28)"  # safetensors 0.8
@@ -87,3 +90,22 @@ def test_nothing_happens_without_an_error(tmp_path):
     with writing(tmp_path):
         (tmp_path / "a.json").write_text("[1]")
     assert json.loads((tmp_path / "a.json").read_text()) == [1]
+
+
+@pytest.mark.parametrize("lines", [1, 10**5])
+def test_a_reader_that_has_gone_is_no_traceback(lines):
+    """As with `law-synth experiment --list-stages | head`; a line may wait in the buffer until the end."""
+    script = (
+        f"from dataset_conversion.user_error import run_command; run_command(lambda: print('x\\n' * {lines}))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    assert (process.stderr.read(), process.wait()) == (b"", 141)
+
+
+def test_another_broken_pipe_is_no_readers_fault(capsys):
+    def command():
+        raise BrokenPipeError(errno.EPIPE, "a worker died")
+
+    with pytest.raises(BrokenPipeError, match="a worker died"):
+        run_command(command)
