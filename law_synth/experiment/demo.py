@@ -55,7 +55,7 @@ SLICES = 10
 @dataclass(frozen=True)
 class Demo:
     """Draw polyps or CT volumes, train a base and LAW on them, generate cases (filtered, of polyps), train
-    nnU-Net and ORDER with and without them, and write report.html: 12 (CT: 14) minutes on 2 CPU cores.
+    nnU-Net and ORDER with and without them, and write report.html: 8 to 12 (CT: 14) minutes on 2 CPU cores.
 
     Everything is an experiment of the ordinary kind; a killed demo goes on where it was.
     """
