@@ -1,12 +1,15 @@
 """What stays of an experiment's folder: its figures, configuration, versions and times in one JSON file.
 
-python benchmarks/experiment_record.py kvasir --what "..." --out benchmarks/results/kvasir.json
+    python benchmarks/experiment_record.py kvasir --what "..." --out benchmarks/results/kvasir.json
+
+Paths become names: they mean nothing elsewhere.
 """
 
 from __future__ import annotations
 
 import csv
 import json
+import shlex
 from pathlib import Path
 
 import tyro
@@ -27,6 +30,8 @@ def main(folder: tyro.conf.Positional[Path], what: str, out: Path) -> None:
         out: the JSON file.
     """
     experiment = json.loads((folder / "experiment.json").read_text())
+    places = {name: Path(experiment["config"][name] or "") for name in ("dataset", "base")}
+    names = {name: place.name for name, place in places.items() if place.is_absolute()}
     stages = [json.loads((folder / "stages" / f"{name}.json").read_text()) for name in experiment["stages"]]
     versions = {json.dumps(stage["versions"], sort_keys=True) for stage in stages}
     machines = {json.dumps(stage["machine"], sort_keys=True) for stage in stages}
@@ -36,8 +41,8 @@ def main(folder: tyro.conf.Positional[Path], what: str, out: Path) -> None:
             images.setdefault(row["synthesis"], {})[row["against"]] = row["value"]
     content = {
         "what": what,
-        "command": experiment["command"],
-        "config": experiment["config"] | {"dataset": Path(experiment["config"]["dataset"]).name},
+        "command": " ".join(Path(word).name for word in shlex.split(experiment["command"])),
+        "config": experiment["config"] | names,
         "versions": [json.loads(one) for one in sorted(versions)],
         "machine": [json.loads(one) for one in sorted(machines)],
         "commits": sorted({stage["commit"] for stage in stages if stage["commit"]}),

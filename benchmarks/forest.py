@@ -16,18 +16,27 @@ from matplotlib.axes import Axes
 
 from law_synth.experiment.report import COLOURS
 
+HALF = "half"  # real images alone, half of the iterations
 RESULTS = Path(__file__).parent / "results"
 # From the top: heading, arms, and the files that hold their trainings.
 EXPERIMENTS = (
-    ("a tenth (90 real images) and four unfiltered images per real one", ("law",), ("tenth_64px",)),
+    ("a tenth (90 images), four unfiltered ones per real one", ("law",), ("tenth_64px",)),
     (
-        "a tenth and about one filtered image per real one",
+        "a tenth, about one filtered image per real one",
         ("uniform", "ratio", "ratio-clamped", "adaptive-distillation", "law", "difficulty"),
         ("tenth_filtered_64px", "tenth_other_arms_64px"),
     ),
-    ("the same with a base that has seen all 880 images", ("uniform", "law"), ("tenth_base880_64px",)),
-    ("a quarter (220) and about one filtered image per real one", ("uniform", "law"), ("quarter_64px",)),
-    ("all (880) and one unfiltered image per real one", ("uniform", "law"), ("880_64px", "880_nnunet_64px")),
+    (
+        "the same, a base that has seen all 880 images",
+        ("law", HALF),
+        ("tenth_base880_64px", "tenth_half_budget_64px"),
+    ),
+    ("a quarter (220), about one filtered per real one", ("uniform", "law"), ("quarter_64px",)),
+    (
+        "all (880 images), one unfiltered per real one",
+        ("uniform", "law", HALF),
+        ("880_64px", "880_nnunet_64px", "880_half_budget_64px"),
+    ),
 )
 PANELS = (("ORDER", "Kvasir"), ("ORDER", "CVC-ClinicDB"), ("nnU-Net", "Kvasir"), ("nnU-Net", "CVC-ClinicDB"))
 TITLES = {"Kvasir": "Kvasir-SEG", "CVC-ClinicDB": "unseen ClinicDB"}
@@ -47,12 +56,19 @@ def main(out: Path) -> None:
         axis.set_title(f"{segmenter} on {TITLES[test_set]}", fontsize=10, pad=24)
         axis.axvline(0, color="#888", linewidth=0.8, linestyle="--")
         for place, (arm, files) in rows.items():
-            draw(axis, place, COLOURS[arm][0], difference(files, arm, segmenter, test_set))
+            draw(
+                axis,
+                place,
+                COLOURS["real" if arm == HALF else arm][0],
+                difference(files, arm, segmenter, test_set),
+            )
         axis.set(xlim=(-15, 15), xticks=(-10, -5, 0, 5, 10))
         axis.spines[["top", "right", "left"]].set_visible(False)
         axis.tick_params(axis="y", length=0)
         axis.tick_params(axis="x", labelsize=8)
-    axes[0].set_yticks(list(rows), [arm for arm, _ in rows.values()], fontsize=9)
+    axes[0].set_yticks(
+        list(rows), ["real, half budget" if arm == HALF else arm for arm, _ in rows.values()], fontsize=9
+    )
     axes[0].invert_yaxis()
     for heading, place in headings.items():
         axes[0].text(-0.6, place, heading, transform=axes[0].get_yaxis_transform(), fontsize=9, weight="bold")
@@ -83,7 +99,11 @@ def difference(files: tuple[str, ...], arm: str, segmenter: str, test_set: str) 
         for row in json.loads((RESULTS / f"kvasir_{file}.json").read_text())["differences"]:
             ours = "ORDER" in row.get("trainer", "nnUNetTrainerORDER")  # one file has no other
             found = (row["arm"], row["test_set"], row["stratum"], row.get("metric", "mDice"))
-            if found == (arm, test_set, "all", "mDice") and ours == (segmenter == "ORDER"):
+            if (
+                row.get("reference", "real") == "real"
+                and found == (arm, test_set, "all", "mDice")
+                and ours == (segmenter == "ORDER")
+            ):
                 return row
     return None
 

@@ -351,10 +351,10 @@ def test_full_disk_is_one_line_and_the_same_command_goes_on(generated, tmp_path,
 
 def test_other_sizes_of_real_images_are_said(grey_run, trained_run, tmp_path, caplog):
     for options, said in (
-        ({"trained_run": grey_run, "with_real": True}, True),  # of 50 x 70 px
-        ({"trained_run": grey_run, "with_real": True, "original_size": True}, False),
-        ({"trained_run": grey_run}, False),
-        ({"trained_run": trained_run, "with_real": True}, False),
+        ({"trained_run": grey_run, "with_real": True, "original_size": False}, True),  # of 50 x 70 px
+        ({"trained_run": grey_run, "with_real": True}, False),
+        ({"trained_run": grey_run, "original_size": False}, False),
+        ({"trained_run": trained_run, "with_real": True, "original_size": False}, False),
     ):
         caplog.clear()
         Generate(out=tmp_path / "Dataset951", dry_run=True, **options).run()
@@ -389,12 +389,11 @@ def grey_run(trained_run, tmp_path) -> Path:
 
 
 def test_grey_data_at_original_size(grey_run, tmp_path):
-    """Label: the augmented mask at its own size. Case ids avoid those of the data set."""
+    """As beside real ones. Label: the augmented mask at its own size. Case ids avoid the data set's."""
     out = generate(
         tmp_path / "Dataset951",
         trained_run=grey_run,
         samples=4,
-        original_size=True,
         with_real=True,
         mask_augment="elastic",
     )

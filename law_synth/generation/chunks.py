@@ -113,7 +113,7 @@ def _compare_sizes(plan: GenerationPlan) -> None:
     if max(abs(height - size) / height, abs(width - size) / width) > SIZE_CHANGE:
         logger.warning(
             "synthetic images of %d x %d will lie beside real ones of %d x %d (median): nnU-Net sees lesions "
-            "at two scales; --original-size True writes them at the size of their mask's image",
+            "at two scales; without --original-size False they have the size of their mask's image",
             size,
             size,
             width,

@@ -53,7 +53,7 @@ class Generate:
     """Add the real cases, and splits_final.json: the fold trains on real and synthetic, validates on real."""
     original_size: bool | None = None
     """Write image and label at the size of the mask's source instead of the model's (square); by default for
-    volumes and not for pictures. False scales a volume's spacing: its extent in mm stays."""
+    volumes, and for pictures with --with-real. False scales a volume's spacing: its extent in mm stays."""
 
     preset: Literal["fast", "paper"] = "fast"
     """fast: 20 steps of UniPC. paper: 50 steps of DDIM, eta 0."""

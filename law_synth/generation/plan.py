@@ -109,9 +109,12 @@ class GenerationPlan:
 
     @property
     def original_size(self) -> bool:
-        """Whether images are written at the size of their mask's source: by default those of volumes."""
+        """Whether images are written at the size of their mask's source: by default where real ones are near.
+
+        Those of volumes are, or will be; else a segmenter would see lesions at two scales.
+        """
         given = self.verb.original_size
-        return self.view.is_volumetric if given is None else given
+        return self.view.is_volumetric or self.verb.with_real if given is None else given
 
     def prepare(self, chunk: int) -> Prepared:
         """Read and vary the masks of a chunk's samples."""
