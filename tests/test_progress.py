@@ -83,7 +83,6 @@ def test_log_lines_are_whole_in_files():
 @pytest.mark.skipif(os.name != "posix", reason="needs a pseudo-terminal")
 def test_on_a_terminal_log_and_bars_keep_out_of_each_others_lines(tmp_path):
     code = f"""
-import logging, time
 from pathlib import Path
 from dataset_conversion.user_error import run_command
 from nnunet_order.experiment.runner import Experiment
