@@ -3,8 +3,10 @@
 Masks m are (B, K, h, w) in [0, 1] at latent size, one channel per lesion class, which sum to at most 1: what
 is left is background. Weights are (B, 1, h, w). The paper has one class; the formulas for several
 (docs/law.md) are the paper's for K = 1. Everything is computed in fp32 whatever autocast says, because eps_s
-and sums over a latent vanish in half precision. An image that shows only background, or only one class, says
-nothing about where to look (equation 7 is 0/0 there): its weights are 1.
+and sums over a latent vanish in half precision.
+
+An image that shows only background, or only one class, has a ratio prior of 0 (equation 3): `ratio` and the
+distillation of ADC do not see it, as in ADC's code. Equation 7 divides 0 by 0 there; `bounded` continues it.
 """
 
 from __future__ import annotations
@@ -19,6 +21,9 @@ from torch import Tensor, nn
 Weighting = Literal["uniform", "ratio", "ratio-clamped", "adaptive-distillation", "law", "difficulty"]
 
 EPS_S = 1e-6  # equation 9
+# The weight of an image for which equation 7 is 0/0: what the background weighs as its lesion vanishes,
+# 1 / (2 (1 - r)) for r -> 0. Measured against 0 and 1 in docs/reproduction.md.
+NOTHING_TO_BALANCE = 0.5
 LEARNED = ("law", "difficulty")
 
 
@@ -54,14 +59,14 @@ def shown_in_part(mask: Tensor) -> Tensor:
 
 
 def has_several(mask: Tensor) -> Tensor:
-    """Whether an image shows two or more of background and classes, (B, 1, 1, 1) bool; else weights are 1."""
+    """Whether an image shows two or more of background and classes: (B, K, h, w) -> (B, 1, 1, 1) bool."""
     return shown_in_part(mask).any(1, keepdim=True)
 
 
 def regularised(mask: Tensor) -> Tensor:
     """The classes whose delta equation 9 holds to an image's mask, (B, K, 1, 1) bool: those it shows in part.
 
-    All of them where there are none; such images weigh 1 everywhere and are left out of the Dice mean.
+    All of them where there are none; such images are left out of the Dice mean.
     """
     return shown_in_part(mask) | ~has_several(mask)
 
@@ -71,11 +76,12 @@ def ratio_prior(mask: Tensor) -> Tensor:
 
     w = sum_c m_c (1 - r_c) + (1 - sum_c m_c) sum_c r_c. Every class, background included, weighs the share of
     the image that it leaves to the others; the mean over binary masks is 1 - the sum of all squared shares.
+    An image of background alone, or filled by one class, weighs 0.
     """
     mask, r = mask.float(), lesion_ratio(mask)
     classes = (mask * (1 - r)).sum(1, keepdim=True)
     background = (1 - mask.sum(1, keepdim=True)) * r.sum(1, keepdim=True)
-    return torch.where(has_several(mask), classes + background, 1.0)
+    return classes + background
 
 
 def joined_delta(delta: Tensor, mask: Tensor) -> Tensor:
@@ -95,9 +101,15 @@ def multiplier(delta: Tensor, gamma: float) -> Tensor:
 
 
 def bounded(weights: Tensor, bounds: Bounds) -> Tensor:
-    """w_final = clamp(w / mean(w), w_min, w_max), equation 7, with the mean of each image."""
+    """w_final = clamp(w / mean(w), w_min, w_max), equation 7, with each image's own mean; (B, 1, h, w).
+
+    Where that mean is 0 the quotient is `NOTHING_TO_BALANCE`.
+    """
     if bounds.normalize:
-        weights = weights / weights.mean((1, 2, 3), keepdim=True)
+        mean = weights.mean((1, 2, 3), keepdim=True)
+        # The inner `where` keeps the branch that is not taken, and so its gradient, finite.
+        quotient = weights / torch.where(mean > 0, mean, 1.0)
+        weights = torch.where(mean > 0, quotient, NOTHING_TO_BALANCE)
     return weights.clamp(bounds.w_min, bounds.w_max)
 
 
@@ -184,7 +196,7 @@ class LearnableAdaptiveWeighter(nn.Module):
             adapted = ratio_prior(mask) * multiplier(joined_delta(delta, mask), self.gamma)
         else:
             adapted = delta / (1 - delta).clamp(min=EPS_S)
-        return torch.where(has_several(mask), bounded(adapted, self.bounds), 1.0)
+        return bounded(adapted, self.bounds)
 
 
 def spatial_weights(
@@ -208,7 +220,7 @@ def spatial_weights(
     if weighting == "adaptive-distillation":
         return SpatialWeights(None, prior)
     if weighting == "ratio-clamped":
-        prior = torch.where(has_several(mask), bounded(prior, bounds), 1.0)
+        prior = bounded(prior, bounds)
     return SpatialWeights(prior, prior)
 
 

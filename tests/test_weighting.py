@@ -87,15 +87,42 @@ def test_ratio_prior_balances_lesion_and_background(area):
 
 
 @pytest.mark.parametrize(
-    "weighting", ["ratio", "ratio-clamped", "adaptive-distillation", "law", "difficulty"]
+    ("weighting", "expected"),
+    [("ratio", 0), ("adaptive-distillation", 0), ("ratio-clamped", 0.5), ("law", 0.5), ("difficulty", 1)],
 )
 @pytest.mark.parametrize("ratio", [0, 1])
-def test_empty_and_full_masks_weigh_one_everywhere(weighting, ratio):
+def test_images_with_nothing_to_balance(weighting, expected, ratio):
+    """Equation 3 gives 0 at r = 0 and r = 1; equation 7 is continued; phi's difficulty asks no mask."""
     mask = mask_of(ratio)
     weighter = LearnableAdaptiveWeighter(weighting=weighting) if weighting in ("law", "difficulty") else None
     found = spatial_weights(weighting, torch.randn(1, 4, 40, 40), mask, weighter=weighter)
-    assert torch.equal(found.distillation, torch.ones_like(mask))
+    assert torch.equal(found.distillation, torch.full_like(mask, expected))
     assert not has_several(mask).any()
+
+
+@pytest.mark.parametrize("weighting", ["ratio", "ratio-clamped"])
+def test_a_vanishing_lesion_weighs_as_a_healthy_image_does(weighting):
+    """The weight of the background has no jump where the lesion goes."""
+    small, none = mask_of(1 / 1600), mask_of(0)
+    with_lesion, healthy = (spatial_weights(weighting, mask, mask).student for mask in (small, none))
+    background = with_lesion[small == 0]
+    assert torch.allclose(background, healthy[small == 0], atol=1e-3)
+
+
+def test_a_healthy_image_does_not_outweigh_one_with_a_lesion():
+    """The fault this guards against: weight 1 everywhere against a mean of 2 r (1 - r)."""
+    for r, mean in ((0.07, 0.126), (0.004375, 0.0087)):
+        assert ratio_prior(mask_of(r)).mean().item() == pytest.approx(2 * r * (1 - r), rel=1e-3)
+        assert ratio_prior(mask_of(r)).mean().item() == pytest.approx(mean, abs=5e-3)
+        assert ratio_prior(mask_of(0)).mean().item() == 0
+
+
+def test_without_normalising_a_healthy_image_has_the_lowest_weight():
+    """Equation 7 is defined there: clamp(0)."""
+    bounds = Bounds(normalize=False, w_min=0.01, w_max=2)
+    assert spatial_weights("ratio-clamped", mask_of(0), mask_of(0), bounds).student.unique().item() == (
+        pytest.approx(0.01)
+    )
 
 
 def test_each_image_is_weighted_on_its_own():
@@ -255,19 +282,27 @@ def test_order_of_the_classes_and_absent_ones_change_no_weight():
     assert torch.allclose(ratio_prior(torch.cat([mask, torch.zeros(1, 1, 40, 40)], 1)), prior, atol=1e-6)
 
 
-@pytest.mark.parametrize("weighting", ["ratio", "ratio-clamped", "law", "difficulty"])
-def test_images_of_one_class_weigh_one_and_of_two_do_not(weighting):
+@pytest.mark.parametrize(("weighting", "expected"), [("ratio", 0), ("ratio-clamped", 0.5), ("law", 0.5)])
+def test_images_of_one_of_several_classes(weighting, expected):
     """Without a class, filled by one class, filled by two classes without background."""
     mask = torch.cat([classes_of(0, 0), classes_of(0, 1), classes_of(0.3, 0.7)])
     assert has_several(mask).flatten().tolist() == [False, False, True]
-    learned = weighting in ("law", "difficulty")
-    weighter = LearnableAdaptiveWeighter(weighting=weighting, classes=2) if learned else None
+    weighter = LearnableAdaptiveWeighter(classes=2) if weighting == "law" else None
     if weighter:
         torch.nn.init.normal_(weighter.phi[-1].weight)
     weights = spatial_weights(weighting, torch.randn(3, 4, 40, 40), mask, weighter=weighter).student
     assert weights.shape == (3, 1, 40, 40)
-    assert (weights[:2] == 1).all()
-    assert not (weights[2] == 1).all()
+    assert (weights[:2] == expected).all()
+    assert weights[2].min() > 0 and weights[2].unique().numel() > 1
+
+
+def test_difficulty_of_a_healthy_image_is_phi_s():
+    """Its weights come from phi, with a mean of 1, whatever the mask says."""
+    weighter = LearnableAdaptiveWeighter(weighting="difficulty", bounds=Bounds(w_min=0, w_max=float("inf")))
+    torch.nn.init.normal_(weighter.phi[-1].weight)
+    weights, _ = weighter(torch.randn(2, 4, 40, 40), torch.cat([mask_of(0), mask_of(0.2)]))
+    assert torch.allclose(weights.mean((1, 2, 3)), torch.ones(2), atol=1e-5)
+    assert weights[0].unique().numel() > 1
 
 
 def test_two_classes_have_a_delta_map_each_and_a_mean_dice():
