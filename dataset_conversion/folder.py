@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import functools
 import logging
 import re
@@ -26,6 +25,7 @@ from dataset_conversion.images import (
 from dataset_conversion.parallel import in_parallel
 from dataset_conversion.raw_writer import RGB, RawDatasetWriter
 from dataset_conversion.splits import grouped_splits
+from dataset_conversion.text_files import read_table
 from dataset_conversion.user_error import UserError
 
 logger = logging.getLogger(__name__)
@@ -227,20 +227,11 @@ def convert_pairs(
 
 
 def read_groups(path: Path) -> dict[str, str]:
-    """Case -> group from a CSV with these columns. UserError: no file, column or value, a case twice."""
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path}: cannot be read ({error}), expected a CSV with the columns case,group"
-        ) from error
+    """Case -> group from a CSV with these columns. UserError: as `read_table`; a case twice."""
     groups: dict[str, str] = {}
-    for row in rows:
-        if not row.get("case") or not row.get("group") or row["case"] in groups:
-            raise UserError(
-                f"{path}: found {row}, expected columns case,group with each case once; correct the file"
-            )
+    for row in read_table(path, ("case", "group")):
+        if row["case"] in groups:
+            raise UserError(f"{path}: found {row['case']} twice, expected each case once; correct the file")
         groups[row["case"]] = row["group"]
     return groups
 
