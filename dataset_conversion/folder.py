@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
+from dataset_conversion.image_files import IMAGE_ENDINGS, images_in, shortened
 from dataset_conversion.images import (
-    IMAGE_ENDINGS,
     Notes,
     check_max_side,
     is_grey,
@@ -47,7 +47,7 @@ class ConvertFolder:
     """Convert a folder of images and a folder of masks, matched by name, into an nnU-Net raw data set."""
 
     images: Path
-    """Folder of training images (PNG, JPEG, TIFF, BMP; grey or RGB)."""
+    """Folder of training images (PNG, JPEG, TIFF, BMP, WebP, GIF; grey or RGB)."""
     masks: Path
     """Folder of their masks: same names or with a common suffix (_mask); 0/1, 0/255 or label values."""
     out: Path
@@ -144,13 +144,14 @@ def case_id(name: str) -> str:
 
 
 def list_images(folder: Path) -> dict[str, Path]:
-    """File stem -> path of the images in a folder. UserError: no such folder, no image, one stem twice."""
+    """File stem -> path of the images in a folder, as `images_in`.
+
+    UserError: no such folder, no image, one stem twice.
+    """
     if not folder.is_dir():
         raise UserError(f"{folder}: not found, expected a folder of images; check the path")
     files: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() not in IMAGE_ENDINGS or path.name.startswith("."):
-            continue
+    for path in images_in(folder):
         if path.stem in files:
             raise UserError(
                 f"{folder}: found {files[path.stem].name} and {path.name}, expected one; remove the other"
@@ -178,17 +179,17 @@ def match_files(images: Path, masks: Path | None) -> dict[str, tuple[Path, Path 
     missing = [stem for stem, name in wanted.items() if name not in mask_files]
     if missing:
         raise UserError(
-            f"{masks}: found no mask for {len(missing)} of {len(wanted)} images ({_some(missing)}), "
+            f"{masks}: found no mask for {len(missing)} of {len(wanted)} images ({shortened(missing)}), "
             "expected one each, of the same name or with a common suffix; add the masks or remove the images"
         )
     unused = sorted(set(mask_files) - set(wanted.values()))
     if second := [name for name in unused if suffix and name.startswith(tuple(wanted.values()))]:
         raise UserError(
-            f"{masks}: found {len(second)} further masks of images that have one ({_some(second)}), expected "
-            "one each; merge them into it"
+            f"{masks}: found {len(second)} further masks of images that have one ({shortened(second)}), "
+            "expected one each; merge them into it"
         )
     if unused:
-        logger.warning("%s: %d mask(s) without image left out: %s", masks, len(unused), _some(unused))
+        logger.warning("%s: %d mask(s) without image left out: %s", masks, len(unused), shortened(unused))
     return {stem: (path, mask_files[wanted[stem]]) for stem, path in image_files.items()}
 
 
@@ -244,7 +245,3 @@ def _mask_affixes(images: dict[str, Path], masks: dict[str, Path]) -> tuple[str,
     ]
     candidates.append(("p", ""))
     return max(candidates, key=lambda affix: sum(affix[0] + stem + affix[1] in masks for stem in images))
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")

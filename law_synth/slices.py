@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from dataset_conversion.raw import COLOUR_ENDINGS, Case, RawDataset
-from dataset_conversion.user_error import UserError
+from dataset_conversion.user_error import UserError, check_regular
 from dataset_conversion.volumes import evenly_spaced
 from law_synth.classes import Classes, lesion_classes
 from law_synth.window import Window, find_window
@@ -260,6 +260,7 @@ def read_header(case: Case):
     """SimpleITK's reader of a case's first image with its information read. UserError: not 3D, unreadable."""
     import SimpleITK as sitk
 
+    check_regular(case.images[0])
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(case.images[0]))
     try:
