@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import ExifTags, Image, ImageChops, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from dataset_conversion.report_folder import visible_files
-from dataset_conversion.user_error import UserError, check_regular
+from dataset_conversion.user_error import UserError, check_regular, one_line
 
 if TYPE_CHECKING:
     from dataset_conversion.images import Notes
@@ -58,7 +58,7 @@ def images_in(folder: Path, endings: Sequence[str] = IMAGE_ENDINGS) -> list[Path
 
 def warn_left_out(folder: Path, paths: Collection[Path], endings: Sequence[str] = IMAGE_ENDINGS) -> None:
     """Log how many of a folder's entries are not read because of their names, and the first of them."""
-    names = [path.name + "/" * path.is_dir() for path in paths]
+    names = [one_line(path.name) + "/" * path.is_dir() for path in paths]
     logger.warning(
         "%s: %d left out that do not end in %s: %s", folder, len(names), " ".join(endings), shortened(names)
     )

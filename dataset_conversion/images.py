@@ -166,11 +166,9 @@ def _grey_levels(image: Image.Image, path: Path, spread: int = MAX_COLOUR_SPREAD
         values = np.asarray(image)
         outside = values[~((values >= 0) & (values <= np.iinfo(np.uint16).max))]  # NaN, too
         if outside.size:
-            value = (
-                f"{outside[0]:g}"
-                if image.mode == "F"
-                else f"{outside[0]} (without sign {outside[0] % 2**32})"
-            )
+            value = f"{outside[0]:.0f}"
+            if image.mode == "I":  # Pillow has no numbers of 32 bit without sign
+                value += f" (or {int(outside[0]) % 2**32} without sign)"
             raise UserError(f"{path}: found the value {value}, expected 0 to 65535; correct the mask")
         if not np.array_equal(values, np.rint(values)):
             raise UserError(

@@ -8,6 +8,7 @@ import os
 import select
 import stat
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -125,3 +126,6 @@ def _start_log() -> None:
     logging.basicConfig(format="%(message)s", handlers=[handler])
     for package in OURS:  # of others, only their warnings
         logging.getLogger(package).setLevel(logging.INFO)
+    for library in ("PIL", "tifffile"):  # of a damaged file they log what they raise
+        logging.getLogger(library).setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", module=r"PIL\.TiffImagePlugin")
