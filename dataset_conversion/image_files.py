@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import stat
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import ExifTags, Image, ImageChops, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from dataset_conversion.report_folder import visible_files
-from dataset_conversion.user_error import UserError, check_regular, one_line
+from dataset_conversion.user_error import UserError
 
 if TYPE_CHECKING:
     from dataset_conversion.images import Notes
@@ -21,11 +22,8 @@ logger = logging.getLogger(__name__)
 # Pillow knows more formats. For one of them, EPS, it starts a program, whatever the name of the file.
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF")
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".tif", ".tiff", ".bmp", ".webp", ".gif")
-LOSSY = (
-    "JPEG",
-    "MPO",
-    "WEBP",
-)  # MPO: a JPEG with further pictures in it. WebP may be lossless, but rarely is
+# MPO is a JPEG with further pictures in it. WebP may be lossless, but a file hardly tells.
+LOSSY = ("JPEG", "MPO", "WEBP")
 PAGED = ("TIFF", "WEBP", "GIF")
 ORIENTATION = ExifTags.Base.Orientation
 BACK = {  # how to undo what viewers do for an orientation
@@ -58,7 +56,7 @@ def images_in(folder: Path, endings: Sequence[str] = IMAGE_ENDINGS) -> list[Path
 
 def warn_left_out(folder: Path, paths: Collection[Path], endings: Sequence[str] = IMAGE_ENDINGS) -> None:
     """Log how many of a folder's entries are not read because of their names, and the first of them."""
-    names = [one_line(path.name) + "/" * path.is_dir() for path in paths]
+    names = [path.name + "/" * path.is_dir() for path in paths]
     logger.warning(
         "%s: %d left out that do not end in %s: %s", folder, len(names), " ".join(endings), shortened(names)
     )
@@ -67,6 +65,19 @@ def warn_left_out(folder: Path, paths: Collection[Path], endings: Sequence[str] 
 def shortened(names: Sequence[str]) -> str:
     """The first five of the names."""
     return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+
+
+def check_regular(path: Path) -> None:
+    """UserError: not there, or no file that ends: opening a pipe or reading a device may take for ever."""
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror}), expected a file; check the path"
+        ) from error
+    if not stat.S_ISREG(mode):
+        kind = "folder" if stat.S_ISDIR(mode) else "pipe, device or socket"
+        raise UserError(f"{path}: found a {kind}, expected a file; remove it or correct the path")
 
 
 @contextmanager

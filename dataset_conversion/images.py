@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from dataset_conversion.image_files import LOSSY, open_image, opened
-from dataset_conversion.user_error import UserError, one_line
+from dataset_conversion.user_error import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class Notes:
         for remark, files in sorted(self._files.items()):
             pixels = f", {self._pixels[remark]} pixels" if self._pixels[remark] else ""
             example = Path(*self._examples[remark].parts[-2:])
-            logger.warning("%s: %d file(s)%s, e.g. %s", remark, files, pixels, one_line(f"{example}"))
+            logger.warning("%s: %d file(s)%s, e.g. %s", remark, files, pixels, example)
 
 
 def read_rgb(path: Path, notes: Notes, upright: bool = True) -> np.ndarray:

@@ -21,10 +21,10 @@ from dataset_conversion.dataset_json import (
     label_values,
     load_json,
 )
-from dataset_conversion.image_files import opened
+from dataset_conversion.image_files import check_regular, opened
 from dataset_conversion.report_folder import visible_files
 from dataset_conversion.splits import DEFAULT_FOLDS, Split, default_splits, nnunet_folder, splits_files
-from dataset_conversion.user_error import UserError, check_regular
+from dataset_conversion.user_error import UserError
 
 # Files of these kinds hold all colour channels at once: case_0000.png with three channel_names.
 COLOUR_ENDINGS = (".png", ".bmp", ".tif")

@@ -6,7 +6,6 @@ import errno
 import logging
 import os
 import select
-import stat
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -20,9 +19,6 @@ from rich.logging import RichHandler
 class UserError(ValueError):
     """Bad input. The message is one line: what was found, what was expected, what to do."""
 
-    def __str__(self) -> str:
-        return one_line(super().__str__())
-
 
 ANOTHER = "choose another place or correct its permissions"
 # Safetensors quotes the system's words; torch.save only says that its file did not grow.
@@ -33,11 +29,6 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
 
 
-def one_line(text: str) -> str:
-    """The text with control characters, which file names may hold, written as \\n and the like."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
 def check_writable(path: Path) -> None:
     """UserError where no file or folder `path` can be made, so that hours of work do not end in one."""
     path = Path(path).absolute()
@@ -46,19 +37,6 @@ def check_writable(path: Path) -> None:
         raise UserError(f"{place}: found a file, expected a folder to write {path.name} into; {ANOTHER}")
     if not os.access(place, os.W_OK | os.X_OK):
         raise UserError(f"{place}: found no permission to write, expected it for {path.name}; {ANOTHER}")
-
-
-def check_regular(path: Path) -> None:
-    """UserError: not there, or no file that ends: opening a pipe or reading a device may take for ever."""
-    try:
-        mode = Path(path).stat().st_mode
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot be read ({error.strerror}), expected a file; check the path"
-        ) from error
-    if not stat.S_ISREG(mode):
-        kind = "folder" if stat.S_ISDIR(mode) else "pipe, device or socket"
-        raise UserError(f"{path}: found a {kind}, expected a file; remove it or correct the path")
 
 
 @contextmanager
@@ -126,6 +104,6 @@ def _start_log() -> None:
     logging.basicConfig(format="%(message)s", handlers=[handler])
     for package in OURS:  # of others, only their warnings
         logging.getLogger(package).setLevel(logging.INFO)
-    for library in ("PIL", "tifffile"):  # of a damaged file they log what they raise
+    for library in ("PIL", "tifffile"):  # of a damaged file they log and warn of what they raise
         logging.getLogger(library).setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", module=r"PIL\.TiffImagePlugin")

@@ -16,8 +16,9 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from dataset_conversion.image_files import check_regular
 from dataset_conversion.raw import COLOUR_ENDINGS, Case, RawDataset
-from dataset_conversion.user_error import UserError, check_regular
+from dataset_conversion.user_error import UserError
 from dataset_conversion.volumes import evenly_spaced
 from law_synth.classes import Classes, lesion_classes
 from law_synth.window import Window, find_window

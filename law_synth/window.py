@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dataset_conversion.image_files import opened
-from dataset_conversion.user_error import UserError, check_regular
+from dataset_conversion.image_files import check_regular, opened
+from dataset_conversion.user_error import UserError
 
 if TYPE_CHECKING:
     from pathlib import Path

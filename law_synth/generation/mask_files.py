@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dataset_conversion.image_files import IMAGE_ENDINGS, images_in, warn_left_out
+from dataset_conversion.image_files import IMAGE_ENDINGS, check_regular, images_in, warn_left_out
 from dataset_conversion.images import Notes, read_index_mask
 from dataset_conversion.report_folder import visible_files
-from dataset_conversion.user_error import UserError, check_regular
+from dataset_conversion.user_error import UserError
 from dataset_conversion.volumes import evenly_spaced
 from law_synth.classes import VOLUME_ENDINGS, Classes
 from law_synth.generation.masks import MaskSource, mask_hash
