@@ -30,7 +30,7 @@ def check_labels(labels: Mapping, regions_class_order: list[int] | None, path: P
             f'{path}: found labels {shown}, expected {{"background": 0, "polyp": 1, ...}}: '
             "from name to value, background 0; swap or correct them"
         )
-    if sorted(set(flat)) != list(range(max(flat) + 1)):
+    if min(flat) < 0 or len(set(flat)) != max(flat) + 1:
         raise UserError(
             f"{path}: found labels {shown}, expected consecutive values 0, 1, 2, ...; renumber them"
         )

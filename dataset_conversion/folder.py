@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import functools
 import logging
 import re
@@ -12,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
+from dataset_conversion.image_files import IMAGE_ENDINGS, images_in, shortened
 from dataset_conversion.images import (
-    IMAGE_ENDINGS,
     Notes,
     check_max_side,
     is_grey,
@@ -26,6 +25,7 @@ from dataset_conversion.images import (
 from dataset_conversion.parallel import in_parallel
 from dataset_conversion.raw_writer import RGB, RawDatasetWriter
 from dataset_conversion.splits import grouped_splits
+from dataset_conversion.text_files import read_table
 from dataset_conversion.user_error import UserError
 
 logger = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ class ConvertFolder:
     """Convert a folder of images and a folder of masks, matched by name, into an nnU-Net raw data set."""
 
     images: Path
-    """Folder of training images (PNG, JPEG, TIFF, BMP; grey or RGB)."""
+    """Folder of training images (PNG, JPEG, TIFF, BMP, WebP, GIF; grey or RGB)."""
     masks: Path
     """Folder of their masks: same names or with a common suffix (_mask); 0/1, 0/255 or label values."""
     out: Path
@@ -144,13 +144,14 @@ def case_id(name: str) -> str:
 
 
 def list_images(folder: Path) -> dict[str, Path]:
-    """File stem -> path of the images in a folder. UserError: no such folder, no image, one stem twice."""
+    """File stem -> path of the images in a folder, as `images_in`.
+
+    UserError: no such folder, no image, one stem twice.
+    """
     if not folder.is_dir():
         raise UserError(f"{folder}: not found, expected a folder of images; check the path")
     files: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() not in IMAGE_ENDINGS or path.name.startswith("."):
-            continue
+    for path in images_in(folder):
         if path.stem in files:
             raise UserError(
                 f"{folder}: found {files[path.stem].name} and {path.name}, expected one; remove the other"
@@ -178,17 +179,17 @@ def match_files(images: Path, masks: Path | None) -> dict[str, tuple[Path, Path 
     missing = [stem for stem, name in wanted.items() if name not in mask_files]
     if missing:
         raise UserError(
-            f"{masks}: found no mask for {len(missing)} of {len(wanted)} images ({_some(missing)}), "
+            f"{masks}: found no mask for {len(missing)} of {len(wanted)} images ({shortened(missing)}), "
             "expected one each, of the same name or with a common suffix; add the masks or remove the images"
         )
     unused = sorted(set(mask_files) - set(wanted.values()))
     if second := [name for name in unused if suffix and name.startswith(tuple(wanted.values()))]:
         raise UserError(
-            f"{masks}: found {len(second)} further masks of images that have one ({_some(second)}), expected "
-            "one each; merge them into it"
+            f"{masks}: found {len(second)} further masks of images that have one ({shortened(second)}), "
+            "expected one each; merge them into it"
         )
     if unused:
-        logger.warning("%s: %d mask(s) without image left out: %s", masks, len(unused), _some(unused))
+        logger.warning("%s: %d mask(s) without image left out: %s", masks, len(unused), shortened(unused))
     return {stem: (path, mask_files[wanted[stem]]) for stem, path in image_files.items()}
 
 
@@ -227,20 +228,11 @@ def convert_pairs(
 
 
 def read_groups(path: Path) -> dict[str, str]:
-    """Case -> group from a CSV with these columns. UserError: no file, column or value, a case twice."""
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path}: cannot be read ({error}), expected a CSV with the columns case,group"
-        ) from error
+    """Case -> group from a CSV with these columns. UserError: as `read_table`; a case twice."""
     groups: dict[str, str] = {}
-    for row in rows:
-        if not row.get("case") or not row.get("group") or row["case"] in groups:
-            raise UserError(
-                f"{path}: found {row}, expected columns case,group with each case once; correct the file"
-            )
+    for row in read_table(path, ("case", "group")):
+        if row["case"] in groups:
+            raise UserError(f"{path}: found {row['case']} twice, expected each case once; correct the file")
         groups[row["case"]] = row["group"]
     return groups
 
@@ -253,7 +245,3 @@ def _mask_affixes(images: dict[str, Path], masks: dict[str, Path]) -> tuple[str,
     ]
     candidates.append(("p", ""))
     return max(candidates, key=lambda affix: sum(affix[0] + stem + affix[1] in masks for stem in images))
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import bisect
-import csv
 import functools
 import logging
 import re
@@ -15,6 +14,7 @@ from dataset_conversion.folder import Pair, case_id, convert_pairs, match_files
 from dataset_conversion.images import read_binary_mask, read_rgb
 from dataset_conversion.raw_writer import RGB, RawDatasetWriter
 from dataset_conversion.splits import grouped_splits
+from dataset_conversion.text_files import read_lines, read_table
 from dataset_conversion.user_error import UserError
 
 logger = logging.getLogger(__name__)
@@ -187,20 +187,19 @@ def pranet_pairs(folder: Path) -> list[Pair]:
 
 
 def read_sequences(folder: Path | None) -> list[int]:
-    """First frames of ClinicDB's sequences, from sequences.csv in its folder or as published."""
+    """First frames of ClinicDB's sequences, from sequences.csv in its folder or as published.
+
+    UserError: as `read_table`; a first frame that is no number.
+    """
     path = folder / "sequences.csv" if folder is not None else None
     if path is None or not path.is_file():
         return list(CLINICDB_FIRST_FRAMES)
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            first = sorted(int(row["first"]) for row in csv.DictReader(file))
-        if not first:
-            raise ValueError("no sequences")
-        return first
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{path}: cannot be read ({error!r}), expected columns sequence,first,last; correct it"
-        ) from error
+    found = [row["first"] for row in read_table(path, ("sequence", "first", "last"))]
+    if odd := [text for text in found if not re.fullmatch("[0-9]{1,9}", text)]:
+        raise UserError(f"{path}: found first frame {odd[0]!r}, expected a number; correct the file")
+    if not found:
+        raise UserError(f"{path}: found no sequences, expected columns sequence,first,last; correct it")
+    return sorted(map(int, found))
 
 
 def split_groups(pairs: list[Pair], first_frames: list[int]) -> dict[str, str]:
@@ -246,5 +245,4 @@ def _read_names(path: Path) -> set[str]:
     """Stems listed in a text file, one a line, with or without a file ending; empty when there is no file."""
     if not path.is_file():
         return set()
-    lines = path.read_text(encoding="utf-8-sig").split("\n")
-    return {Path(line.strip()).stem for line in lines if line.strip()}
+    return {Path(line).stem for line in read_lines(path)}

@@ -21,6 +21,7 @@ from dataset_conversion.dataset_json import (
     label_values,
     load_json,
 )
+from dataset_conversion.image_files import check_regular, opened
 from dataset_conversion.report_folder import visible_files
 from dataset_conversion.splits import DEFAULT_FOLDS, Split, default_splits, nnunet_folder, splits_files
 from dataset_conversion.user_error import UserError
@@ -220,6 +221,7 @@ class RawDataset:
         if self.file_ending in (".png", ".bmp") or not self.training_cases:
             return choose()()
         # As nnU-Net, by an example: .tif may be 2D or 3D, and SimpleITK refuses sheared .nii.gz.
+        check_file(self.training_cases[0].images[0])
         try:
             with contextlib.redirect_stderr(io.StringIO()):  # the traceback of each reader that refuses
                 return choose(str(self.training_cases[0].images[0]))()
@@ -245,6 +247,8 @@ class RawDataset:
 
     def _read(self, method: str, files: Path | tuple[Path, ...]) -> np.ndarray:
         name = files if isinstance(files, Path) else files[0]
+        for file in [files] if files is name else files:
+            check_file(file)
         try:
             return getattr(self.reader, method)(
                 str(files) if files is name else [str(file) for file in files]
@@ -301,6 +305,17 @@ class RawDataset:
                 f"{paths[0].parent}: case {case_id} has channel files {found}, expected {expected} "
                 "as in channel_names of dataset.json; add the missing files or correct dataset.json"
             )
+
+
+def check_file(path: Path) -> None:
+    """UserError unless it is a file that ends and, of PNG and BMP, none of a format that is not meant.
+
+    The library that reads them for nnU-Net goes by what is in a file, and for some formats starts programs.
+    """
+    check_regular(path)
+    if path.suffix in (".png", ".bmp"):
+        with opened(path):
+            pass
 
 
 def read_folds(path: Path) -> list[Split]:

@@ -162,7 +162,8 @@ class RawDatasetWriter:
                 f"{image.shape[0]} image, expected the same size; export the mask at the size of its image"
             )
         check_label_values(label, label_values(self.labels), f"case {case_id}")
-        self._save(self.label_path(part, case_id), label.astype(np.uint8))
+        kind = np.uint8 if label.max(initial=0) <= 255 else np.uint16
+        self._save(self.label_path(part, case_id), label.astype(kind))
 
     def _path(self, folder: str, stem: str) -> Path:
         (self.folder / folder).mkdir(exist_ok=True)

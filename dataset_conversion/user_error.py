@@ -7,6 +7,7 @@ import logging
 import os
 import select
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -103,3 +104,6 @@ def _start_log() -> None:
     logging.basicConfig(format="%(message)s", handlers=[handler])
     for package in OURS:  # of others, only their warnings
         logging.getLogger(package).setLevel(logging.INFO)
+    for library in ("PIL", "tifffile"):  # of a damaged file they log and warn of what they raise
+        logging.getLogger(library).setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", module=r"PIL\.TiffImagePlugin")

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from dataset_conversion.image_files import check_regular
 from dataset_conversion.raw import COLOUR_ENDINGS, Case, RawDataset
 from dataset_conversion.user_error import UserError
 from dataset_conversion.volumes import evenly_spaced
@@ -260,6 +261,7 @@ def read_header(case: Case):
     """SimpleITK's reader of a case's first image with its information read. UserError: not 3D, unreadable."""
     import SimpleITK as sitk
 
+    check_regular(case.images[0])
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(case.images[0]))
     try:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dataset_conversion.image_files import check_regular, opened
 from dataset_conversion.user_error import UserError
 
 if TYPE_CHECKING:
@@ -105,13 +106,12 @@ def stored_dtype(case: Case) -> str:
 
 def _dtype_in_header(path: Path) -> str:
     if path.suffix in (".png", ".bmp", ".tif"):
-        from PIL import Image
-
-        with Image.open(path) as image:
+        with opened(path) as image:
             deep = "int32" if image.format == "TIFF" else "uint16"  # PNG has no more than 16 bit
             return {"I;16": "uint16", "I;16B": "uint16", "I": deep, "F": "float32"}.get(image.mode, "uint8")
     import SimpleITK as sitk
 
+    check_regular(path)
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     reader.ReadImageInformation()

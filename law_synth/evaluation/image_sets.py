@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from dataset_conversion import image_files
 from dataset_conversion.folds import Fold, fold_cases
 from dataset_conversion.raw import RawDataset, find_dataset
 from dataset_conversion.user_error import UserError
@@ -198,12 +199,7 @@ def stored_size(view: SliceView, slice_: Slice) -> Size:
     """(H, W) of an image, from its header. UserError: unreadable."""
     if view.is_volumetric:
         return view.geometry(slice_).shape
-    path = view.dataset.case(slice_.case).images[0]
-    try:
-        with Image.open(path) as image:
-            return image.size[::-1]
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error}), expected an intact image; replace it") from error
+    return image_files.stored_size(view.dataset.case(slice_.case).images[0])
 
 
 def _views(
