@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dataset_conversion.finished import conversion_of
 from dataset_conversion.image_files import IMAGE_ENDINGS, images_in, shortened
 from dataset_conversion.images import (
     Notes,
@@ -22,10 +23,11 @@ from dataset_conversion.images import (
     read_rgb,
     resize_to,
 )
+from dataset_conversion.names import check_name, match_key, refuse_lookalikes
 from dataset_conversion.parallel import in_parallel
 from dataset_conversion.raw_writer import RGB, RawDatasetWriter
 from dataset_conversion.splits import grouped_splits
-from dataset_conversion.text_files import read_table
+from dataset_conversion.text_files import read_table, tidy_name
 from dataset_conversion.user_error import UserError
 
 logger = logging.getLogger(__name__)
@@ -79,12 +81,18 @@ class ConvertFolder:
         groups = self._case_groups(pairs) if self.groups is not None else {}
         trained = {pair.case_id for pair in pairs if not pair.is_test}
         splits = grouped_splits({case_id: groups[case_id] for case_id in trained}) if groups else None
+        given = [self.groups] if self.groups is not None else []
+        files = [path for pair in pairs for path in (pair.image, pair.mask) if path is not None]
+        conversion = conversion_of(self, files + given)
+        if conversion.is_done():
+            return
         grey = all(is_grey(pair.image) for pair in pairs)
         read_image = read_grey if grey else read_rgb
         read_mask = (
             functools.partial(read_binary_mask, threshold=self.threshold) if binary else read_index_mask
         )
-        with RawDatasetWriter(self.out, ("grey",) if grey else RGB, labels) as writer:
+        channels = ("grey",) if grey else RGB
+        with RawDatasetWriter(self.out, channels, labels, sign=conversion.sign) as writer:
             if splits is not None:
                 writer.set_groups(groups)
                 writer.set_splits(splits)
@@ -107,17 +115,18 @@ class ConvertFolder:
 
     def _case_groups(self, pairs: list[Pair]) -> dict[str, str]:
         """Case id -> group. UserError: a training case without one, a group in training and test."""
-        group_of = read_groups(self.groups)
+        group_of = {match_key(case): group for case, group in read_groups(self.groups).items()}
         training, test = {}, {}
         for pair in pairs:
-            is_renamed = pair.case_id != case_id(pair.image.stem)  # the name means the training image then
-            group = group_of.get(pair.case_id, None if is_renamed else group_of.get(pair.image.stem))
+            stem = tidy_name(pair.image.stem)
+            is_renamed = pair.case_id != case_id(stem)  # the name means the training image then
+            group = group_of.get(
+                match_key(pair.case_id), None if is_renamed else group_of.get(match_key(stem))
+            )
             if group is not None:
                 (test if pair.is_test else training)[pair.case_id] = group
             elif not pair.is_test:
-                raise UserError(
-                    f"{self.groups}: found no group for {pair.image.stem}, expected one; add a line"
-                )
+                raise UserError(f"{self.groups}: found no group for {stem}, expected one; add a line")
         if shared := sorted(set(training.values()) & set(test.values())):
             raise UserError(
                 f"{self.groups}: found group {shared[0]} in training and test images, expected one side"
@@ -130,17 +139,18 @@ def parse_labels(texts: tuple[str, ...]) -> dict[str, int]:
     labels = {}
     for text in texts:
         match = re.fullmatch(r"(.+)=(\d+)", text)
-        if not match or match[1] in labels:
+        name = tidy_name(match[1]) if match else ""
+        if not name or name in labels:
             raise UserError(
                 f'found label "{text}", expected name=value, each name once: background=0 polyp=1'
             )
-        labels[match[1]] = int(match[2])
+        labels[name] = int(match[2])
     return labels
 
 
 def case_id(name: str) -> str:
     """File stem as a case id: what nnU-Net or a shell may trip over becomes an underscore."""
-    return re.sub(r"[^\w+-]", "_", name)
+    return re.sub(r"[^\w+-]", "_", tidy_name(name))
 
 
 def list_images(folder: Path) -> dict[str, Path]:
@@ -152,11 +162,12 @@ def list_images(folder: Path) -> dict[str, Path]:
         raise UserError(f"{folder}: not found, expected a folder of images; check the path")
     files: dict[str, Path] = {}
     for path in images_in(folder):
-        if path.stem in files:
+        stem = tidy_name(path.stem)  # masks and lists may have another Unicode form
+        if stem in files:
             raise UserError(
-                f"{folder}: found {files[path.stem].name} and {path.name}, expected one; remove the other"
+                f"{folder}: found {files[stem].name} and {path.name}, expected one; remove the other"
             )
-        files[path.stem] = path
+        files[stem] = path
     if not files:
         raise UserError(f"{folder}: found no image, expected files ending in {' '.join(IMAGE_ENDINGS)}")
     return files
@@ -228,12 +239,18 @@ def convert_pairs(
 
 
 def read_groups(path: Path) -> dict[str, str]:
-    """Case -> group from a CSV with these columns. UserError: as `read_table`; a case twice."""
+    """Case -> group from a CSV with these columns.
+
+    UserError: as `read_table`; a case twice; cases or groups that only letter case or spaces tell apart.
+    """
     groups: dict[str, str] = {}
     for row in read_table(path, ("case", "group")):
-        if row["case"] in groups:
-            raise UserError(f"{path}: found {row['case']} twice, expected each case once; correct the file")
-        groups[row["case"]] = row["group"]
+        case = check_name(row["case"], "case", path)
+        if case in groups:
+            raise UserError(f"{path}: found {case} twice, expected each case once; correct the file")
+        groups[case] = check_name(row["group"], "group", path)
+    refuse_lookalikes(groups, "cases", path)
+    refuse_lookalikes(groups.values(), "groups", path)
     return groups
 
 

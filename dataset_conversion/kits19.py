@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from dataset_conversion.finished import Conversion, conversion_of
 from dataset_conversion.images import Notes, check_max_side
 from dataset_conversion.kits19_case import (
     Kits19Case,
@@ -68,10 +69,15 @@ class ConvertKits19:
         """Convert. UserError: whatever is wrong with options or input; finished cases are kept."""
         self._check_options()
         cases = find_cases(self.source)
+        conversion = conversion_of(
+            self, [path for case in cases for path in (case.image, case.label) if path]
+        )
+        if conversion.is_done():
+            return
         notes = Notes()
         for case in cases:
             check_headers(case, self.axis if self.slices else None)
-        with self._writer() as writer:
+        with self._writer(conversion) as writer:
             journal = Journal(writer.folder, {case.id: case.stamp for case in cases})
             if len(journal):
                 logger.info("going on: %d of %d cases were finished before", len(journal), len(cases))
@@ -89,7 +95,7 @@ class ConvertKits19:
             self._set_splits(writer, {case_id: g for case_id, g in groups.items() if g in trained})
         notes.report()
 
-    def _writer(self) -> RawDatasetWriter:
+    def _writer(self, conversion: Conversion) -> RawDatasetWriter:
         options = {name: value for name, value in asdict(self).items() if name not in ("out", "workers")}
         options |= {"source": str(self.source.resolve()), "window": self.window and list(self.window)}
         png = self.slices and not self.keep_hu
@@ -101,6 +107,7 @@ class ConvertKits19:
             regions_class_order=[1, 2] if self.regions else None,
             file_ending=".png" if png else ".nii.gz",
             unfinished=functools.partial(resumable_folder, options=options),
+            sign=conversion.sign,
             license="CC BY-NC-SA 4.0",
             reference="Heller et al., arXiv:1904.00445",
             **{"window": f"{low:g} to {high:g} HU"} if png else {},

@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 
+from dataset_conversion.finished import conversion_of
 from dataset_conversion.parallel import in_parallel
 from dataset_conversion.phantom_ct import LABELS as CT_LABELS
 from dataset_conversion.phantom_ct import phantom_ct_case
@@ -54,10 +55,13 @@ class ConvertPhantom:
             )
         if self.slices is not None and not is_ct:
             raise UserError("found --slices with endoscopy images, expected --kind ct; correct one of them")
+        conversion = conversion_of(self)
+        if conversion.is_done():
+            return
         channels, labels = (("CT",), CT_LABELS) if is_ct else (RGB, {"background": 0, "polyp": 1})
         ending = ".nii.gz" if is_ct else ".png"
         with RawDatasetWriter(
-            self.out, channels, labels, file_ending=ending, license="none needed"
+            self.out, channels, labels, file_ending=ending, sign=conversion.sign, license="none needed"
         ) as writer:
 
             def draw(index: int) -> None:

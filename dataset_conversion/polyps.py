@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from dataset_conversion.finished import conversion_of
 from dataset_conversion.folder import Pair, case_id, convert_pairs, match_files
 from dataset_conversion.images import read_binary_mask, read_rgb
 from dataset_conversion.raw_writer import RGB, RawDatasetWriter
 from dataset_conversion.splits import grouped_splits
-from dataset_conversion.text_files import read_lines, read_table
+from dataset_conversion.text_files import read_lines, read_table, tidy_name
 from dataset_conversion.user_error import UserError
 
 logger = logging.getLogger(__name__)
@@ -94,15 +95,26 @@ class ConvertPolyps:
             raise UserError(
                 "found no training image, expected --kvasir or --clinicdb to train on; give one of them"
             )
+        files = [path for pair in pairs for path in (pair.image, pair.mask)]
+        conversion = conversion_of(self, files + self._lists())
+        if conversion.is_done():
+            return
         first_frames = read_sequences(self.clinicdb and folder_of("sequences.csv", self.clinicdb))
         groups = split_groups(pairs, first_frames)
         sequences = {pair.case_id: sequence_of(pair.case_id, first_frames) for pair in pairs}
-        with RawDatasetWriter(self.out, RGB, {"background": 0, "polyp": 1}) as writer:
+        labels = {"background": 0, "polyp": 1}
+        with RawDatasetWriter(self.out, RGB, labels, sign=conversion.sign) as writer:
             writer.set_groups({case_id: name for case_id, name in sequences.items() if name is not None})
             writer.set_splits(grouped_splits(groups))
             # Released masks are JPEG (Kvasir-SEG) or blurred by resizing (PraNet): split at half brightness.
             read_mask = functools.partial(read_binary_mask, threshold=127)
             convert_pairs(writer, pairs, read_rgb, read_mask, self.max_side)
+
+    def _lists(self) -> list[Path]:
+        """The lists beside the images that are there."""
+        named = {"val.txt": self.kvasir, "train.txt": self.kvasir, "sequences.csv": self.clinicdb}
+        paths = [folder_of(name, folder) / name for name, folder in named.items() if folder is not None]
+        return [path for path in paths if path.is_file()]
 
     def _pairs_of(self, source: SourceName, folder: Path) -> list[Pair]:
         files = match_files(*find_layout(folder))
@@ -245,4 +257,4 @@ def _read_names(path: Path) -> set[str]:
     """Stems listed in a text file, one a line, with or without a file ending; empty when there is no file."""
     if not path.is_file():
         return set()
-    return {Path(line).stem for line in read_lines(path)}
+    return {tidy_name(Path(line).stem) for line in read_lines(path)}

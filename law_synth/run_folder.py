@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dataset_conversion.names import check_case_ids
 from dataset_conversion.raw import nnunet_folder
 from dataset_conversion.user_error import UserError
 from law_synth.base.seen import evenly
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 FORMAT = 2  # 1: no view, one class
 CONFIG = "law_config.json"
 PICTURED = 4  # slices in the pictures of a training
+CASE_LISTS = ("train_cases", "monitor_cases")
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,8 @@ def read_run(folder: Path) -> TrainedRun:
         raise UserError(
             f"{folder}: found no controlnet/, expected a run that has saved weights; finish the training"
         )
-    return TrainedRun(Path(folder), config)
+    lists = {name: check_case_ids(config.get(name), path) for name in CASE_LISTS}
+    return TrainedRun(Path(folder), config | lists)
 
 
 def newest_run() -> TrainedRun:

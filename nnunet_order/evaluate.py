@@ -14,7 +14,7 @@ import numpy as np
 from rich.progress import track
 
 from dataset_conversion.folds import fold_cases
-from dataset_conversion.raw import RawDataset, find_dataset
+from dataset_conversion.raw import RawDataset, files_by_id, find_dataset
 from dataset_conversion.report_folder import check_report_folder
 from dataset_conversion.user_error import UserError
 from nnunet_order.evaluation_report import FILES, Evaluation, print_summary, write_report
@@ -113,12 +113,12 @@ def named_folders(predictions: tuple[str, ...]) -> dict[str, Path]:
 def truth_files(dataset: RawDataset, labels: Path | None) -> dict[str, Path]:
     """Case id -> label file, of `labels` or else labelsTs. UserError: none, or a test case without one."""
     if labels is not None:
-        files = sorted(Path(labels).glob(f"*{dataset.file_ending}"))
+        files = files_by_id(Path(labels), dataset.file_ending)
         if not files:
             raise UserError(
                 f"{labels}: found no {dataset.file_ending} files, expected labels; check the folder"
             )
-        return {path.name.removesuffix(dataset.file_ending): path for path in files}
+        return files
     missing = [case.id for case in dataset.test_cases if case.label is None]
     if missing or not dataset.test_cases:
         found = f"no label for {missing[0]} ({len(missing)} such)" if missing else "no test cases"
@@ -158,15 +158,15 @@ def score_folders(
     dataset.json.
     """
     # Not the truth's file name: dataset.json may list labels of any name.
-    names = {case: f"{case}{dataset.file_ending}" for case in truths}
+    found = {folder: files_by_id(folder, dataset.file_ending) for folder in folders.values()}
     for folder in folders.values():
-        missing = [name for name in names.values() if not (folder / name).is_file()]
+        missing = [case for case in truths if case not in found[folder]]
         if missing:
             raise UserError(
-                f"{folder}: found no {missing[0]} ({len(missing)} of {len(truths)} missing), expected one "
-                "prediction per label; predict the missing cases"
+                f"{folder}: found no {missing[0]}{dataset.file_ending} ({len(missing)} of {len(truths)} "
+                "missing), expected one prediction per label; predict the missing cases"
             )
-    jobs = [(truth, folder / names[case]) for folder in folders.values() for case, truth in truths.items()]
+    jobs = [(truth, found[folder][case]) for folder in folders.values() for case, truth in truths.items()]
     score = partial(score_case, dataset, tolerance)
     workers = min(processes, 1 + len(jobs) // CASES_PER_WORKER)
     if workers <= 1:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dataset_conversion.folder_lock import leaving_no_empty_parents
 from dataset_conversion.user_error import UserError, check_writable, writing
 from nnunet_order import registration
 
@@ -60,13 +61,13 @@ class Export:
         model = load_model(self.model, self.fold, self.checkpoint)
         warn_if_unsupported(metadata(model))
         partial = self.out.with_name(f".{self.out.name}.partial")
-        try:
-            with writing(self.out):
-                self.out.parent.mkdir(parents=True, exist_ok=True)
+        with leaving_no_empty_parents(self.out), writing(self.out):
+            self.out.parent.mkdir(parents=True, exist_ok=True)
+            try:
                 difference = write_onnx(model, partial)
                 os.replace(partial, self.out)
-        finally:
-            partial.unlink(missing_ok=True)
+            finally:
+                partial.unlink(missing_ok=True)
         size = self.out.stat().st_size / 1024
         logger.info("%s: %.0f KiB, max |torch - onnxruntime| = %.1e", self.out, size, difference)
 

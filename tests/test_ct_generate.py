@@ -304,6 +304,9 @@ def test_masks_of_held_out_patients_are_refused(run, view, tmp_path, caplog):
         ("ct_1.png", "of a case outside the training cases of fold 0"),
         ("ct_1_s0012.png", "of patient_0, whose case ct_1 is a validation or test case"),
         ("patient_3-scan.png", "of patient_3, whose case ct_7"),
+        ("CT_1.png", "of a case outside the training cases of fold 0"),
+        ("ct_1 .png", "of a case outside the training cases of fold 0"),
+        ("Patient_3 -scan.png", "of patient_3, whose case ct_7"),
     ):
         save_mask(folder / name, layout(1))
         refused(run, folder, rf"found the mask {name} {line}.*\(1 such\)")
@@ -312,9 +315,15 @@ def test_masks_of_held_out_patients_are_refused(run, view, tmp_path, caplog):
         save_mask(folder / "z.png", view.read_mask(Slice(case, 2)))
         refused(run, folder, f"found the mask z.png equal to that of {case}")
     save_mask(folder / "z.png", layout(2))
-    for name, group in (("z", "patient_0"), ("z.png", "ct_7")):
+    typed = (("z", "patient_0"), ("z.png", "ct_7"), ("z ", "patient_0 "), ("Z.PNG", "PATIENT_3"))
+    for name, group in typed:
         table.write_text(f"case,group\n{name},{group}\n")
-        refused(run, folder, f"found the mask z.png of patient_{0 if name == 'z' else 3}", mask_groups=table)
+        refused(
+            run,
+            folder,
+            f"found the mask z.png of patient_{0 if name.strip() == 'z' else 3}",
+            mask_groups=table,
+        )
     caplog.clear()
     options = {"masks": folder, "mask_groups": table, "drop_held_out_masks": True, "dry_run": True}
     generate(tmp_path / "Dataset962", run, **options)

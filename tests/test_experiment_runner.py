@@ -116,6 +116,23 @@ def test_renamed_outputs_do_not_stay_behind(folder):
     assert (folder / "new.txt").exists() and not (folder / "old.txt").exists()
 
 
+@pytest.mark.parametrize("output", ["../kept", "", ".", "/", "b/../../kept", 3, None])
+def test_a_record_that_names_what_lies_elsewhere_removes_nothing(folder, output):
+    """No assert guards it: PYTHONOPTIMIZE would take that away."""
+    stage = Stage("a", (append("a.txt", "one"),), ("a.txt",))
+    Experiment(folder, (stage,)).run()
+    kept = folder.parent / "kept"
+    kept.mkdir()
+    record = folder / "stages" / "a.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"outputs": ["a.txt", output]}))
+    with pytest.raises(UserError, match=r"stages/a.json: found the path .*; remove that file"):
+        Experiment(folder, (replace(stage, inputs="other"),)).run()
+    assert kept.is_dir() and lines(folder / "a.txt") == ["one"]
+    record.unlink()
+    (folder / "a.txt").unlink()
+    Experiment(folder, (stage,)).run()
+
+
 def test_what_no_record_explains_is_left_alone(folder):
     folder.mkdir()
     (folder / "a.txt").write_text("the user's own")

@@ -421,6 +421,61 @@ def broken_base(trained_run: Path, folder: Path, change) -> Path:
     return variant(trained_run, folder / "run", base={"source": base.source, "hash": base.hash})
 
 
+def test_a_refusal_leaves_no_folder(trained_run, tmp_path):
+    """Neither of model and base, nor the folders above it."""
+    out = tmp_path / "new" / "Dataset951"
+    shutil.copytree(trained_run, tmp_path / "changed")
+    config = tmp_path / "changed" / "law_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"weights_hash": "0"}))
+    with pytest.raises(UserError, match="found other weights"):
+        generate(out, trained_run=tmp_path / "changed")
+    other = variant(trained_run, tmp_path / "run", base={"source": str(tmp_path / "none"), "hash": "0"})
+    with pytest.raises(UserError):
+        generate(out, trained_run=other)
+    assert not out.parent.exists()
+    for options in ({"shard": "0/2"}, {}):  # of several processes, others may be at work there
+        with pytest.raises(UserError, match=r"dropped all 4 \(4 near copy\)"):
+            for shard in ("1/2", "0/2") if options else ("0/1",):
+                generate(out, samples=4, chunk_size=2, max_similarity=-1, shard=shard)
+        assert out.exists() == bool(options)
+        shutil.rmtree(out, ignore_errors=True)
+    assert not (tmp_path / "new" / ".Dataset951.lock").exists()
+
+
+def test_records_that_name_files_elsewhere_are_refused(generated, trained_run, tmp_path):
+    """Of chunks, of the run, of the real data set's table, of synthesis.jsonl."""
+    out = tmp_path / "Dataset951"
+    shutil.copytree(generated, out)
+    chunk = out / ".generation" / "chunk_000001.json"
+    record = json.loads(chunk.read_text())
+    chunk.write_text(json.dumps(record | {"files": {"../../x": "0"}}))
+    with pytest.raises(UserError, match=r"chunk_000001\.json: found the path '\.\./\.\./x'"):
+        generate(out)
+    chunk.write_text(json.dumps(record | {"rows": [record["rows"][0] | {"case": "../x"}]}))
+    with pytest.raises(UserError, match=r"chunk_000001\.json: found the case id '\.\./x'"):
+        generate(out)
+    cases = read_run(trained_run).config["train_cases"]
+    with pytest.raises(UserError, match=r"law_config\.json: found the case id 'a/b'"):
+        generate(out, trained_run=variant(trained_run, tmp_path / "run", train_cases=[*cases, "a/b"]))
+
+    real, kept = tmp_path / "raw" / "Dataset950_Phantom", tmp_path / "mine" / "labelsTr" / "x.png"
+    shutil.copytree(dataset_of(trained_run).folder, real)
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(b"mine")
+    description = json.loads((real / "dataset.json").read_text())
+    table = {
+        case.id: {"images": [str(case.images[0])], "label": str(case.label)}
+        for case in dataset_of(trained_run).training_cases
+    }
+    first = read_run(trained_run).config["train_cases"][0]
+    table["../../mine/labelsTr/x"] = table.pop(first)
+    (real / "dataset.json").write_text(json.dumps(description | {"dataset": table}))
+    run = variant(trained_run, tmp_path / "run2", dataset={"name": real.name, "folder": str(real)})
+    with pytest.raises(UserError, match=r"dataset\.json: found the case id '\.\./\.\./mine/labelsTr/x'"):
+        generate(tmp_path / "Dataset952", trained_run=run, with_real=True)
+    assert kept.read_bytes() == b"mine" and not (tmp_path / "Dataset952").exists()
+
+
 def test_constant_images_are_dropped_and_counted(trained_run, tmp_path):
     run = broken_base(trained_run, tmp_path, lambda layer: layer.weight.zero_())
     out = tmp_path / "Dataset951"

@@ -446,6 +446,23 @@ def test_a_killed_conversion_goes_on(tmp_path, kind):
     assert [path.name for path in out.parent.iterdir()] == [out.name]
 
 
+@pytest.mark.parametrize("slices", [False, True])
+def test_killed_after_its_rename_it_says_that_it_is_done(tmp_path, caplog, slices):
+    for number in range(2):
+        save_case(tmp_path / "kits19", number)
+    folder = convert(tmp_path, slices=slices).folder
+    files = contents(folder)
+    (folder / ".journal").mkdir()  # what is removed last
+    (folder / ".journal" / "options").write_text("{}")
+    (tmp_path / f".{folder.name}.lock").touch()
+    with caplog.at_level(logging.INFO):
+        convert(tmp_path, slices=slices, workers=2)
+    assert "is finished already" in caplog.text and contents(folder) == files
+    assert sorted(path.name for path in tmp_path.iterdir()) == [folder.name, "kits19"]
+    with pytest.raises(UserError, match="found existing content"):
+        convert(tmp_path, slices=slices, regions=True)
+
+
 def test_an_error_keeps_finished_cases_and_other_options_start_anew(tmp_path):
     for number in range(3):
         save_case(tmp_path / "kits19", number)

@@ -11,7 +11,7 @@ from dataset_conversion.user_error import UserError
 from law_synth.audit.finding import Finding, NotPossible, changed, leak
 from law_synth.audit.subject import RUN_KEYS
 from law_synth.base.files import cached_model
-from law_synth.base.seen import is_of_same_cases
+from law_synth.base.seen import base_config, is_of_same_cases
 from law_synth.generation.leaks import held_out_groups, mask_group
 from law_synth.generation.mask_files import mask_stem
 from law_synth.run_folder import CONFIG, TrainedRun, read_run, slices_of, weights_hash
@@ -105,8 +105,7 @@ def check_run(subject: Subject, options: Audit) -> tuple[list[Finding], str]:
 
 def check_base(subject: Subject, options: Audit) -> tuple[list[Finding], str]:
     """The base model is the one recorded, and by its own record saw none of the held-out cases."""
-    from law_synth.base.files import PARTS, hash_base, is_unfinished, read_json
-    from law_synth.base.init_base import CONFIG as BASE_CONFIG
+    from law_synth.base.files import PARTS, hash_base, is_unfinished
 
     recorded = subject.run["base"]
     folder = Path(options.base) if options.base else _find_base(recorded["source"])
@@ -117,8 +116,7 @@ def check_base(subject: Subject, options: Audit) -> tuple[list[Finding], str]:
         raise NotPossible(f"{folder} is no complete base: it has no {missing[0]}/; give --base")
     if hash_base(folder) != recorded["hash"]:
         findings.append(changed(f"{folder}", "another base than the run's", "what that one saw is not known"))
-    path = folder / BASE_CONFIG
-    config = read_json(path) if path.is_file() else {}
+    config = base_config(str(folder))
     if "train_cases" not in config:
         kind = "random weights" if config else "no base of law-synth: trained by its publisher"
         return findings, f"{recorded['source']}: {kind}"

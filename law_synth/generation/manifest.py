@@ -13,11 +13,14 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
+from dataset_conversion.folder_lock import leaving_no_empty_parents
+from dataset_conversion.names import check_case_id, check_inside
 from dataset_conversion.raw_writer import check_out, write_atomically, write_json
-from dataset_conversion.user_error import UserError
+from dataset_conversion.user_error import UserError, check_writable
 from law_synth.hashing import hash_file
 
 logger = logging.getLogger(__name__)
@@ -27,17 +30,23 @@ DESCRIPTION = "synthesis.json"
 
 
 def open_generation(out: Path, description: dict) -> None:
-    """Start a generation in a free folder, or check that the one in `out` has the same options.
-
-    UserError: `out` holds other content, is badly named, or holds a generation with other options.
-    """
-    path = out / DESCRIPTION
-    if not path.is_file():
+    """Start a generation in a free folder, or go on with the same one. UserError: as `check_generation`."""
+    if not (out / DESCRIPTION).is_file():
         try:
             _start(out, description)
         except UserError:
-            if not path.is_file():  # else another process started it just now
+            if not (out / DESCRIPTION).is_file():  # else another process started it just now
                 raise
+    check_generation(out, description)
+
+
+def check_generation(out: Path, description: dict) -> None:
+    """UserError: `out` holds other content, is badly named, or holds a generation with other options."""
+    path = out / DESCRIPTION
+    if not path.is_file():
+        check_out(out)
+        check_writable(out)
+        return
     before = _read(path)
     if before is None or "options" not in before:
         raise UserError(
@@ -90,14 +99,37 @@ def write_chunk(
 
 
 def read_chunk(out: Path, chunk: int) -> list[dict] | None:
-    """Rows of a finished chunk; None when it is not there, or not as it was written."""
-    record = _read(_chunk_path(out, chunk))
+    """Rows of a finished chunk; None when it is not there, or not as it was written.
+
+    UserError: its record names files outside of `out`.
+    """
+    path = _chunk_path(out, chunk)
+    record = _read(path)
     if record is None:
         return None
+    for row in record["rows"]:
+        check_case_id(row["case"], path)
     for name, digest in record["files"].items():
+        check_inside(name, path)
         if not (out / name).is_file() or hash_file(out / name) != digest:
             return None
     return record["rows"]
+
+
+@contextmanager
+def no_ruins(out: Path, is_alone: bool) -> Iterator[None]:
+    """Where the block ends in a UserError and no image has been kept so far, remove the generation.
+
+    Not where other processes may be at work there, unless `is_alone`.
+    """
+    with leaving_no_empty_parents(out):
+        try:
+            yield
+        except UserError:
+            records = [_read(path) or {} for path in (out / FOLDER).glob("chunk_*.json")]
+            if is_alone and not any(row["kept"] for record in records for row in record.get("rows", [])):
+                shutil.rmtree(out, ignore_errors=True)
+            raise
 
 
 def count_chunks(out: Path) -> int:

@@ -14,7 +14,9 @@ import numpy as np
 
 from dataset_conversion.image_files import IMAGE_ENDINGS, check_regular, images_in, warn_left_out
 from dataset_conversion.images import Notes, read_index_mask
+from dataset_conversion.names import check_name
 from dataset_conversion.report_folder import visible_files
+from dataset_conversion.text_files import tidy_name
 from dataset_conversion.user_error import UserError
 from dataset_conversion.volumes import evenly_spaced
 from law_synth.classes import VOLUME_ENDINGS, Classes
@@ -54,6 +56,8 @@ class MaskFolder:
             raise UserError(
                 f"{folder}: found no images ({', '.join(ENDINGS)}), expected masks; correct --masks"
             )
+        for path in paths:
+            check_name(path.as_posix(), "mask", folder)
         notes = Notes()
         with ThreadPoolExecutor(READERS) as pool:  # Pillow and SimpleITK let go of the interpreter's lock
             read = functools.partial(self._file_sources, folder, notes)
@@ -178,9 +182,9 @@ def place_of(image: sitk.Image, axis: int, index: int) -> Geometry:
 
 
 def mask_stem(name: str) -> str:
-    """A mask file's name without its ending: `.nii.gz` is one."""
+    """A mask file's tidy name without its ending: `.nii.gz` is one."""
     ending = next((ending for ending in ENDINGS if name.lower().endswith(ending)), "")
-    return name[: len(name) - len(ending)]
+    return tidy_name(name[: len(name) - len(ending)])
 
 
 def _numbers(label: np.ndarray, path: Path, classes: Classes) -> np.ndarray:

@@ -51,11 +51,12 @@ class Execution:
         elif self.list_stages:
             experiment.list_stages()
         else:
+            stage = experiment.ready_stage(self.stage) if self.stage is not None else None
             begin(experiment.folder, record)
-            if self.stage is None:
+            if stage is None:
                 experiment.run(workers)
                 return True
-            experiment.run_stage(self.stage, workers[0])
+            experiment.run_stage(stage.name, workers[0])
         return False
 
 

@@ -53,7 +53,13 @@ class Experiment:
         self._run(self.stages, workers)
 
     def run_stage(self, name: str, worker: Worker | None = None) -> None:
-        """Run one stage. UserError: there is none of this name, or those before it are not done."""
+        """Run one stage. UserError: as `ready_stage`, or it fails."""
+        stage = self.ready_stage(name)
+        self._write_script()
+        self._run([stage], [worker or {}])
+
+    def ready_stage(self, name: str) -> Stage:
+        """A stage that can run now. UserError: there is none of this name; those before it are not done."""
         stage = {stage.name: stage for stage in self.stages}.get(name)
         if stage is None:
             raise UserError(f"found --stage {name}, expected one of --list-stages; correct the name")
@@ -62,8 +68,7 @@ class Experiment:
             raise UserError(
                 f"found {', '.join(missing)} not done, expected all stages before {name}; run them first"
             )
-        self._write_script()
-        self._run([stage], [worker or {}])
+        return stage
 
     def list_stages(self) -> None:
         """Print a line per stage for scripts: name, state and the stages before it, separated by tabs."""
