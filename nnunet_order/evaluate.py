@@ -18,7 +18,7 @@ from dataset_conversion.raw import RawDataset, find_dataset
 from dataset_conversion.report_folder import check_report_folder
 from dataset_conversion.user_error import UserError
 from nnunet_order.evaluation_report import FILES, Evaluation, print_summary, write_report
-from nnunet_order.geometry import label_spacing, slice_axis
+from nnunet_order.geometry import check_places, label_spacing, slice_axis
 from nnunet_order.metrics import (
     FOREGROUND_MEAN,
     MEANS,
@@ -154,8 +154,8 @@ def score_folders(
 ) -> dict[str, np.ndarray]:
     """Prediction name -> (cases, labels, metrics), in the order of `truths`, `dataset.regions` and `METRICS`.
 
-    UserError: a prediction is missing or unreadable, has another size than its label, or a value outside
-    dataset.json.
+    UserError: a prediction is missing or unreadable, has another size or another place in space than its
+    label, or a value outside dataset.json.
     """
     # Not the truth's file name: dataset.json may list labels of any name.
     names = {case: f"{case}{dataset.file_ending}" for case in truths}
@@ -166,6 +166,7 @@ def score_folders(
                 f"{folder}: found no {missing[0]} ({len(missing)} of {len(truths)} missing), expected one "
                 "prediction per label; predict the missing cases"
             )
+    check_places(dataset, truths, folders)
     jobs = [(truth, folder / names[case]) for folder in folders.values() for case, truth in truths.items()]
     score = partial(score_case, dataset, tolerance)
     workers = min(processes, 1 + len(jobs) // CASES_PER_WORKER)
