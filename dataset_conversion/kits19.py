@@ -40,8 +40,9 @@ LFS_POINTER = b"version https://git-lfs"
 class ConvertKits19:
     """Convert KiTS19 (case_XXXXX with imaging.nii.gz and segmentation.nii.gz) into an nnU-Net raw data set.
 
-    Cases without a segmentation, the challenge's test cases, go into imagesTs. One volume is read at a time;
-    a conversion that was killed goes on when the same command is given again.
+    Cases without a segmentation, the challenge's test cases, go into imagesTs. Volumes whose axes lie unlike
+    those of most are turned, for nnU-Net's 2d configuration to cut all along one plane. One volume is read at
+    a time; a conversion that was killed goes on when the same command is given again.
     """
 
     source: Path

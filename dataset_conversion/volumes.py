@@ -194,6 +194,14 @@ def write_volume(
             file.write(np.asarray(slab, header.get_data_dtype()).tobytes(order="F"))
 
 
+def check_window(window: tuple[float, float] | None) -> None:
+    """UserError unless a verb's --window is a range of two finite numbers."""
+    if window is not None and not 0 < window[1] - window[0] < math.inf:
+        raise UserError(
+            f"found --window {window[0]:g} {window[1]:g}, expected two numbers, LOW below HIGH; change it"
+        )
+
+
 @contextmanager
 def _intact(path: Path) -> Iterator[None]:
     """UserError when the file cannot be read."""
@@ -208,14 +216,6 @@ def _intact(path: Path) -> Iterator[None]:
         raise UserError(
             f"{path}: cannot be read ({error}), expected an intact NIfTI file; replace it"
         ) from error
-
-
-def check_window(window: tuple[float, float] | None) -> None:
-    """UserError unless a verb's --window is a range of two finite numbers."""
-    if window is not None and not 0 < window[1] - window[0] < math.inf:
-        raise UserError(
-            f"found --window {window[0]:g} {window[1]:g}, expected two numbers, LOW below HIGH; change it"
-        )
 
 
 def _corners(affine: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

@@ -38,8 +38,8 @@ class Evaluate:
 
     Writes per_case.csv, summary.csv, summary.json and examples.png (best, median and worst case; of a volume
     the slice with the most of its rarest label). With several folders, the means of each are also compared
-    with the first's and drawn in comparison.png. A volume is one case. A label that neither truth nor
-    prediction of a case has is left out of that label's mean.
+    with the first's and drawn in comparison.png. A volume is one case; its prediction must lie where its
+    label does. A label that neither truth nor prediction of a case has is left out of that label's mean.
     """
 
     dataset: str
