@@ -21,6 +21,7 @@ from dataset_conversion.dataset_json import (
     label_values,
     load_json,
 )
+from dataset_conversion.grid import reason
 from dataset_conversion.image_files import check_regular, opened
 from dataset_conversion.names import (
     check_case_id,
@@ -185,7 +186,7 @@ class RawDataset:
 
     def read_image(self, case: Case) -> np.ndarray:
         """Image as nnU-Net reads it: float32 (C, Z, Y, X), Z = 1 in 2D. UserError: NaN, channels."""
-        image = self._read("read_images", case.images)
+        image, _ = self._read("read_images", case.images)
         if len(image) != len(self.channel_names):
             raise UserError(
                 f"{case.images[0]}: found {len(image)} channels, expected {len(self.channel_names)} as in "
@@ -197,9 +198,13 @@ class RawDataset:
 
     def read_label(self, path: Path) -> np.ndarray:
         """Label as integers (Z, Y, X), Z = 1 for 2D. UserError: unreadable, values outside dataset.json."""
-        label = self._read("read_seg", path)[0]
+        label = self.read_stored(path)[0][0]
         check_label_values(label, self.label_values, str(path))
         return label.astype(np.int16)
+
+    def read_stored(self, path: Path) -> tuple[np.ndarray, dict]:
+        """What nnU-Net's reader gives of one file: (C, Z, Y, X) and its properties. UserError: unreadable."""
+        return self._read("read_seg", path)
 
     def read_case(self, case: Case) -> tuple[np.ndarray, np.ndarray]:
         """Image (C, Z, Y, X) and label (Z, Y, X) of a labelled case. UserError: also different sizes."""
@@ -270,18 +275,17 @@ class RawDataset:
             files["labels"] = case.label.with_suffix(".json")
         return {kind: path for kind, path in files.items() if path.is_file()}
 
-    def _read(self, method: str, files: Path | tuple[Path, ...]) -> np.ndarray:
+    def _read(self, method: str, files: Path | tuple[Path, ...]) -> tuple[np.ndarray, dict]:
         name = files if isinstance(files, Path) else files[0]
         for file in [files] if files is name else files:
             check_file(file)
         try:
             return getattr(self.reader, method)(
                 str(files) if files is name else [str(file) for file in files]
-            )[0]
+            )
         except Exception as error:  # each nnU-Net reader raises its library's own kind
-            first_line = f"{error}".strip().split("\n")[0]
             raise UserError(
-                f"{name}: cannot be read ({first_line}), expected an intact file; replace it"
+                f"{name}: cannot be read ({reason(error)}), expected an intact file; replace it"
             ) from error
 
     def _listed_case(self, name: str, files: dict) -> Case:

@@ -18,7 +18,7 @@ from dataset_conversion.raw import RawDataset, files_by_id, find_dataset
 from dataset_conversion.report_folder import check_report_folder
 from dataset_conversion.user_error import UserError
 from nnunet_order.evaluation_report import FILES, Evaluation, print_summary, write_report
-from nnunet_order.geometry import label_spacing, slice_axis
+from nnunet_order.geometry import check_places, label_spacing, slice_axis
 from nnunet_order.metrics import (
     FOREGROUND_MEAN,
     MEANS,
@@ -38,8 +38,8 @@ class Evaluate:
 
     Writes per_case.csv, summary.csv, summary.json and examples.png (best, median and worst case; of a volume
     the slice with the most of its rarest label). With several folders, the means of each are also compared
-    with the first's and drawn in comparison.png. A volume is one case. A label that neither truth nor
-    prediction of a case has is left out of that label's mean.
+    with the first's and drawn in comparison.png. A volume is one case; its prediction must lie where its
+    label does. A label that neither truth nor prediction of a case has is left out of that label's mean.
     """
 
     dataset: str
@@ -154,8 +154,8 @@ def score_folders(
 ) -> dict[str, np.ndarray]:
     """Prediction name -> (cases, labels, metrics), in the order of `truths`, `dataset.regions` and `METRICS`.
 
-    UserError: a prediction is missing or unreadable, has another size than its label, or a value outside
-    dataset.json.
+    UserError: a prediction is missing or unreadable, has another size or another place in space than its
+    label, or a value outside dataset.json.
     """
     # Not the truth's file name: dataset.json may list labels of any name.
     found = {folder: files_by_id(folder, dataset.file_ending) for folder in folders.values()}
@@ -166,7 +166,9 @@ def score_folders(
                 f"{folder}: found no {missing[0]}{dataset.file_ending} ({len(missing)} of {len(truths)} "
                 "missing), expected one prediction per label; predict the missing cases"
             )
-    jobs = [(truth, found[folder][case]) for folder in folders.values() for case, truth in truths.items()]
+    predictions = {name: {case: found[folder][case] for case in truths} for name, folder in folders.items()}
+    check_places(dataset, truths, predictions)
+    jobs = [(truth, files[case]) for files in predictions.values() for case, truth in truths.items()]
     score = partial(score_case, dataset, tolerance)
     workers = min(processes, 1 + len(jobs) // CASES_PER_WORKER)
     if workers <= 1:

@@ -18,8 +18,9 @@ from dataset_conversion.folder_lock import hold
 from dataset_conversion.folds import Fold
 from dataset_conversion.raw_writer import write_json
 from dataset_conversion.user_error import UserError, check_writable, writing
+from dataset_conversion.volumes import check_window
 from law_synth.base.losses import Flips
-from law_synth.base.seen import CONFIG, SLICES_PER_CASE, check_window, chosen_slices, evenly
+from law_synth.base.seen import CONFIG, SLICES_PER_CASE, chosen_slices, evenly
 from law_synth.requirements_hint import package_versions, require
 
 if TYPE_CHECKING:

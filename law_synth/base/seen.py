@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,14 +29,6 @@ def base_config(source: str) -> dict:
 def is_of_same_cases(of_base: dict, origin: str) -> bool:
     """Whether a base (its `base_config`) knows cases by the same ids as a data set of this `origin`."""
     return origin == of_base.get("dataset_origin", of_base.get("dataset"))
-
-
-def check_window(window: tuple[float, float] | None) -> None:
-    """UserError: not a finite range."""
-    if window is not None and not -math.inf < window[0] < window[1] < math.inf:
-        raise UserError(
-            f"found --window {window[0]:g} {window[1]:g}, expected two numbers, LOW below HIGH; change it"
-        )
 
 
 def view_with_base(

@@ -11,7 +11,8 @@ from typing import Annotated, Literal
 import tyro
 
 from dataset_conversion.user_error import UserError
-from law_synth.base.seen import SLICES_PER_CASE, check_window
+from dataset_conversion.volumes import check_window
+from law_synth.base.seen import SLICES_PER_CASE
 
 logger = logging.getLogger(__name__)
 
