@@ -305,7 +305,7 @@ class RawDataset:
             raise UserError(
                 f"{folder}: not found, expected the images of the data set; see nnU-Net's dataset format"
             )
-        pattern = re.compile(r"(.+)_(\d{4})" + re.escape(ending))
+        pattern = re.compile(r"(.+)_(\d{4})" + re.escape(ending), re.DOTALL)
         files: dict[str, list[Path]] = defaultdict(list)
         as_named: dict[str, None] = {}  # ids as the files' names have them, in order
         names = visible_files(folder)
