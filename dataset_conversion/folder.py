@@ -115,18 +115,21 @@ class ConvertFolder:
 
     def _case_groups(self, pairs: list[Pair]) -> dict[str, str]:
         """Case id -> group. UserError: a training case without one, a group in training and test."""
-        group_of = {match_key(case): group for case, group in read_groups(self.groups).items()}
+        rows = read_groups(self.groups)
+        group_of, used = {match_key(case): group for case, group in rows.items()}, set()
         training, test = {}, {}
         for pair in pairs:
             stem = tidy_name(pair.image.stem)
             is_renamed = pair.case_id != case_id(stem)  # the name means the training image then
-            group = group_of.get(
-                match_key(pair.case_id), None if is_renamed else group_of.get(match_key(stem))
-            )
+            keys = [match_key(name) for name in (pair.case_id, *[stem] * (not is_renamed))]
+            group = next((group_of[key] for key in keys if key in group_of), None)
+            used.update(keys)
             if group is not None:
                 (test if pair.is_test else training)[pair.case_id] = group
             elif not pair.is_test:
                 raise UserError(f"{self.groups}: found no group for {stem}, expected one; add a line")
+        if unused := [case for case in rows if match_key(case) not in used]:
+            logger.warning("%s: %d row(s) of no image left out: %s", self.groups, len(unused), _some(unused))
         if shared := sorted(set(training.values()) & set(test.values())):
             raise UserError(
                 f"{self.groups}: found group {shared[0]} in training and test images, expected one side"

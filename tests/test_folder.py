@@ -398,13 +398,17 @@ def test_a_refusal_leaves_no_new_folder(tmp_path):
     assert len(convert(tmp_path, out=out).training_cases) == 2
 
 
-def test_groups_of_test_images_are_kept(tmp_path):
+def test_groups_of_test_images_are_kept(tmp_path, caplog):
     make_folders(tmp_path, tuple("abcde"))
     make_folders(tmp_path / "test", ("y", "z"))
     table = tmp_path / "groups.csv"
     table.write_text("case,group\n" + "".join(f"{name},patient {name}\n" for name in "abcdey"))
     dataset = convert(tmp_path, groups=table, test_images=tmp_path / "test" / "images")
     assert dataset.groups == {name: f"patient {name}" for name in "abcdey"} | {"z": "z"}
+    assert "of no image" not in caplog.text
+    table.write_text(table.read_text() + "zz,patient a\n")  # meant z: would be a leak
+    convert(tmp_path, groups=table, test_images=tmp_path / "test" / "images", out=tmp_path / "Dataset501")
+    assert "groups.csv: 1 row(s) of no image left out: zz" in caplog.text
 
 
 def test_groups_of_test_images_with_names_of_training_images(tmp_path):
