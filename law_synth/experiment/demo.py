@@ -76,6 +76,8 @@ class Demo:
     """Of drawing, training and generation."""
     jobs: int = 2
     """Stages at a time."""
+    again: bool = False
+    """Run stages that other versions of the packages finished once more, and all that follow them."""
 
     def run(self) -> None:
         from law_synth.experiment.config import make_config
@@ -93,10 +95,10 @@ class Demo:
         dataset = KINDS[self.kind].dataset
         kind = f"law-synth demo --kind {self.kind}"
         begin(folder, {**begun_record(folder), "kind": kind})
-        Experiment(folder / "drawn", (Stage("draw", (draw,), (dataset,)),)).run()
+        Experiment(folder / "drawn", (Stage("draw", (draw,), (dataset,)),)).run(again=self.again)
         plan = make_plan(make_config(self.content, "demo"), folder)
         begin(folder, plan.record("law-synth demo", kind))
-        Experiment(folder, plan.stages).run(make_workers(self.jobs, ()))
+        Experiment(folder, plan.stages).run(make_workers(self.jobs, ()), self.again)
         minutes = (time.perf_counter() - began) / 60
         logger.info("all of it took %.1f minutes; the report is %s", minutes, folder / "report.html")
 

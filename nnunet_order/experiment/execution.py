@@ -30,6 +30,9 @@ class Execution:
     """Print one line per stage (name, state, stages before it; tabs between) and stop."""
     stage: str | None = None
     """Run this stage alone, on a cluster for example."""
+    again: bool = False
+    """Run stages that other versions of law-order, nnU-Net, PyTorch and the like finished once more, and all
+    that follow them; without it they are kept, with a warning."""
 
     def check_device(self, device: str) -> None:
         """UserError: --gpus for commands that are to run on the CPU."""
@@ -45,6 +48,8 @@ class Execution:
         `record` becomes experiment.json before the first one does. UserError: options that contradict each
         other, a folder with something else in it, or whatever ends a stage.
         """
+        if self.again and (self.dry_run or self.list_stages):
+            raise UserError("found --again without a run, expected it where stages run; drop it")
         workers = make_workers(self.jobs, self.gpus)
         if self.dry_run:
             sys.stdout.write(experiment.script())
@@ -53,9 +58,9 @@ class Execution:
         else:
             begin(experiment.folder, record)
             if self.stage is None:
-                experiment.run(workers)
+                experiment.run(workers, self.again)
                 return True
-            experiment.run_stage(self.stage, workers[0])
+            experiment.run_stage(self.stage, workers[0], self.again)
         return False
 
 
