@@ -99,7 +99,7 @@ class Experiment:
         return [one for one in self.stages if one.name in stage.after]
 
     def _look_at_versions(self, stages: Sequence[Stage], again: bool) -> None:
-        """Say which of these stages are kept though other versions finished them; with `again` forget them."""
+        """Say which of these stages are kept though other versions finished them; `again`: forget those."""
         done = [stage for stage in stages if self.files(stage).is_done()]
         found = {stage.name: self.files(stage).other_versions() for stage in done}
         kept = {name: other for name, other in found.items() if other != []}
