@@ -13,6 +13,7 @@ from law_synth.audit.subject import RUN_KEYS
 from law_synth.base.files import cached_model
 from law_synth.base.seen import is_of_same_cases
 from law_synth.generation.leaks import held_out_groups, mask_group
+from law_synth.generation.manifest import source_slice
 from law_synth.generation.mask_files import mask_stem
 from law_synth.run_folder import CONFIG, TrainedRun, read_run, slices_of, weights_hash
 
@@ -170,7 +171,7 @@ def check_hard_cases(subject: Subject, options: Audit) -> tuple[list[Finding], s
 
 def _is_slice_of_run(subject: Subject, row: dict) -> bool:
     """Whether the run has seen the slice that owns a mask; a mask from elsewhere is none of its slices."""
-    source = subject.source_slice(row)
+    source = source_slice(row)
     return source is None or source in slices_of(subject.run, [source.case])
 
 

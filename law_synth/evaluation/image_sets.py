@@ -18,6 +18,7 @@ from dataset_conversion.folds import Fold, fold_cases
 from dataset_conversion.raw import RawDataset, find_dataset
 from dataset_conversion.user_error import UserError
 from law_synth.base.seen import SLICES_PER_CASE
+from law_synth.generation.manifest import source_slice
 from law_synth.hashing import hash_file
 from law_synth.resize import resize_mask
 from law_synth.run_folder import slices_of
@@ -246,17 +247,12 @@ def _kept_samples(path: Path) -> dict[str, Slice | None] | None:
         return None
     try:
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-        return {line["case"]: _source_slice(line) for line in lines if line["kept"]}
+        return {line["case"]: source_slice(line) for line in lines if line["kept"]}
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path}: malformed ({error}), expected a line of JSON with case and kept for each sample; "
             "run law-synth generate again"
         ) from error
-
-
-def _source_slice(line: dict) -> Slice | None:
-    case = line.get("source_case")
-    return None if case is None else Slice(case, line.get("source_slice"))
 
 
 def _reference_ids(source: RawDataset, run: dict) -> dict[str, list[str]]:

@@ -19,6 +19,7 @@ from pathlib import Path
 from dataset_conversion.raw_writer import check_out, write_atomically, write_json
 from dataset_conversion.user_error import UserError
 from law_synth.hashing import hash_file
+from law_synth.slices import Slice
 
 logger = logging.getLogger(__name__)
 
@@ -103,6 +104,22 @@ def read_chunk(out: Path, chunk: int) -> list[dict] | None:
 def count_chunks(out: Path) -> int:
     """Number of chunk files, whoever wrote them."""
     return sum(1 for _ in (out / FOLDER).glob("chunk_*.json"))
+
+
+def source_slice(row: Mapping) -> Slice | None:
+    """The real image that owns the mask of a line of synthesis.jsonl; None for a mask from elsewhere.
+
+    A name proves nothing: a file of --masks that is called like a training case may hold another mask, and
+    then the case's image does not show what it says. So only a mask that `generate` took from the case itself
+    is the case's own, and only that image is compared with the synthetic one. `generate` records a file with
+    the very pixels and place of its case's mask as that mask, see `plan.with_own_masks`.
+
+    Args:
+        row: `source_case` and, unless all masks are the cases' own, `source_mask`; `source_slice` of volumes.
+    """
+    case = row.get("source_case")
+    is_own = case is not None and row.get("source_mask", case) == case
+    return Slice(case, row.get("source_slice")) if is_own else None
 
 
 def write_rows(path: Path, rows: list[dict]) -> None:
