@@ -17,7 +17,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from dataset_conversion.raw_writer import check_out, write_atomically, write_json
-from dataset_conversion.user_error import UserError
+from dataset_conversion.user_error import UserError, check_writable
 from law_synth.hashing import hash_file
 from law_synth.slices import Slice
 
@@ -25,6 +25,19 @@ logger = logging.getLogger(__name__)
 
 FOLDER = ".generation"
 DESCRIPTION = "synthesis.json"
+
+
+def check_generation(out: Path, description: dict) -> None:
+    """UserError where `open_generation` would refuse; writes nothing."""
+    try:
+        if not (out / DESCRIPTION).is_file():
+            check_out(out)
+            check_writable(out)
+            return
+    except UserError:
+        if not (out / DESCRIPTION).is_file():  # else another process started it just now
+            raise
+    _check_same_options(out, description)
 
 
 def open_generation(out: Path, description: dict) -> None:
@@ -39,8 +52,26 @@ def open_generation(out: Path, description: dict) -> None:
         except UserError:
             if not path.is_file():  # else another process started it just now
                 raise
+    before = _check_same_options(out, description)
+    if before["versions"] != description["versions"]:
+        logger.warning(
+            "begun with %s, goes on with %s: the images may differ in the last bit",
+            before["versions"],
+            description["versions"],
+        )
+
+
+def remove_empty_generation(out: Path) -> None:
+    """Remove a generation of which no chunk was written, so that other options may be tried in its place."""
+    if not count_chunks(out):
+        shutil.rmtree(out)
+
+
+def _check_same_options(out: Path, description: dict) -> dict:
+    """The record of the generation in `out`. UserError: it has other options."""
+    path = out / DESCRIPTION
     before = _read(path)
-    if before is None or "options" not in before:
+    if before is None or not {"options", "versions"} <= before.keys():
         raise UserError(
             f"{path}: malformed, expected the record of a generation; remove {out} and start anew"
         )
@@ -52,12 +83,7 @@ def open_generation(out: Path, description: dict) -> None:
                 f"{out}: found a generation with {name.replace('_', '-')} {found.get(name)}, "
                 f"expected {now.get(name)} as now; give the same options or choose another --out"
             )
-    if before["versions"] != description["versions"]:
-        logger.warning(
-            "begun with %s, goes on with %s: the images may differ in the last bit",
-            before["versions"],
-            description["versions"],
-        )
+    return before
 
 
 def _start(out: Path, description: dict) -> None:
@@ -93,7 +119,7 @@ def write_chunk(
 def read_chunk(out: Path, chunk: int) -> list[dict] | None:
     """Rows of a finished chunk; None when it is not there, or not as it was written."""
     record = _read(_chunk_path(out, chunk))
-    if record is None:
+    if record is None or not {"files", "rows"} <= record.keys():
         return None
     for name, digest in record["files"].items():
         if not (out / name).is_file() or hash_file(out / name) != digest:
@@ -148,6 +174,7 @@ def _chunk_path(out: Path, chunk: int) -> Path:
 
 def _read(path: Path) -> dict | None:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
+    return content if isinstance(content, dict) else None
