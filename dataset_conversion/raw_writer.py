@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dataset_conversion.dataset_json import check_label_values, check_labels, label_values
+from dataset_conversion.dataset_json import check_label_values, check_labels, label_values, load_json
 from dataset_conversion.report_folder import new_folder
 from dataset_conversion.splits import Split, nnunet_folder, splits_files
 from dataset_conversion.user_error import UserError, writing
@@ -250,7 +250,7 @@ def write_splits(folder: Path, splits: list[Split], unfinished: Path | None = No
 def refuse_other_splits(folder: Path, splits: list[Split]) -> None:
     """UserError when a splits_final.json of data set `folder` exists and differs from `splits`."""
     for path in splits_files(folder):
-        if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != splits:
+        if path.is_file() and load_json(path) != splits:
             raise UserError(
                 f"{path}: found other splits than the {len(splits)} folds to write, expected the same; "
                 "delete that file (and the models trained with it) or choose another --out"

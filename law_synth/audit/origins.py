@@ -15,7 +15,14 @@ from law_synth.base.seen import is_of_same_cases
 from law_synth.generation.leaks import held_out_groups, mask_group
 from law_synth.generation.manifest import source_slice
 from law_synth.generation.mask_files import mask_stem
-from law_synth.run_folder import CONFIG, TrainedRun, read_run, slices_of, weights_hash
+from law_synth.run_folder import (
+    CONFIG,
+    TrainedRun,
+    configurations_hash,
+    read_run,
+    slices_of,
+    weights_hash,
+)
 
 if TYPE_CHECKING:
     from law_synth.audit.audit import Audit
@@ -85,6 +92,9 @@ def check_run(subject: Subject, options: Audit) -> tuple[list[Finding], str]:
         findings.append(
             changed(f"{run.folder}", "other weights than generated", "what they saw is not known")
         )
+    if subject.run.get("configurations_hash") not in (None, configurations_hash(run.folder)):
+        what = "another config.json beside the weights than generated"
+        findings.append(changed(f"{run.folder}", what, "the same weights make another network"))
     for name in RUN_KEYS:
         if run.config.get(name) != subject.run[name]:
             findings.append(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dataset_conversion.dataset_json import load_json
+from dataset_conversion.dataset_json import load_table
 from dataset_conversion.user_error import UserError
 from law_synth.slices import Slice, SliceView, view_from, view_of
 
@@ -21,7 +21,7 @@ SLICES_PER_CASE = 16
 def base_config(source: str) -> dict:
     """base_config.json of a base that init-base made; empty for any other."""
     path = Path(source) / CONFIG
-    return load_json(path) if path.is_file() else {}
+    return load_table(path, "the record of init-base", "make the base again") if path.is_file() else {}
 
 
 def is_of_same_cases(of_base: dict, origin: str) -> bool:

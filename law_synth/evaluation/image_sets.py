@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from dataset_conversion.dataset_json import load_table
 from dataset_conversion.folds import Fold, fold_cases
 from dataset_conversion.raw import RawDataset, find_dataset
 from dataset_conversion.user_error import UserError
@@ -272,9 +273,4 @@ def _reference_ids(source: RawDataset, run: dict) -> dict[str, list[str]]:
 def _read_json(path: Path) -> dict:
     if not path.is_file():
         return {}
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(
-            f"{path}: malformed ({error}), expected JSON; run law-synth generate again"
-        ) from error
+    return load_table(path, "the record of a generation", "run law-synth generate again")

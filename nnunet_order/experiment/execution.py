@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from dataset_conversion.dataset_json import load_json
+from dataset_conversion.dataset_json import load_table
 from dataset_conversion.raw_writer import write_json
 from dataset_conversion.user_error import UserError, check_writable
 from nnunet_order.experiment.runner import Experiment, make_workers
@@ -94,4 +94,4 @@ def begin(folder: Path, record: Mapping) -> None:
 def begun_record(folder: Path) -> dict:
     """Content of experiment.json; empty where there is none. UserError: it is damaged."""
     path = folder / "experiment.json"
-    return load_json(path) if path.is_file() else {}
+    return load_table(path, "the record of an experiment", "choose another --out") if path.is_file() else {}
