@@ -35,13 +35,14 @@ class _Lines(Progress):
             logger.info("%s %s", task.description, ", ".join([done, *left, *text]))
 
 
-def pace(count: int, seconds: float, unit: str = "image") -> str:
-    """How fast something goes: `1.25 images/s` or, below one a second, `40 s per image`; `-` at first."""
+def pace(count: float, seconds: float) -> str:
+    """How fast images go: `1.25 images/s` or, below one a second, `40 s per image`; `-` at first."""
     if count <= 0 or seconds <= 0:
         return "-"
-    if count >= seconds:
-        return f"{count / seconds:.3g} {unit}s/s"
-    return f"{seconds / count:.3g} s per {unit}"
+    faster = count >= seconds
+    number = count / seconds if faster else seconds / count
+    text = f"{number:.0f}" if number >= 100 else f"{number:.3g}"
+    return f"{text} images/s" if faster else f"{text} s per image"
 
 
 def progress(*columns: str, disable: bool = False) -> Progress:

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dataset_conversion.dataset_json import load_table
 from dataset_conversion.user_error import UserError, check_writable, writing
 from nnunet_order import registration
 from nnunet_order.torch_file import load_torch
@@ -160,7 +159,13 @@ def find_fold(folder: Path, fold: str | None, checkpoint_name: str) -> tuple[Pat
 
 def read_json(path: Path) -> dict:
     """Read a JSON file of a results folder; UserError when it is missing or malformed."""
-    return load_table(path, "a file of an nnU-Net results folder", "restore it or name another folder")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError(f"{type(content).__name__}, not an object")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}), expected an nnU-Net results folder") from error
+    return content
 
 
 def load_checkpoint(path: Path) -> dict:

@@ -17,6 +17,7 @@ from dataset_conversion.dataset_json import load_json, load_table
 from dataset_conversion.folder_lock import hold
 from dataset_conversion.folds import Fold
 from dataset_conversion.raw_writer import write_json
+from dataset_conversion.seeds import check_seed
 from dataset_conversion.user_error import UserError, check_writable, writing
 from law_synth.base.losses import Flips
 from law_synth.base.seen import CONFIG, SLICES_PER_CASE, check_window, chosen_slices, evenly
@@ -142,11 +143,9 @@ class InitBase:
             if (value := getattr(self, name)) < 1:
                 raise UserError(f"found --{name.replace('_', '-')} {value}, expected 1 or more")
         check_window(self.window)
-        if self.seed < 0 or not 0 < self.learning_rate < 1:
-            raise UserError(
-                f"found --seed {self.seed}, --learning-rate {self.learning_rate}, expected 0 or more, and "
-                "between 0 and 1"
-            )
+        check_seed(self.seed)
+        if not 0 < self.learning_rate < 1:
+            raise UserError(f"found --learning-rate {self.learning_rate}, expected a number between 0 and 1")
 
     def _write_tiny(self, options: dict) -> dict:
         from law_synth.base.tiny import TINY_SIZE, write_tiny_base

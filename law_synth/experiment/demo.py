@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from dataset_conversion.seeds import check_seed
 from dataset_conversion.user_error import UserError
 
 logger = logging.getLogger(__name__)
@@ -89,7 +90,8 @@ class Demo:
 
         require("synth", "diffusers", "transformers", "accelerate", "jinja2")
         require("metrics", *METRICS)
-        draw = self.draw_command
+        check_seed(self.seed)
+        draw, workers = self.draw_command, make_workers(self.jobs, ())
         began = time.perf_counter()
         folder = self._folder.resolve()
         dataset = KINDS[self.kind].dataset
@@ -98,7 +100,7 @@ class Demo:
         Experiment(folder / "drawn", (Stage("draw", (draw,), (dataset,)),)).run(again=self.again)
         plan = make_plan(make_config(self.content, "demo"), folder)
         begin(folder, plan.record("law-synth demo", kind))
-        Experiment(folder, plan.stages).run(make_workers(self.jobs, ()), self.again)
+        Experiment(folder, plan.stages).run(workers, self.again)
         minutes = (time.perf_counter() - began) / 60
         logger.info("all of it took %.1f minutes; the report is %s", minutes, folder / "report.html")
 
