@@ -129,7 +129,8 @@ class ConvertFolder:
             elif not pair.is_test:
                 raise UserError(f"{self.groups}: found no group for {stem}, expected one; add a line")
         if unused := [case for case in rows if match_key(case) not in used]:
-            logger.warning("%s: %d row(s) of no image left out: %s", self.groups, len(unused), _some(unused))
+            left_out = (self.groups, len(unused), shortened(unused))
+            logger.warning("%s: %d row(s) of no image left out: %s", *left_out)
         if shared := sorted(set(training.values()) & set(test.values())):
             raise UserError(
                 f"{self.groups}: found group {shared[0]} in training and test images, expected one side"

@@ -41,6 +41,7 @@ from dataset_conversion.raw_writer import (
     write_splits,
 )
 from dataset_conversion.report_folder import new_folder
+from dataset_conversion.seeds import check_seed
 from dataset_conversion.user_error import UserError
 
 logger = logging.getLogger(__name__)
@@ -73,6 +74,7 @@ class ConvertSubset:
     def run(self) -> None:
         """Write the subset. UserError: options out of range, or whatever is wrong with source or `out`."""
         out = Path(self.out).resolve()
+        check_seed(self.seed)
         if not 0 < self.fraction <= 1:
             raise UserError(
                 f"found --fraction {self.fraction}, expected above 0 and at most 1; correct the option"

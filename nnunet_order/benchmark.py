@@ -19,6 +19,7 @@ from rich.progress import track
 from rich.table import Table
 
 from dataset_conversion.raw_writer import write_json
+from dataset_conversion.seeds import check_seed
 from dataset_conversion.user_error import UserError
 from nnunet_order.complexity import planned_unet
 
@@ -86,6 +87,7 @@ class Benchmark:
                 f"found size {self.size}, {self.input_channels} channels, batch {self.batch_size}, "
                 f"{self.steps} steps, {self.warmup} warm-up, expected at least 8, 1, 1, 1 and 0; correct them"
             )
+        check_seed(self.seed)
         if not self.networks or len(set(self.networks)) < len(self.networks):
             raise UserError(f"found networks {self.networks}, expected each once; correct --networks")
         if self.device == "cuda" and not torch.cuda.is_available():

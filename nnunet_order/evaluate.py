@@ -16,6 +16,7 @@ from rich.progress import track
 from dataset_conversion.folds import fold_cases
 from dataset_conversion.raw import RawDataset, files_by_id, find_dataset
 from dataset_conversion.report_folder import check_report_folder
+from dataset_conversion.seeds import check_seed
 from dataset_conversion.user_error import UserError
 from nnunet_order.evaluation_report import FILES, Evaluation, print_summary, write_report
 from nnunet_order.geometry import check_places, label_spacing, slice_axis
@@ -61,10 +62,10 @@ class Evaluate:
 
     def run(self) -> None:
         check_report_folder(self.out, FILES)
-        if self.seed < 0 or self.nsd_tolerance < 0:
+        check_seed(self.seed)
+        if self.nsd_tolerance < 0:
             raise UserError(
-                f"found --seed {self.seed} and --nsd-tolerance {self.nsd_tolerance:g}, expected 0 or more; "
-                "correct the option"
+                f"found --nsd-tolerance {self.nsd_tolerance:g}, expected 0 or more; correct the option"
             )
         if self.fold is not None and self.labels is not None:
             raise UserError("found --fold and --labels, expected one of them; leave one out")

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import torch
 from PIL import Image
 
 pytest.importorskip("diffusers", reason="needs the extra synth")
@@ -24,6 +25,7 @@ from law_synth.generation.generate import Generate
 from law_synth.generation.mask_files import MaskFolder
 from law_synth.generation.masks import mask_hash
 from law_synth.generation.nested_masks import filled_organ
+from law_synth.generation.plan import make_plan
 from law_synth.resize import resize_mask
 from law_synth.run_folder import TrainedRun, read_run
 from law_synth.slices import Slice, SliceView, view_of
@@ -288,6 +290,24 @@ def test_masks_without_images(run, view, tmp_path, caplog):
     save_mask(folder / "mask_0.png", layout(5))
     with pytest.raises(UserError, match="found a generation with masks"):
         generate(out, run, **options)
+
+
+def test_a_copy_of_a_cases_volume_is_its_own_mask_where_it_lies_in_the_same_place(run, view, tmp_path):
+    folder = tmp_path / "masks"
+    folder.mkdir()
+    trained = read_run(run)
+    own, moved = TRAIN[:2]
+    shutil.copy(view.dataset.case(own).label, folder)
+    volume = sitk.ReadImage(str(view.dataset.case(moved).label))
+    volume.SetSpacing([2 * size for size in volume.GetSpacing()])
+    sitk.WriteImage(volume, str(folder / f"{moved}.nii.gz"))
+    verb = Generate(out=tmp_path / "Dataset962", trained_run=run, masks=folder, slices_per_mask=5)
+    plan = make_plan(verb, torch.device("cpu"))
+    found = {(one.name, one.index) for one in plan.sources if one.case == own}
+    seen = {one.index for one in trained.slices if one.case == own}  # of the others it has no image
+    assert {index for name, index in found if name == own} == seen
+    assert {index for name, index in found if name == f"{own}.nii.gz"} == {0, 1, 2, 3} - seen
+    assert {one.name for one in plan.sources if one.case == moved} == {f"{moved}.nii.gz"}
 
 
 def refused(run: Path, folder: Path, line: str, **options) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 from dataset_conversion.grid import Grid
 from dataset_conversion.user_error import UserError
 from law_synth.audit.finding import Finding, changed
+from law_synth.generation.manifest import source_slice
 from law_synth.slices import Geometry, volume_grid
 from law_synth.window import stored_dtype
 
@@ -48,7 +49,7 @@ def _differences(subject: Subject, row: dict) -> list[str]:
 
 def _expected(subject: Subject, row: dict) -> Geometry:
     """Place of the source; of a mask from elsewhere the image's own, which the label must share."""
-    source, size = subject.source_slice(row), subject.run["size"]
+    source, size = source_slice(row), subject.run["size"]
     if source is None:
         return subject.view.geometry(subject.sample(row["case"]))
     geometry = subject.real_view.geometry(source)

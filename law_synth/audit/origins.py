@@ -13,8 +13,16 @@ from law_synth.audit.subject import RUN_KEYS
 from law_synth.base.files import cached_model
 from law_synth.base.seen import base_config, is_of_same_cases
 from law_synth.generation.leaks import held_out_groups, mask_group
+from law_synth.generation.manifest import source_slice
 from law_synth.generation.mask_files import mask_stem
-from law_synth.run_folder import CONFIG, TrainedRun, read_run, slices_of, weights_hash
+from law_synth.run_folder import (
+    CONFIG,
+    TrainedRun,
+    configurations_hash,
+    read_run,
+    slices_of,
+    weights_hash,
+)
 
 if TYPE_CHECKING:
     from law_synth.audit.audit import Audit
@@ -84,6 +92,9 @@ def check_run(subject: Subject, options: Audit) -> tuple[list[Finding], str]:
         findings.append(
             changed(f"{run.folder}", "other weights than generated", "what they saw is not known")
         )
+    if subject.run.get("configurations_hash") not in (None, configurations_hash(run.folder)):
+        what = "another config.json beside the weights than generated"
+        findings.append(changed(f"{run.folder}", what, "the same weights make another network"))
     for name in RUN_KEYS:
         if run.config.get(name) != subject.run[name]:
             findings.append(
@@ -168,7 +179,7 @@ def check_hard_cases(subject: Subject, options: Audit) -> tuple[list[Finding], s
 
 def _is_slice_of_run(subject: Subject, row: dict) -> bool:
     """Whether the run has seen the slice that owns a mask; a mask from elsewhere is none of its slices."""
-    source = subject.source_slice(row)
+    source = source_slice(row)
     return source is None or source in slices_of(subject.run, [source.case])
 
 

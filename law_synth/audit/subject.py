@@ -142,11 +142,6 @@ class Subject:
         """The one image of a generated case."""
         return Slice(case_id, 0 if self.view.is_volumetric else None)
 
-    def source_slice(self, row: dict) -> Slice | None:
-        """The real image that owns a sample's mask; None where the mask came from elsewhere."""
-        taken = row["source_case"] is not None and row["source_case"] == row["source_mask"]
-        return Slice(row["source_case"], row["source_slice"]) if taken else None
-
 
 def read_subject(options: Audit) -> Subject:
     """Find the data set, its manifest and its source. UserError: it is not one that generate has finished."""

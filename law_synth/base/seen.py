@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dataset_conversion.dataset_json import load_json
+from dataset_conversion.dataset_json import load_table
 from dataset_conversion.names import check_case_ids
 from dataset_conversion.user_error import UserError
 from law_synth.slices import Slice, SliceView, view_from, view_of
@@ -21,7 +21,9 @@ SLICES_PER_CASE = 16
 def base_config(source: str) -> dict:
     """base_config.json of a base that init-base made; empty for any other. UserError: malformed, odd ids."""
     path = Path(source) / CONFIG
-    config = load_json(path) if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    config = load_table(path, "the record of init-base", "make the base again")
     lists = [name for name in ("train_cases", "held_back_cases") if name in config]
     return config | {name: check_case_ids(config[name], path) for name in lists}
 

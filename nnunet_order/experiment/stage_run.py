@@ -22,7 +22,7 @@ from dataset_conversion.names import check_inside
 from dataset_conversion.raw_writer import write_json
 from dataset_conversion.user_error import UserError
 from nnunet_order.experiment import guard
-from nnunet_order.experiment.stage import Stage, git_commit, machine, versions
+from nnunet_order.experiment.stage import Stage, git_commit, machine, other_versions, versions
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +61,14 @@ class StageFiles:
     def is_done(self) -> bool:
         """Whether it was finished as it stands now and its outputs are still there."""
         return _read(self.record).get("key") == self.key and not self.missing_outputs()
+
+    def other_versions(self) -> list[str] | None:
+        """As `stage.other_versions`, of the versions that finished it."""
+        return other_versions(_read(self.record).get("versions"))
+
+    def forget(self) -> None:
+        """Let a finished stage count as not done; its record still names the outputs to remove."""
+        write_json(self.record, _read(self.record) | {"key": None})
 
     def has_begun(self) -> bool:
         """Whether it was started as it stands now, and neither finished nor changed since."""
@@ -312,10 +320,10 @@ def telling_line(output: str) -> str:
 def _read(path: Path) -> dict:
     """A record; empty when there is none, or none that is whole."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return content if isinstance(content, dict) else {}
+    return record if isinstance(record, dict) else {}
 
 
 def _remove(path: Path) -> None:
