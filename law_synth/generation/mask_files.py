@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dataset_conversion.images import IMAGE_ENDINGS, Notes, read_index_mask
+from dataset_conversion.parallel import dropping_the_rest
 from dataset_conversion.user_error import UserError
 from dataset_conversion.volumes import evenly_spaced
 from law_synth.classes import VOLUME_ENDINGS, Classes
@@ -52,7 +53,8 @@ class MaskFolder:
             raise UserError(
                 f"{folder}: found no images ({', '.join(ENDINGS)}), expected masks; correct --masks"
             )
-        with ThreadPoolExecutor(READERS) as pool:  # Pillow and SimpleITK let go of the interpreter's lock
+        # Threads suffice: Pillow and SimpleITK let go of the interpreter's lock.
+        with ThreadPoolExecutor(READERS) as pool, dropping_the_rest(pool):
             files = pool.map(functools.partial(self._file_sources, folder), paths, range(len(paths)))
             shown = track(files, "reading masks", len(paths), transient=True, disable=len(paths) < MANY)
             sources = [source for of_file in shown for source in of_file]
