@@ -36,7 +36,7 @@ class Interrupts:
         def hook(unraisable: sys.UnraisableHookArgs) -> None:
             if unraisable.exc_type is not KeyboardInterrupt:
                 previous(unraisable)
-            else:  # Python was about to print it and go on: it came in a callback, of which an import has many
+            else:  # it came in a callback, of which imports have many: Python would print it and go on
                 self._end()
 
         sys.unraisablehook = hook

@@ -47,7 +47,7 @@ class _Stream:
             self.lose(error)
 
     def lose(self, cause: OSError) -> None:
-        """Drop what is written from now on, and what still waits: Python would complain about it at its end."""
+        """Drop what is written from now on, and what still waits: Python's end would complain about it."""
         with suppress(OSError):  # a stream in memory has no descriptor
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self._stream.fileno())
@@ -109,6 +109,6 @@ def _open_closed_ones() -> None:
             os.open(os.devnull, mode)  # takes the lowest number that is free
             os.set_inheritable(descriptor, True)
     if sys.stdout is None:
-        sys.stdout = open(1, "w", encoding="utf-8", closefd=False)
+        sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
     if sys.stderr is None:
-        sys.stderr = open(2, "w", encoding="utf-8", closefd=False)
+        sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115

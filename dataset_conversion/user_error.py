@@ -60,9 +60,10 @@ def writing(path: Path) -> Iterator[None]:
 def run_command(command: Callable[[], None]) -> None:
     """Run a console script's body with its log on stderr; a `UserError` becomes a line there and exit code 2.
 
-    Other exceptions keep their traceback: they are ours to mend. Ctrl-C exits with 130, as shells expect. Where
-    the reader of stdout has gone (`| head`) the exit code is 141, where stdout is closed or full it is 2. What
-    stderr does not take is dropped. A process calls this once, as its last act: it keeps answering Ctrl-C.
+    Other exceptions keep their traceback: they are ours to mend. Ctrl-C exits with 130, as shells expect.
+    Where the reader of stdout has gone (`| head`) the exit code is 141. Where stdout is closed or full it is
+    2, with a line on stderr. What stderr does not take is dropped. A process calls this as its last act: it
+    keeps answering Ctrl-C.
     """
     interrupts = Interrupts()
     interrupts.watch()
@@ -97,7 +98,7 @@ def _run(command: Callable[[], None], interrupts: Interrupts) -> int:
 
 
 def printable(text: str) -> str:
-    """One line of `text` that moves no cursor and changes no colour: other characters as Python escapes them."""
+    """`text` on one line that moves no cursor and changes no colour: Python's escapes of such characters."""
     return "".join(one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in text)
 
 

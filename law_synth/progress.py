@@ -36,7 +36,12 @@ class _Lines(Progress):
 
 def progress(*columns: str, disable: bool = False) -> Progress:
     """Description, bar, count, remaining time, then `columns`: texts like `loss {task.fields[loss]}`."""
-    texts = tuple(map(TextColumn, columns))
-    standard = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    texts = tuple(TextColumn(column, markup=False) for column in columns)
+    standard = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
     bar = Progress(*standard, *texts, disable=disable)
     return bar if disable or bar.console.is_interactive else _Lines(texts)
