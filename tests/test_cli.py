@@ -66,18 +66,12 @@ def test_help_that_nobody_gets(command):
     assert (done.returncode, done.stderr) == (141, "")
 
 
-@pytest.mark.parametrize("redirection", [">&-", ">/dev/full", "2>&-", "2>/dev/full", ">&- 2>&- <&-"])
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
+@pytest.mark.parametrize("redirection", [">/dev/full", "2>/dev/full", ">&- 2>&- <&-"])
 def test_bad_input_has_its_exit_code_wherever_the_streams_go(redirection):
-    if os.name != "posix" or ("full" in redirection and not Path("/dev/full").exists()):
-        pytest.skip("needs /dev/full, or a shell")
-    for arguments in (
-        ("nonsense",),
-        ("audit",),
-        ("audit", "no such data set"),
-        ("report", "/no/such/folder"),
-    ):
-        done = with_streams(redirection, "law-synth", *arguments)
-        assert done.returncode == 2 and "Traceback" not in done.stderr, done
+    options = ("--kvasir", "/no/such/folder", "--out", "/no/such/Dataset1_A")
+    done = with_streams(redirection, "nnunet-order", "convert", "polyps", *options)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == ("2>" not in redirection), done
 
 
 @pytest.mark.skipif(os.name != "posix", reason="sends a signal")
@@ -102,7 +96,7 @@ def test_ctrl_c_during_imports_is_one_line(imported):
 
 def test_names_like_markup_are_shown_as_they_are(tmp_path):
     """`[/b]` crashed the table, `:x:` became a cross."""
-    data = tmp_path / "Dataset1_[red]"
+    data = tmp_path / "[red]" / "Dataset1_A"
     assert (
         run("nnunet-order", "convert", "phantom", "--out", data, "--cases", 5, "--size", 32).returncode == 0
     )
@@ -117,7 +111,6 @@ def test_names_like_markup_are_shown_as_they_are(tmp_path):
     assert done.returncode == 0, done.stderr
     for name in ("tumour [/b]", ":x: [red]", "[/i]", f"Results in {out}"):
         assert name in done.stdout
-    assert data.name in (done.stdout + done.stderr) or (out / "summary.json").is_file()
 
 
 def test_law_synths_tables_show_names_as_they_are(tmp_path, capsys, monkeypatch):
