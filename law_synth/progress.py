@@ -47,8 +47,13 @@ def pace(count: float, seconds: float) -> str:
 
 def progress(*columns: str, disable: bool = False) -> Progress:
     """Description, bar, count, remaining time, then `columns`: texts like `loss {task.fields[loss]}`."""
-    texts = tuple(map(TextColumn, columns))
-    standard = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    texts = tuple(TextColumn(column, markup=False) for column in columns)
+    standard = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
     # Over all that is done: in the usual window of 30 seconds slow work ends nothing, and no end is in sight.
     bar = Progress(*standard, *texts, disable=disable, speed_estimate_period=math.inf)
     return bar if disable or bar.console.is_interactive else _Lines(texts)

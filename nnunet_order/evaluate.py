@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,6 +12,7 @@ import numpy as np
 from rich.progress import track
 
 from dataset_conversion.folds import fold_cases
+from dataset_conversion.parallel import in_processes
 from dataset_conversion.raw import RawDataset, files_by_id, find_dataset
 from dataset_conversion.report_folder import check_report_folder
 from dataset_conversion.seeds import check_seed
@@ -175,10 +174,8 @@ def score_folders(
     if workers <= 1:
         results = list(track(map(score, jobs), "Scoring", total=len(jobs)))
     else:
-        # spawn, as nnU-Net: forking a process that holds torch's threads can hang.
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(workers, mp_context=context) as pool:
-            results = list(track(pool.map(score, jobs, chunksize=8), "Scoring", total=len(jobs)))
+        with in_processes(score, jobs, workers, chunk=8) as found:
+            results = list(track(found, "Scoring", total=len(jobs)))
     per_folder = np.array(results).reshape(len(folders), len(truths), len(dataset.regions), len(METRICS))
     return dict(zip(folders, per_folder, strict=True))
 

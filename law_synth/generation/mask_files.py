@@ -15,6 +15,7 @@ import numpy as np
 from dataset_conversion.image_files import IMAGE_ENDINGS, check_regular, images_in, warn_left_out
 from dataset_conversion.images import Notes, read_index_mask
 from dataset_conversion.names import check_name
+from dataset_conversion.parallel import dropping_the_rest
 from dataset_conversion.report_folder import visible_files
 from dataset_conversion.text_files import tidy_name
 from dataset_conversion.user_error import UserError
@@ -59,7 +60,8 @@ class MaskFolder:
         for path in paths:
             check_name(path.as_posix(), "mask", folder)
         notes = Notes()
-        with ThreadPoolExecutor(READERS) as pool:  # Pillow and SimpleITK let go of the interpreter's lock
+        # Threads suffice: Pillow and SimpleITK let go of the interpreter's lock.
+        with ThreadPoolExecutor(READERS) as pool, dropping_the_rest(pool):
             read = functools.partial(self._file_sources, folder, notes)
             files = pool.map(read, paths, range(len(paths)))
             shown = track(files, "reading masks", len(paths), transient=True, disable=len(paths) < MANY)

@@ -154,7 +154,11 @@ class Experiment:
                 "found Windows, expected Linux or macOS for demos, compare and experiment; use WSL, or run "
                 "the commands of --dry-run by hand"
             )
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"))
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            TextColumn("{task.fields[note]}", markup=False),
+        )
         with Progress(*columns, TimeElapsedColumn()) as progress:
             crew = _Crew(self, list(workers), progress, len(stages))
             try:
