@@ -40,8 +40,8 @@ class Export:
     """
 
     model: Path
-    """Results folder, <trainer>__<plans>__2d, or one of its fold_x folders. Its plans.json may name networks of
-    nnU-Net and of this package, and of packages that you trust: NNUNET_ORDER_TRUSTED_NETWORKS="my_package"."""
+    """Results folder, <trainer>__<plans>__2d, or one of its fold_x folders. Networks of other packages than
+    nnU-Net's want your trust: NNUNET_ORDER_TRUSTED_NETWORKS="my_package"."""
     out: Path
     """ONNX file to write."""
     fold: str | None = None
