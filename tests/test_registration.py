@@ -96,14 +96,18 @@ START = """
 import os, sys, site
 before = set(sys.modules)
 site.addsitedir(sys.argv[1])
-print(os.environ.get("nnUNet_extTrainer"), sorted(set(sys.modules) - before))
+new = [name for name in set(sys.modules) - before if not name.startswith("encodings")]  # reads .pth files
+print(os.environ.get("nnUNet_extTrainer"), sorted(new))
 """
 
 
 def start(site_folder: Path, *flags: str, code: str = START, **variables: str) -> str:
     """What a Python prints that processes the .pth file of a folder; nothing on stderr."""
     command = [sys.executable, "-S", *flags, "-c", code, site_folder]
-    done = subprocess.run(command, capture_output=True, text=True, env=clean_environment(**variables))
+    place = site_folder.parent  # which is on the path of -c
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=clean_environment(**variables), cwd=place
+    )
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout.strip()
 
