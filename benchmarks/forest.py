@@ -14,7 +14,7 @@ import matplotlib.pyplot as plt
 import tyro
 from matplotlib.axes import Axes
 
-from law_synth.experiment.report import COLOURS
+from law_synth.experiment.page.report import COLOURS
 
 HALF = "half"  # real images alone, half of the iterations
 RESULTS = Path(__file__).parent / "results"

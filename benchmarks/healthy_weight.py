@@ -30,8 +30,8 @@ from rich.progress import track
 from rich.table import Table
 
 from dataset_conversion.images import Notes, read_binary_mask, read_rgb
-from dataset_conversion.raw import find_dataset
-from dataset_conversion.raw_writer import RGB, RawDatasetWriter
+from dataset_conversion.raw.dataset import find_dataset
+from dataset_conversion.raw.writer import RGB, RawDatasetWriter
 from nnunet_order.metrics import interval, resampled_means
 
 NAME = "Dataset580_Healthy"
@@ -181,9 +181,9 @@ def run_arm(options: HealthyWeight, arm: str, seed: int, base: Path, judge: Path
 
 def judged(data: Path, judge: Path) -> dict:
     """Distance to the real images of each kind, and what the judge finds in every synthetic image."""
-    from law_synth.evaluation.features import efficientnet_extractor, extract
-    from law_synth.evaluation.metrics import frechet_distance
-    from law_synth.evaluation.segmenter import Segmenter
+    from law_synth.evaluation.distances import frechet_distance
+    from law_synth.judging.features import efficientnet_extractor, extract
+    from law_synth.judging.segmenter import Segmenter
 
     segmenter, extractor = Segmenter(judge), efficientnet_extractor("cpu", 32)
     synthetic, real = find_dataset(data), find_dataset("580")

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 
-from dataset_conversion.finished import conversion_of
 from dataset_conversion.image_files import IMAGE_ENDINGS, images_in, shortened
 from dataset_conversion.images import (
     Notes,
@@ -23,12 +22,13 @@ from dataset_conversion.images import (
     read_rgb,
     resize_to,
 )
-from dataset_conversion.names import check_name, match_key, refuse_lookalikes
-from dataset_conversion.parallel import in_parallel
-from dataset_conversion.raw_writer import RGB, RawDatasetWriter
-from dataset_conversion.splits import grouped_splits
-from dataset_conversion.text_files import read_table, tidy_name
-from dataset_conversion.user_error import UserError
+from dataset_conversion.raw.splits import grouped_splits
+from dataset_conversion.raw.writer import RGB, RawDatasetWriter
+from dataset_conversion.system.errors import UserError
+from dataset_conversion.system.finished import conversion_of
+from dataset_conversion.system.names import check_name, match_key, refuse_lookalikes
+from dataset_conversion.system.parallel import in_parallel
+from dataset_conversion.system.text_files import read_table, tidy_name
 
 logger = logging.getLogger(__name__)
 

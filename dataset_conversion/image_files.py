@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import ExifTags, Image, ImageChops, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
-from dataset_conversion.report_folder import visible_files
-from dataset_conversion.user_error import UserError
+from dataset_conversion.system.errors import UserError
+from dataset_conversion.system.folders import visible_files
 
 if TYPE_CHECKING:
     from dataset_conversion.images import Notes

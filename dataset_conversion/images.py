@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from dataset_conversion.image_files import LOSSY, open_image, opened
-from dataset_conversion.user_error import UserError
+from dataset_conversion.system.errors import UserError
 
 logger = logging.getLogger(__name__)
 

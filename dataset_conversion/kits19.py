@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from dataset_conversion.finished import Conversion, conversion_of
 from dataset_conversion.images import Notes, check_max_side
 from dataset_conversion.kits19_case import (
     Kits19Case,
@@ -20,12 +19,13 @@ from dataset_conversion.kits19_case import (
     convert_slices,
     convert_volume,
 )
-from dataset_conversion.parallel import in_parallel
 from dataset_conversion.planes import PlaneName
-from dataset_conversion.raw_writer import RawDatasetWriter
-from dataset_conversion.resumable import Journal, resumable_folder
-from dataset_conversion.splits import DEFAULT_FOLDS, default_splits, grouped_splits
-from dataset_conversion.user_error import UserError
+from dataset_conversion.raw.splits import DEFAULT_FOLDS, default_splits, grouped_splits
+from dataset_conversion.raw.writer import RawDatasetWriter
+from dataset_conversion.system.errors import UserError
+from dataset_conversion.system.finished import Conversion, conversion_of
+from dataset_conversion.system.parallel import in_parallel
+from dataset_conversion.system.resumable import Journal, resumable_folder
 from dataset_conversion.volumes import check_window
 
 logger = logging.getLogger(__name__)

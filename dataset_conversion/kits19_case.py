@@ -11,8 +11,8 @@ import numpy as np
 
 from dataset_conversion.images import Notes, resize_to
 from dataset_conversion.planes import Plane, PlaneName, find_plane, orientation, slice_affine, turned_volume
-from dataset_conversion.raw_writer import RawDatasetWriter, link_or_copy
-from dataset_conversion.user_error import UserError
+from dataset_conversion.raw.writer import RawDatasetWriter, link_or_copy
+from dataset_conversion.system.errors import UserError
 from dataset_conversion.volumes import (
     ValueRange,
     Volume,

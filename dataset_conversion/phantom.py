@@ -8,13 +8,13 @@ from typing import Literal
 
 import numpy as np
 
-from dataset_conversion.finished import conversion_of
-from dataset_conversion.parallel import in_parallel
 from dataset_conversion.phantom_ct import LABELS as CT_LABELS
 from dataset_conversion.phantom_ct import phantom_ct_case
-from dataset_conversion.raw_writer import RGB, RawDatasetWriter
-from dataset_conversion.seeds import check_seed
-from dataset_conversion.user_error import UserError
+from dataset_conversion.raw.writer import RGB, RawDatasetWriter
+from dataset_conversion.system.errors import UserError
+from dataset_conversion.system.finished import conversion_of
+from dataset_conversion.system.parallel import in_parallel
+from dataset_conversion.system.seeds import check_seed
 from dataset_conversion.volumes import write_volume
 
 SMALLEST, LARGEST = 0.005, 0.40  # area of the first polyp as a fraction of the image, log-uniform

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from dataset_conversion.user_error import UserError
+from dataset_conversion.system.errors import UserError
 from dataset_conversion.volumes import Volume, read_slabs
 
 PlaneName = Literal["axial", "coronal", "sagittal"]

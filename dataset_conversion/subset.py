@@ -12,8 +12,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dataset_conversion.dataset_json import check_label_values
-from dataset_conversion.finished import conversion_of
 from dataset_conversion.images import (
     Notes,
     check_max_side,
@@ -22,8 +20,7 @@ from dataset_conversion.images import (
     read_rgb,
     resize_to,
 )
-from dataset_conversion.parallel import in_parallel
-from dataset_conversion.raw import (
+from dataset_conversion.raw.dataset import (
     COLOUR_ENDINGS,
     DEFAULT_FOLDS,
     Case,
@@ -33,16 +30,19 @@ from dataset_conversion.raw import (
     find_dataset,
     splits_files,
 )
-from dataset_conversion.raw_writer import (
+from dataset_conversion.raw.description import check_label_values
+from dataset_conversion.raw.writer import (
     check_out,
     link_or_copy,
     refuse_other_splits,
     write_json,
     write_splits,
 )
-from dataset_conversion.report_folder import new_folder
-from dataset_conversion.seeds import check_seed
-from dataset_conversion.user_error import UserError
+from dataset_conversion.system.errors import UserError
+from dataset_conversion.system.finished import conversion_of
+from dataset_conversion.system.folders import new_folder
+from dataset_conversion.system.parallel import in_parallel
+from dataset_conversion.system.seeds import check_seed
 
 logger = logging.getLogger(__name__)
 

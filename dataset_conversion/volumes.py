@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dataset_conversion.images import Notes
-from dataset_conversion.user_error import UserError
+from dataset_conversion.system.errors import UserError
 
 MILLIMETRES = {"meter": 1000.0, "micron": 0.001}  # any other unit is read as mm, as ITK does
 HEADER_BYTES = 352  # of a NIfTI-1 file, with the flag that no extension follows

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataset_conversion.user_error import run_command
+from dataset_conversion.system.errors import run_command
 
 
 def main() -> None:

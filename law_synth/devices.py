@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dataset_conversion.user_error import UserError
+from dataset_conversion.system.errors import UserError
 
 if TYPE_CHECKING:
     import torch

@@ -11,9 +11,9 @@ from law_synth.base.init_base import InitBase
 from law_synth.evaluation.evaluate import Evaluate
 from law_synth.experiment.demo import Demo
 from law_synth.experiment.experiment import Experiment
-from law_synth.experiment.report import Report
+from law_synth.experiment.page.report import Report
 from law_synth.generation.generate import Generate
-from law_synth.generation.mining import Mine
+from law_synth.mining.mine import Mine
 from law_synth.training.train import Train
 
 Verb = (

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from dataset_conversion.seeds import check_seed
-from nnunet_order.experiment.runner import Experiment, make_workers
-from nnunet_order.experiment.stage import Stage
+from dataset_conversion.system.seeds import check_seed
+from nnunet_order.stages.runner import Experiment, make_workers
+from nnunet_order.stages.stage import Stage
 from nnunet_order.trainer_options import OPTIONS_VARIABLE
 
 logger = logging.getLogger(__name__)

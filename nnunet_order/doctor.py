@@ -13,7 +13,7 @@ import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
-from dataset_conversion.user_error import UserError
+from dataset_conversion.system.errors import UserError
 from nnunet_order.registration import OPT_OUT, VARIABLE, shim_folder
 
 TRAINERS = ("nnUNetTrainerORDER", "nnUNetTrainerMKUNet", "nnUNetTrainerUNeXt", "nnUNetTrainerEGEUNet")
@@ -38,7 +38,7 @@ class Doctor:
         from rich.console import Console
         from rich.table import Table
 
-        from dataset_conversion.verbatim import verbatim
+        from dataset_conversion.system.verbatim import verbatim
 
         findings = [*check_nnunet(), *check_trainers(), *check_folders(), check_device()]
         table = Table("", "check", "found", "what to do", box=None, pad_edge=False)

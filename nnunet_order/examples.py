@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dataset_conversion.raw import COLOUR_ENDINGS, Case, RawDataset, files_by_id
-from nnunet_order.figures import Example, displayable, intensity_window
-from nnunet_order.geometry import label_spacing, slice_axis
+from dataset_conversion.raw.dataset import COLOUR_ENDINGS, Case, RawDataset, files_by_id
+from dataset_conversion.raw.geometry import label_spacing, slice_axis
 from nnunet_order.metrics import METRICS
+from nnunet_order.pictures import Example, displayable, intensity_window
 
 if TYPE_CHECKING:
-    from nnunet_order.evaluation_report import Evaluation
+    from nnunet_order.evaluation_output import Evaluation
 
 logger = logging.getLogger(__name__)
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dataset_conversion.folder_lock import leaving_no_empty_parents
-from dataset_conversion.user_error import UserError, check_writable, writing
+from dataset_conversion.system.errors import UserError, check_writable, writing
+from dataset_conversion.system.lock import leaving_no_empty_parents
 from nnunet_order.torch_file import load_torch
 from nnunet_order.trusted_networks import check_architecture, find_trainer
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from types import TracebackType
 
-from dataset_conversion.user_error import UserError, run_command
+from dataset_conversion.system.errors import UserError, run_command
 
 
 def one_line_errors() -> None:

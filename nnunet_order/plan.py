@@ -10,11 +10,11 @@ from pathlib import Path
 
 import tyro
 
-from dataset_conversion.dataset_json import load_json, load_table
-from dataset_conversion.raw import RawDataset, dataset_folders, find_dataset, nnunet_folder
-from dataset_conversion.raw_writer import write_json
-from dataset_conversion.user_error import UserError
-from nnunet_order.plans import with_network
+from dataset_conversion.raw.dataset import RawDataset, dataset_folders, find_dataset, nnunet_folder
+from dataset_conversion.raw.description import load_json, load_table
+from dataset_conversion.raw.writer import write_json
+from dataset_conversion.system.errors import UserError
+from nnunet_order.network_plans import with_network
 
 logger = logging.getLogger(__name__)
 

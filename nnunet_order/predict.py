@@ -18,8 +18,8 @@ from rich.progress import track
 
 from dataset_conversion.image_files import IMAGE_ENDINGS, images_in, opened
 from dataset_conversion.images import Notes, read_grey, read_rgb
-from dataset_conversion.raw_writer import write_atomically
-from dataset_conversion.user_error import UserError, check_writable
+from dataset_conversion.raw.writer import write_atomically
+from dataset_conversion.system.errors import UserError, check_writable
 from nnunet_order.export import INSTALL_HINT, METADATA_KEY
 
 logger = logging.getLogger(__name__)

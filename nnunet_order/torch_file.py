@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
-from dataset_conversion.user_error import UserError
+from dataset_conversion.system.errors import UserError
 
 
 def load_torch(

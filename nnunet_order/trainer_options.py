@@ -7,7 +7,7 @@ import os
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from dataset_conversion.user_error import UserError
+from dataset_conversion.system.errors import UserError
 
 OPTIONS_VARIABLE = "NNUNET_ORDER_OPTIONS"
 HYPER_PARAMETERS = (

@@ -28,13 +28,13 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from pytorch_optimizer import AdEMAMix
 from torch import nn
 
-from dataset_conversion.seeds import check_seed
-from dataset_conversion.user_error import UserError
+from dataset_conversion.system.errors import UserError
+from dataset_conversion.system.seeds import check_seed
 from nnunet_order.attention import autocast_off
 from nnunet_order.final_validation import SKIPPED, leave_empty_summary
 from nnunet_order.finite_loss import FiniteLoss
+from nnunet_order.network_plans import with_network
 from nnunet_order.one_line_errors import one_line_errors
-from nnunet_order.plans import with_network
 from nnunet_order.schedule import CosineSchedule, one_pass
 from nnunet_order.trainer_options import HYPER_PARAMETERS, check_choice, check_resumed, trainer_options
 

@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dataset_conversion.user_error import UserError
+from dataset_conversion.system.errors import UserError
 from nnunet_order import registration
 
 if TYPE_CHECKING:

@@ -13,11 +13,11 @@ from dataset_conversion.phantom import ConvertPhantom
 from dataset_conversion.polyps import ConvertPolyps
 from dataset_conversion.subset import ConvertSubset
 from nnunet_order.benchmark import Benchmark
+from nnunet_order.comparing.compare import Compare
 from nnunet_order.complexity import Complexity
 from nnunet_order.demo import Demo
 from nnunet_order.doctor import Doctor
 from nnunet_order.evaluate import Evaluate
-from nnunet_order.experiment.compare import Compare
 from nnunet_order.export import Export
 from nnunet_order.plan import Plan
 from nnunet_order.predict import Predict

@@ -220,11 +220,11 @@ def trained_run(tmp_path_factory) -> Path:
     import torch
 
     from dataset_conversion.phantom import ConvertPhantom
-    from dataset_conversion.raw import read_dataset
+    from dataset_conversion.raw.dataset import read_dataset
     from law_synth.base.model import load_base
     from law_synth.base.tiny import write_tiny_base
-    from law_synth.run_folder import FORMAT, weights_hash
-    from law_synth.slices import view_of
+    from law_synth.records.run import FORMAT, weights_hash
+    from law_synth.view.slices import view_of
 
     root = tmp_path_factory.mktemp("law")
     data = root / "nnUNet_raw" / "Dataset950_Phantom"

@@ -13,18 +13,18 @@ from PIL import Image
 
 pytest.importorskip("diffusers", reason="needs the extra synth")
 
-from dataset_conversion.raw import read_dataset
-from dataset_conversion.raw_writer import RawDatasetWriter
-from dataset_conversion.user_error import UserError
+from dataset_conversion.raw.dataset import read_dataset
+from dataset_conversion.raw.writer import RawDatasetWriter
+from dataset_conversion.system.errors import UserError
 from law_synth.audit import copies, files, origins
 from law_synth.audit.audit import Audit
 from law_synth.audit.finding import NotPossible
 from law_synth.audit.subject import Subject, read_subject
 from law_synth.evaluation.image_sets import read_subject as read_evaluated
 from law_synth.generation.generate import Generate
-from law_synth.generation.manifest import source_slice
-from law_synth.run_folder import read_run
-from law_synth.slices import Slice, view_of
+from law_synth.records.run import read_run
+from law_synth.records.synthetic import source_slice
+from law_synth.view.slices import Slice, view_of
 
 NAME = "Dataset950_Phantom"
 

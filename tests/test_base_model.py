@@ -15,11 +15,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dataset_conversion.user_error import UserError
+from dataset_conversion.system.errors import UserError
+from dataset_conversion.system.requirements import package_versions, require
 from law_synth.base.files import find_base
 from law_synth.base.model import load_base
 from law_synth.base.tiny import clip_tokenizer, new_scheduler, write_tiny_base
-from law_synth.requirements_hint import package_versions, require
 
 UNET_WEIGHTS = Path("unet") / "diffusion_pytorch_model.safetensors"
 
@@ -321,7 +321,7 @@ def load_in_process(source: str, **environment: str) -> str:
     """Hub variables are read when the hub's client is imported: -> hash and source, or the error."""
     code = (
         "import sys\n"
-        "from dataset_conversion.user_error import run_command\n"
+        "from dataset_conversion.system.errors import run_command\n"
         "from law_synth.base.model import load_base\n"
         "def show():\n"
         "    base = load_base(sys.argv[1])\n"

@@ -8,7 +8,7 @@ import statistics
 import pytest
 import torch
 
-from dataset_conversion.user_error import UserError
+from dataset_conversion.system.errors import UserError
 from nnunet_order.benchmark import Benchmark, Trial, bce_dice
 
 

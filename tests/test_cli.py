@@ -115,9 +115,9 @@ def test_names_like_markup_are_shown_as_they_are(tmp_path):
 
 def test_law_synths_tables_show_names_as_they_are(tmp_path, capsys, monkeypatch):
     from law_synth.audit.finding import Check, Finding
-    from law_synth.audit.report import print_report
+    from law_synth.audit.output import print_report
     from law_synth.evaluation.measure import Measure
-    from law_synth.evaluation.report import print_tables
+    from law_synth.evaluation.output import print_tables
 
     monkeypatch.setenv("COLUMNS", "200")
     name, hostile = "tumour [/b] :x:", "\x1b[31mred\n"

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from dataset_conversion.user_error import UserError
+from dataset_conversion.system.errors import UserError
 from nnunet_order.complexity import Complexity, gflops, parameters, planned_unet
 
 

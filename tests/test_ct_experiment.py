@@ -14,23 +14,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dataset_conversion.raw import read_dataset
-from dataset_conversion.user_error import UserError
+from dataset_conversion.raw.dataset import read_dataset
+from dataset_conversion.system.errors import UserError
 from law_synth.experiment import tables
 from law_synth.experiment.config import make_config
-from law_synth.experiment.display import display_note, display_of
 from law_synth.experiment.experiment import Experiment
-from law_synth.experiment.plan import make_plan
+from law_synth.experiment.page.display import display_note, display_of
+from law_synth.experiment.page.report import Report
 from law_synth.experiment.presets import preset_content
-from law_synth.experiment.report import Report
 from law_synth.experiment.results import read_results
-from law_synth.slices import view_of
-from nnunet_order.evaluation_report import write_csv
-from nnunet_order.experiment.compare import Compare, Comparison
-from nnunet_order.experiment.execution import Execution, begin
-from nnunet_order.experiment.inputs import dataset_digest
-from nnunet_order.experiment.stage import stage_keys
+from law_synth.experiment.stages import make_plan
+from law_synth.view.slices import view_of
+from nnunet_order.comparing.compare import Compare, Comparison
+from nnunet_order.evaluation_output import write_csv
 from nnunet_order.metrics import FOREGROUND_MEAN, METRICS
+from nnunet_order.stages.inputs import dataset_digest
+from nnunet_order.stages.options import Execution, begin
+from nnunet_order.stages.stage import stage_keys
 
 ARMS = ("real", "uniform", "law")
 TRAINER = "nnUNetTrainerORDER"

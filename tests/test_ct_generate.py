@@ -18,17 +18,17 @@ from PIL import Image
 
 pytest.importorskip("diffusers", reason="needs the extra synth")
 
-from dataset_conversion.raw import RawDataset, read_dataset
-from dataset_conversion.user_error import UserError
+from dataset_conversion.raw.dataset import RawDataset, read_dataset
+from dataset_conversion.system.errors import UserError
 from law_synth.generation.chunks import resize_channels
 from law_synth.generation.generate import Generate
 from law_synth.generation.mask_files import MaskFolder
 from law_synth.generation.masks import mask_hash
 from law_synth.generation.nested_masks import filled_organ
-from law_synth.generation.plan import make_plan
-from law_synth.resize import resize_mask
-from law_synth.run_folder import TrainedRun, read_run
-from law_synth.slices import Slice, SliceView, view_of
+from law_synth.generation.samples import make_plan
+from law_synth.records.run import TrainedRun, read_run
+from law_synth.view.resize import resize_mask
+from law_synth.view.slices import Slice, SliceView, view_of
 
 VAL, TRAIN = ["ct_0", "ct_1"], ["ct_2", "ct_3", "ct_4", "ct_5"]  # fold 0 of `ct_dataset`
 

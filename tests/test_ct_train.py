@@ -18,16 +18,16 @@ pytest.importorskip("accelerate", reason="needs the extra synth")
 
 from safetensors.torch import load_file
 
-from dataset_conversion.raw import read_dataset
-from dataset_conversion.user_error import UserError
+from dataset_conversion.raw.dataset import read_dataset
+from dataset_conversion.system.errors import UserError
 from law_synth.base.init_base import InitBase
 from law_synth.base.model import load_base
 from law_synth.base.seen import chosen_slices, evenly, view_with_base
-from law_synth.run_folder import TrainedRun, monitored_slices, read_run, slices_of
-from law_synth.slices import Slice, view_of
+from law_synth.records.run import TrainedRun, monitored_slices, read_run, slices_of
 from law_synth.training.data import Draw, load_training_data
-from law_synth.training.plan import settle
+from law_synth.training.settle import settle
 from law_synth.training.train import Train
+from law_synth.view.slices import Slice, view_of
 
 
 def making(dataset: Path, out: Path, **options) -> InitBase:

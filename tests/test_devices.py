@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from dataset_conversion.phantom import ConvertPhantom
-from dataset_conversion.user_error import UserError
+from dataset_conversion.system.errors import UserError
 from law_synth.base.init_base import InitBase
 from law_synth.base.model import load_base
 from law_synth.base.tiny import write_tiny_base

@@ -11,13 +11,13 @@ import pytest
 import SimpleITK as sitk
 from PIL import Image
 
-from dataset_conversion.raw import read_dataset
-from dataset_conversion.user_error import UserError
+from dataset_conversion.raw.dataset import read_dataset
+from dataset_conversion.system.errors import UserError
 from nnunet_order.evaluate import Evaluate, score_folders
-from nnunet_order.evaluation_report import Evaluation
+from nnunet_order.evaluation_output import Evaluation
 from nnunet_order.examples import chosen_examples, shown_slice
-from nnunet_order.figures import compare_bars, draw_examples
 from nnunet_order.metrics import FOREGROUND_MEAN, binary_metrics, interval, resampled_means
+from nnunet_order.pictures import compare_bars, draw_examples
 
 SIZE = 48
 

@@ -12,10 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
-from dataset_conversion.user_error import UserError
+from dataset_conversion.system.errors import UserError
 from law_synth.evaluation.evaluate import Evaluate
-from law_synth.evaluation.features import load_weights
-from law_synth.evaluation.report import _table
+from law_synth.evaluation.output import _table
+from law_synth.judging.features import load_weights
 
 pytest.importorskip("timm")
 pytest.importorskip("torch_fidelity")

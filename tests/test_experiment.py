@@ -20,16 +20,16 @@ from pathlib import Path
 import pytest
 
 from dataset_conversion.phantom import ConvertPhantom
-from dataset_conversion.raw import read_dataset
-from dataset_conversion.user_error import UserError
+from dataset_conversion.raw.dataset import read_dataset
+from dataset_conversion.system.errors import UserError
 from law_synth.base.init_base import InitBase
 from law_synth.experiment.config import read_config
 from law_synth.experiment.experiment import Experiment
-from law_synth.experiment.plan import make_plan
-from nnunet_order.evaluation_report import write_csv
-from nnunet_order.experiment.compare import Compare, Comparison
-from nnunet_order.experiment.comparison_table import TABLE, table_rows
-from nnunet_order.experiment.execution import Execution
+from law_synth.experiment.stages import make_plan
+from nnunet_order.comparing.compare import Compare, Comparison
+from nnunet_order.comparing.table import TABLE, table_rows
+from nnunet_order.evaluation_output import write_csv
+from nnunet_order.stages.options import Execution
 
 pytestmark = pytest.mark.slow
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import tyro
 
-from dataset_conversion.user_error import UserError
+from dataset_conversion.system.errors import UserError
 from law_synth.evaluation.evaluate import Evaluate
 from law_synth.experiment.command_line import command_line
 from law_synth.experiment.config import PATHS, TABLES, make_config, read_config

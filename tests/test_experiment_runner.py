@@ -16,14 +16,14 @@ from pathlib import Path
 
 import pytest
 
-from dataset_conversion.user_error import UserError
-from nnunet_order.experiment.execution import Execution, begin
-from nnunet_order.experiment.inputs import files_digest
-from nnunet_order.experiment.runner import Experiment, find_program, make_workers
-from nnunet_order.experiment.segmentation import Segmentation
-from nnunet_order.experiment.stage import Stage, stage_keys, versions
-from nnunet_order.experiment.stage_run import StageFiles
+from dataset_conversion.system.errors import UserError
+from nnunet_order.comparing.segmentation import Segmentation
 from nnunet_order.registration import VARIABLE
+from nnunet_order.stages.inputs import files_digest
+from nnunet_order.stages.options import Execution, begin
+from nnunet_order.stages.run import StageFiles
+from nnunet_order.stages.runner import Experiment, find_program, make_workers
+from nnunet_order.stages.stage import Stage, stage_keys, versions
 
 
 def append(name: str, text: str) -> str:
@@ -285,8 +285,8 @@ def test_a_kill_while_outputs_are_set_aside_loses_none(folder, monkeypatch):
 RUNNER = """
 import sys
 from pathlib import Path
-from nnunet_order.experiment.runner import Experiment
-from nnunet_order.experiment.stage import Stage
+from nnunet_order.stages.runner import Experiment
+from nnunet_order.stages.stage import Stage
 Experiment(Path(sys.argv[1]), (Stage("a", (sys.argv[2],), ("a.txt",)),)).run()
 """
 
@@ -400,10 +400,10 @@ def test_finished_commands_of_a_begun_stage_are_not_repeated(folder):
 
 def test_a_failure_is_one_line_exit_code_2_and_ends_the_others(folder):
     script = f"""
-from dataset_conversion.user_error import run_command
+from dataset_conversion.system.errors import run_command
 from pathlib import Path
-from nnunet_order.experiment.runner import Experiment
-from nnunet_order.experiment.stage import Stage
+from nnunet_order.stages.runner import Experiment
+from nnunet_order.stages.stage import Stage
 slow = Stage("slow", ("sleep 321",), ("slow.txt",))
 bad = Stage("bad", ("python -c 'raise SystemExit(int(chr(120)))'",), ("bad.txt",))
 run_command(lambda: Experiment(Path({str(folder)!r}), (slow, bad)).run([{{}}, {{}}]))
@@ -555,7 +555,7 @@ class nnUNetTrainerOfMyOwn(nnUNetTrainer):
 
 
 def test_an_edited_trainer_of_the_users_own_is_trained_again(tmp_path, monkeypatch):
-    from nnunet_order.experiment import segmentation
+    from nnunet_order.comparing import segmentation
 
     def key(trainer: str, options: str = "epochs=3") -> str:
         segmentation.trainer_class.cache_clear()

@@ -19,9 +19,9 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from PIL import Image
 
 from dataset_conversion.images import Notes
-from dataset_conversion.user_error import UserError
+from dataset_conversion.system.errors import UserError
 from nnunet_order.export import METADATA_KEY, Export, build_network, find_fold, load_checkpoint, load_model
-from nnunet_order.plans import with_network
+from nnunet_order.network_plans import with_network
 from nnunet_order.predict import Predict, Segmenter, centre_weights, normalize, tiles, to_labels
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")

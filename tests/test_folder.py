@@ -12,8 +12,8 @@ import pytest
 from PIL import ExifTags, Image
 
 from dataset_conversion.folder import ConvertFolder
-from dataset_conversion.raw import RawDataset, read_dataset
-from dataset_conversion.user_error import UserError
+from dataset_conversion.raw.dataset import RawDataset, read_dataset
+from dataset_conversion.system.errors import UserError
 
 
 @pytest.fixture(autouse=True)

@@ -21,19 +21,19 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from dataset_conversion.raw import find_dataset, read_dataset
-from dataset_conversion.raw_writer import RawDatasetWriter
-from dataset_conversion.user_error import UserError
+from dataset_conversion.raw.dataset import find_dataset, read_dataset
+from dataset_conversion.raw.writer import RawDatasetWriter
+from dataset_conversion.system.errors import UserError
 from law_synth.base.model import load_base
 from law_synth.generation.generate import Generate
-from law_synth.generation.leaks import refuse_leaks
-from law_synth.generation.manifest import open_generation
 from law_synth.generation.masks import case_masks, mask_hash
 from law_synth.generation.quality import QualityFilter, training_thumbnails
 from law_synth.generation.sampling import ImageSampler, Sampling
-from law_synth.resize import resize_mask
-from law_synth.run_folder import configurations_hash, newest_run, read_run, weights_hash
-from law_synth.slices import view_of
+from law_synth.leaks import refuse_leaks
+from law_synth.records.run import configurations_hash, newest_run, read_run, weights_hash
+from law_synth.records.synthetic import open_generation
+from law_synth.view.resize import resize_mask
+from law_synth.view.slices import view_of
 
 PIPELINE = "diffusers.pipelines.controlnet.pipeline_controlnet"
 SAMPLES, CHUNK = 14, 4  # four chunks, the last of two samples
@@ -803,7 +803,7 @@ def test_numbers_that_no_sampler_takes(tmp_path, option, message):
 
 def test_a_judge_of_fold_all_saw_every_case(trained_run, tmp_path, monkeypatch):
     """Also those that the first fold leaves out."""
-    from law_synth.evaluation.segmenter import Segmenter
+    from law_synth.judging.segmenter import Segmenter
 
     judge = write_judge(tmp_path / "nnUNetTrainer__nnUNetPlans__2d", ("all",))
     dataset = dataset_of(trained_run)

@@ -26,9 +26,9 @@ from dataset_conversion.images import (
     read_index_mask,
     read_rgb,
 )
-from dataset_conversion.raw import RawDataset, read_dataset
+from dataset_conversion.raw.dataset import RawDataset, read_dataset
 from dataset_conversion.subset import ConvertSubset
-from dataset_conversion.user_error import UserError
+from dataset_conversion.system.errors import UserError
 
 GREY = np.random.default_rng(0).integers(0, 256, (40, 46), dtype=np.uint8)
 COLOUR = np.random.default_rng(1).integers(0, 256, (40, 46, 3), dtype=np.uint8)

@@ -18,8 +18,8 @@ import tyro
 from PIL import Image
 
 from dataset_conversion.phantom import ConvertPhantom
-from dataset_conversion.raw import find_dataset
-from dataset_conversion.user_error import UserError
+from dataset_conversion.raw.dataset import find_dataset
+from dataset_conversion.system.errors import UserError
 from law_synth.base import init_base, losses
 from law_synth.base import stage as training_stage
 from law_synth.base.init_base import HELD_BACK, InitBase, cases_to_hold_back
@@ -32,7 +32,7 @@ from law_synth.base.train_base import peak_signal_to_noise
 UNET_WEIGHTS = Path("unet") / "diffusion_pytorch_model.safetensors"
 COMMAND = (
     "import tyro\n"
-    "from dataset_conversion.user_error import run_command\n"
+    "from dataset_conversion.system.errors import run_command\n"
     "from law_synth.base.init_base import InitBase\n"
     "run_command(lambda: tyro.cli(InitBase).run())\n"
 )

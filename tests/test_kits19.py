@@ -20,8 +20,8 @@ from nibabel.orientations import axcodes2ornt, ornt_transform
 from PIL import Image
 
 from dataset_conversion.kits19 import ConvertKits19
-from dataset_conversion.raw import RawDataset, read_dataset
-from dataset_conversion.user_error import UserError
+from dataset_conversion.raw.dataset import RawDataset, read_dataset
+from dataset_conversion.system.errors import UserError
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 KITS = "IPL"  # KiTS19's own order of axes: slices first

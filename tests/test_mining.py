@@ -14,19 +14,19 @@ import torch
 
 pytest.importorskip("diffusers", reason="needs the extra synth")
 
-from dataset_conversion.raw import read_dataset
-from dataset_conversion.user_error import UserError
+from dataset_conversion.raw.dataset import read_dataset
+from dataset_conversion.system.errors import UserError
 from law_synth.audit.audit import Audit
 from law_synth.cli import main
 from law_synth.evaluation.evaluate import Evaluate
-from law_synth.evaluation.segmenter import Segmenter, judge_of_fold
 from law_synth.generation.generate import Generate
-from law_synth.generation.hard_cases import HardCases, read_hard_cases
-from law_synth.generation.leaks import cases_behind_judge, refuse_informed_judge
-from law_synth.generation.mining import Mine
 from law_synth.generation.quality import QualityFilter, training_thumbnails
-from law_synth.run_folder import read_run
-from law_synth.slices import view_of
+from law_synth.judging.segmenter import Segmenter, judge_of_fold
+from law_synth.leaks import cases_behind_judge, refuse_informed_judge
+from law_synth.mining.hard_cases import HardCases, read_hard_cases
+from law_synth.mining.mine import Mine
+from law_synth.records.run import read_run
+from law_synth.view.slices import view_of
 from nnunet_order.metrics import binary_metrics
 
 NAME = "Dataset950_Phantom"

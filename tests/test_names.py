@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dataset_conversion.names import check_case_id, check_inside, match_key, refuse_lookalikes
-from dataset_conversion.raw import read_dataset
-from dataset_conversion.raw_writer import RGB, RawDatasetWriter
-from dataset_conversion.resumable import Journal, resumable_folder
+from dataset_conversion.raw.dataset import read_dataset
+from dataset_conversion.raw.writer import RGB, RawDatasetWriter
 from dataset_conversion.subset import ConvertSubset
-from dataset_conversion.user_error import UserError
+from dataset_conversion.system.errors import UserError
+from dataset_conversion.system.names import check_case_id, check_inside, match_key, refuse_lookalikes
+from dataset_conversion.system.resumable import Journal, resumable_folder
 from nnunet_order.evaluate import Evaluate
 
 COMPOSED = "Zoë"

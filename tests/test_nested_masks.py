@@ -10,7 +10,7 @@ from scipy.ndimage import binary_dilation, label
 
 from law_synth.generation.masks import augment
 from law_synth.generation.nested_masks import Nesting, filled_organ, find_nestings, move_lesions
-from law_synth.resize import resize_mask
+from law_synth.view.resize import resize_mask
 
 KIDNEY, TUMOUR, VESSEL = 1, 2, 3
 NESTED = [Nesting(KIDNEY, TUMOUR)]

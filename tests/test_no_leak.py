@@ -23,7 +23,7 @@ pytest.importorskip("accelerate", reason="needs the extra synth")
 from nnunetv2.utilities.crossval_split import generate_crossval_split
 
 from dataset_conversion.phantom import phantom_case
-from dataset_conversion.raw_writer import RGB, RawDatasetWriter
+from dataset_conversion.raw.writer import RGB, RawDatasetWriter
 from law_synth.cli import main
 
 CASES, TEST_CASES, SIZE = 12, 3, 32

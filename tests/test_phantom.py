@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from dataset_conversion.phantom import LARGEST, SMALLEST, ConvertPhantom, phantom_case
-from dataset_conversion.raw import read_dataset
-from dataset_conversion.user_error import UserError
+from dataset_conversion.raw.dataset import read_dataset
+from dataset_conversion.system.errors import UserError
 
 
 @pytest.fixture(scope="module")

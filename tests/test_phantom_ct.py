@@ -11,8 +11,8 @@ from scipy.ndimage import binary_dilation, label
 
 from dataset_conversion.phantom import ConvertPhantom
 from dataset_conversion.phantom_ct import phantom_ct_case
-from dataset_conversion.raw import read_dataset
-from dataset_conversion.user_error import UserError
+from dataset_conversion.raw.dataset import read_dataset
+from dataset_conversion.system.errors import UserError
 
 Cases = list[tuple[np.ndarray, np.ndarray, np.ndarray]]
 

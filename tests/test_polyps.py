@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from dataset_conversion.polyps import ConvertPolyps, read_sequences, split_groups
-from dataset_conversion.raw import read_dataset
-from dataset_conversion.user_error import UserError
+from dataset_conversion.raw.dataset import read_dataset
+from dataset_conversion.system.errors import UserError
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 needs_shared_data = pytest.mark.skipif(

@@ -13,10 +13,10 @@ import sys
 import pytest
 from rich.console import Console
 
-from law_synth import progress as module
-from law_synth.progress import pace, progress
-from nnunet_order.experiment.stage import Stage
-from nnunet_order.experiment.stage_run import StageFiles, StageRun
+from dataset_conversion.system import terminal as module
+from dataset_conversion.system.terminal import pace, progress
+from nnunet_order.stages.run import StageFiles, StageRun
+from nnunet_order.stages.stage import Stage
 
 
 def work(steps: int, total: int) -> None:
@@ -94,7 +94,7 @@ def test_log_lines_are_whole_in_files():
     """Not folded to 80 columns, so that they can be searched for."""
     path = "/a/long/path" * 20
     code = (
-        "import logging; from dataset_conversion.user_error import run_command; "
+        "import logging; from dataset_conversion.system.errors import run_command; "
         f"run_command(lambda: logging.getLogger('law_synth.x').info('wrote %s', '{path}'))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -105,9 +105,9 @@ def test_log_lines_are_whole_in_files():
 def test_on_a_terminal_log_and_bars_keep_out_of_each_others_lines(tmp_path):
     code = f"""
 from pathlib import Path
-from dataset_conversion.user_error import run_command
-from nnunet_order.experiment.runner import Experiment
-from nnunet_order.experiment.stage import Stage
+from dataset_conversion.system.errors import run_command
+from nnunet_order.stages.runner import Experiment
+from nnunet_order.stages.stage import Stage
 stages = [Stage(name, (f"sh -c 'sleep 0.5; touch {{name}}'",), (name,)) for name in ("one", "two")]
 run_command(lambda: Experiment(Path({str(tmp_path)!r}), tuple(stages)).run())
 """

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dataset_conversion.folds import leak_free_fold
-from dataset_conversion.raw import find_dataset, read_dataset
-from dataset_conversion.raw_writer import RGB, RawDatasetWriter, write_splits
-from dataset_conversion.report_folder import new_folder
-from dataset_conversion.resumable import resumable_folder
-from dataset_conversion.splits import grouped_splits
-from dataset_conversion.user_error import UserError
+from dataset_conversion.raw.dataset import find_dataset, read_dataset
+from dataset_conversion.raw.folds import leak_free_fold
+from dataset_conversion.raw.splits import grouped_splits
+from dataset_conversion.raw.writer import RGB, RawDatasetWriter, write_splits
+from dataset_conversion.system.errors import UserError
+from dataset_conversion.system.folders import new_folder
+from dataset_conversion.system.resumable import resumable_folder
 
 LABELS = {"background": 0, "polyp": 1}
 
@@ -278,7 +278,7 @@ def test_kill_leaves_no_folder_and_the_next_run_cleans_up(tmp_path):
     out = tmp_path / "Dataset500_Polyps"
     script = (
         "import os, signal, numpy as np\n"
-        "from dataset_conversion.raw_writer import RawDatasetWriter\n"
+        "from dataset_conversion.raw.writer import RawDatasetWriter\n"
         f"with RawDatasetWriter({str(out)!r}, 'R', {LABELS}) as writer:\n"
         "    writer.add_training_case('stale', np.zeros((8, 8), 'uint8'), np.ones((8, 8), 'uint8'))\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"

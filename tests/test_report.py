@@ -15,15 +15,16 @@ import pytest
 from PIL import Image
 from scipy import stats
 
-from dataset_conversion.raw import read_dataset
-from dataset_conversion.user_error import UserError
-from law_synth.experiment import sentences, statistics
-from law_synth.experiment.report import TABLES, Report
+from dataset_conversion.raw.dataset import read_dataset
+from dataset_conversion.system.errors import UserError
+from law_synth.experiment import statistics
+from law_synth.experiment.page import sentences
+from law_synth.experiment.page.report import TABLES, Report
+from law_synth.experiment.page.sentences import MINUS
 from law_synth.experiment.results import read_results
-from law_synth.experiment.sentences import MINUS
-from nnunet_order.experiment.scores import CaseScores
-from nnunet_order.experiment.stage import Stage, stage_keys
+from nnunet_order.comparing.scores import CaseScores
 from nnunet_order.metrics import FOREGROUND_MEAN, METRICS
+from nnunet_order.stages.stage import Stage, stage_keys
 
 ARMS = ("real", "uniform", "law")
 SHIFTS = {"real": 6, "uniform": 6, "law": 2}  # pixels by which a prediction misses
@@ -73,7 +74,8 @@ def describe(folder: Path, **changes) -> None:
 
 def predict_and_score(folder: Path, entry: dict) -> None:
     """Predictions that miss the truth by some pixels, and what `nnunet-order evaluate` writes of them."""
-    from nnunet_order import evaluate, evaluation_report
+    from nnunet_order import evaluate
+    from nnunet_order import evaluation_output as evaluation_report
 
     predictions, scores = folder / entry["predictions"], folder / entry["scores"]
     for path in (predictions, scores):
@@ -94,13 +96,13 @@ def synthesise(folder: Path, run: Path) -> None:
 
     There is no judge: its numbers are put in.
     """
-    from law_synth.evaluation import report
+    from law_synth.evaluation import output as report
     from law_synth.evaluation.evaluate import Evaluate
-    from law_synth.evaluation.findings import LAYOUT, find
     from law_synth.evaluation.image_sets import read_subject
-    from law_synth.evaluation.measures import measure_all
+    from law_synth.evaluation.per_image import LAYOUT, find
+    from law_synth.evaluation.set_measures import measure_all
     from law_synth.generation.generate import Generate
-    from nnunet_order.evaluation_report import write_csv
+    from nnunet_order.evaluation_output import write_csv
 
     law, uniform = synthesis("law"), synthesis("uniform")
     copy, out = folder / law["run"], folder / law["dataset"]
@@ -133,7 +135,7 @@ def synthesise(folder: Path, run: Path) -> None:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, trained_run) -> Path:
     """An experiment's folder with everything in it, reported on."""
-    from nnunet_order.experiment.runner import Experiment
+    from nnunet_order.stages.runner import Experiment
 
     folder = tmp_path_factory.mktemp("experiment")
     shutil.copytree(

@@ -6,7 +6,7 @@ import pytest
 
 from dataset_conversion.phantom import ConvertPhantom
 from dataset_conversion.subset import ConvertSubset
-from dataset_conversion.user_error import UserError
+from dataset_conversion.system.errors import UserError
 from law_synth.base.init_base import InitBase
 from law_synth.evaluation.evaluate import Evaluate as EvaluateSynthesis
 from law_synth.experiment.demo import Demo as LawDemo
@@ -14,9 +14,9 @@ from law_synth.experiment.experiment import Experiment
 from law_synth.generation.generate import Generate
 from law_synth.training.train import Train
 from nnunet_order.benchmark import Benchmark
+from nnunet_order.comparing.compare import Compare
 from nnunet_order.demo import Demo
 from nnunet_order.evaluate import Evaluate
-from nnunet_order.experiment.compare import Compare
 from nnunet_order.trainers import environment_seed
 
 

@@ -12,10 +12,10 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from PIL import Image
 
-from dataset_conversion.raw import RawDataset, find_dataset
-from dataset_conversion.user_error import UserError
-from law_synth.evaluation.segmenter import Segmenter, load_judge
-from law_synth.slices import PICTURE_SPACING, Slice, view_of
+from dataset_conversion.raw.dataset import RawDataset, find_dataset
+from dataset_conversion.system.errors import UserError
+from law_synth.judging.segmenter import Segmenter, load_judge
+from law_synth.view.slices import PICTURE_SPACING, Slice, view_of
 
 ORDER = "nnUNetTrainerORDER_quick"
 

@@ -12,12 +12,12 @@ import SimpleITK as sitk
 import torch
 
 from dataset_conversion.phantom import ConvertPhantom
-from dataset_conversion.raw import Case, read_dataset
-from dataset_conversion.raw_writer import RawDatasetWriter
-from dataset_conversion.user_error import UserError
-from law_synth.classes import Classes, colours, condition, joined, lesion_classes, one_hot
-from law_synth.slices import Slice, SliceView, view_from, view_of
-from law_synth.window import MARGIN, Window, find_window, stored_dtype
+from dataset_conversion.raw.dataset import Case, read_dataset
+from dataset_conversion.raw.writer import RawDatasetWriter
+from dataset_conversion.system.errors import UserError
+from law_synth.view.classes import Classes, colours, condition, joined, lesion_classes, one_hot
+from law_synth.view.slices import Slice, SliceView, view_from, view_of
+from law_synth.view.window import MARGIN, Window, find_window, stored_dtype
 
 
 @pytest.fixture(scope="module")

@@ -11,14 +11,14 @@ import pytest
 import SimpleITK as sitk
 from PIL import ExifTags, Image
 
-from dataset_conversion.folder_lock import alone
 from dataset_conversion.images import resize_to
-from dataset_conversion.raw import read_dataset
-from dataset_conversion.raw_writer import RGB, RawDatasetWriter
-from dataset_conversion.splits import grouped_splits
+from dataset_conversion.raw.dataset import read_dataset
+from dataset_conversion.raw.splits import grouped_splits
+from dataset_conversion.raw.writer import RGB, RawDatasetWriter
 from dataset_conversion.subset import ConvertSubset, drawn_cases, restricted_splits
-from dataset_conversion.user_error import UserError
-from nnunet_order.experiment.inputs import dataset_digest
+from dataset_conversion.system.errors import UserError
+from dataset_conversion.system.lock import alone
+from nnunet_order.stages.inputs import dataset_digest
 
 LABELS = {"background": 0, "polyp": 1, "dye": 2}
 

@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.linalg import sqrtm
 
-from law_synth.evaluation.features import nearest, thumbnails, unit_norm
-from law_synth.evaluation.metrics import (
+from law_synth.evaluation.distances import (
     contrast,
     derangement,
     frechet_distance,
@@ -17,6 +16,7 @@ from law_synth.evaluation.metrics import (
     mean_pairwise_distance,
     near_copies,
 )
+from law_synth.judging.features import nearest, thumbnails, unit_norm
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ import unicodedata
 
 import pytest
 
-from dataset_conversion.text_files import read_lines, read_table, tidy_name
-from dataset_conversion.user_error import UserError
+from dataset_conversion.system.errors import UserError
+from dataset_conversion.system.text_files import read_lines, read_table, tidy_name
 
 COLUMNS = ("case", "group")
 LONG = "x" * 200_000  # more than the csv module takes in one value

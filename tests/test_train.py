@@ -23,13 +23,13 @@ pytest.importorskip("accelerate", reason="needs the extra synth")
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
-from dataset_conversion.folder_lock import hold
 from dataset_conversion.phantom import ConvertPhantom
-from dataset_conversion.user_error import UserError
+from dataset_conversion.system.errors import UserError
+from dataset_conversion.system.lock import hold
 from law_synth.base.init_base import InitBase
 from law_synth.base.model import load_base
 from law_synth.base.tiny import write_tiny_base
-from law_synth.run_folder import newest_run, read_run
+from law_synth.records.run import newest_run, read_run
 from law_synth.training.data import Sampler, latent_mask, set_aside
 from law_synth.training.loop import _objective
 from law_synth.training.state import load_state, save_state
@@ -270,7 +270,7 @@ def test_stock_pipeline_loads_the_run(options, world):
 
 def test_config_tells_what_the_run_saw(options, world):
     """Training and held-out cases are the fold's; its validation cases appear nowhere."""
-    from dataset_conversion.raw import find_dataset
+    from dataset_conversion.raw.dataset import find_dataset
 
     options = replace(options, monitor_cases=1, fold=1, out=None, max_steps=1)
     dataset = find_dataset("910")
@@ -531,7 +531,7 @@ def test_a_base_of_init_base_trains_at_its_own_size(options, tmp_path):
 def test_base_that_saw_other_cases_is_refused(options, world, tmp_path, caplog):
     """A base from init-base must not know the validation cases of the fold."""
     shutil.copytree(world / "base", tmp_path / "base")
-    from dataset_conversion.raw import find_dataset
+    from dataset_conversion.raw.dataset import find_dataset
 
     cases = [case.id for case in find_dataset("910").training_cases]
     about = {"dataset": "Dataset910_Phantom", "train_cases": cases, "image_size": 64}

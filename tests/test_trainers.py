@@ -16,11 +16,11 @@ from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from dataset_conversion.user_error import UserError
+from dataset_conversion.system.errors import UserError
 from nnunet_order.export import load_checkpoint
 from nnunet_order.finite_loss import FiniteLoss
+from nnunet_order.network_plans import patch_size, with_network
 from nnunet_order.networks import ORDER, MKUNet, SigmoidHead
-from nnunet_order.plans import patch_size, with_network
 from nnunet_order.schedule import CosineSchedule, one_pass
 from nnunet_order.trainer_options import HYPER_PARAMETERS, OPTIONS_VARIABLE, trainer_options
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from dataset_conversion.user_error import UserError
+from dataset_conversion.system.errors import UserError
 from nnunet_order.trusted_networks import TRUST_VARIABLE, check_architecture, find_trainer
 
 UNET = "dynamic_network_architectures.architectures.unet.PlainConvUNet"

@@ -16,8 +16,8 @@ import torch
 from PIL import Image
 from safetensors import SafetensorError
 
-from dataset_conversion.raw_writer import write_json
-from dataset_conversion.user_error import UserError, check_writable, run_command, writing
+from dataset_conversion.raw.writer import write_json
+from dataset_conversion.system.errors import UserError, check_writable, run_command, writing
 
 NOISE = np.random.default_rng(0).integers(0, 256, (300, 300, 3), np.uint8)
 QUOTED = "Error while serializing: I/O error: No space left on device (os error 28)"  # safetensors 0.8
@@ -97,7 +97,8 @@ def test_nothing_happens_without_an_error(tmp_path):
 def test_a_reader_that_has_gone_is_no_traceback(lines):
     """As with `law-synth experiment --list-stages | head`; a line may wait in the buffer until the end."""
     script = (
-        f"from dataset_conversion.user_error import run_command; run_command(lambda: print('x\\n' * {lines}))"
+        "from dataset_conversion.system.errors import run_command; "
+        f"run_command(lambda: print('x\\n' * {lines}))"
     )
     process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdout.close()
@@ -109,7 +110,7 @@ def test_a_lost_result_is_no_exit_code_of_the_command(how):
     """1 is `audit`'s code for a leak, and what rich exits with where stdout is gone."""
     script = (
         "import sys; from rich.console import Console\n"
-        "from dataset_conversion.user_error import run_command\n"
+        "from dataset_conversion.system.errors import run_command\n"
         f"def command(): {how}; sys.exit(1)\n"
         "run_command(command)"
     )
@@ -122,7 +123,7 @@ def test_a_lost_result_is_no_exit_code_of_the_command(how):
 def test_no_file_takes_the_place_of_a_closed_stream(tmp_path):
     """What a library or another program prints would be written into it."""
     script = (
-        "import sys; from pathlib import Path; from dataset_conversion.user_error import run_command\n"
+        "import sys; from pathlib import Path; from dataset_conversion.system.errors import run_command\n"
         "def command():\n"
         "    with open(sys.argv[1], 'w') as file: file.write(str(file.fileno()))\n"
         "run_command(command)"
@@ -135,7 +136,7 @@ def test_no_file_takes_the_place_of_a_closed_stream(tmp_path):
 
 def test_an_error_line_is_one_line_that_colours_nothing(tmp_path):
     script = (
-        "from dataset_conversion.user_error import UserError, run_command\n"
+        "from dataset_conversion.system.errors import UserError, run_command\n"
         "def command():\n"
         "    import logging; logging.getLogger('law_synth').info('read %s', 'a\\x1b[2Jb')\n"
         "    raise UserError('a\\nb\\x1b[31m\\u202e\\udcff é')\n"
@@ -170,15 +171,15 @@ INTERRUPTED = {
         threading.Timer(0.5, press).start()
         press()""",
     "in threads": """
-        from dataset_conversion.parallel import in_parallel
+        from dataset_conversion.system.parallel import in_parallel
         threading.Timer(0.5, press).start()
         in_parallel(lambda item: time.sleep(0.1), range(2000), "sleep", workers=2)""",
     "while work is handed to threads": """
-        from dataset_conversion.parallel import in_parallel
+        from dataset_conversion.system.parallel import in_parallel
         items = (press() if item == 500 else item for item in range(2000))
         in_parallel(lambda item: time.sleep(0.1), items, "sleep", workers=2)""",
     "in processes": """
-        from dataset_conversion.parallel import in_processes
+        from dataset_conversion.system.parallel import in_processes
         threading.Timer(0.5, press).start()
         with in_processes(time.sleep, [0.1] * 2000, 2) as found:
             list(found)""",
@@ -191,7 +192,7 @@ def test_ctrl_c_is_one_line(tmp_path, when):
     """To the whole group of processes, as a terminal sends it."""
     body = INTERRUPTED[when]
     (tmp_path / "command.py").write_text(
-        "import os, signal, threading, time\nfrom dataset_conversion.user_error import run_command\n"
+        "import os, signal, threading, time\nfrom dataset_conversion.system.errors import run_command\n"
         "def press():\n    os.killpg(0, signal.SIGINT)\n"
         f"def command():{body}\n"
         "if __name__ == '__main__':\n    run_command(command)\n"

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import tyro
 
-from dataset_conversion.user_error import UserError, check_writable
+from dataset_conversion.system.errors import UserError, check_writable
 from law_synth.generation.generate import Generate
 
 logger = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ class Audit:
     def run(self) -> None:
         """Check, print, exit with 1 when it is not clean. UserError: no synthetic data set, bad options."""
         from law_synth.audit.checks import run_checks
-        from law_synth.audit.report import print_report, write_report
+        from law_synth.audit.output import print_report, write_report
         from law_synth.audit.subject import read_subject
         from law_synth.devices import pick_device
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from dataset_conversion.user_error import UserError
+from dataset_conversion.system.errors import UserError
 from law_synth.audit import copies, files, geometry, origins
 from law_synth.audit.finding import Check, Finding, NotPossible, changed
 from nnunet_order.trusted_networks import UntrustedCode

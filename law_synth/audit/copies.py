@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from rich.progress import track
 
-from dataset_conversion.user_error import UserError
+from dataset_conversion.system.errors import UserError
 from law_synth.audit.finding import Finding, NotPossible, leak
-from law_synth.evaluation.features import (
+from law_synth.generation.masks import mask_hash
+from law_synth.judging.features import (
     Extractor,
     cached,
     efficientnet_extractor,
@@ -26,9 +27,8 @@ from law_synth.evaluation.features import (
     unit_norm,
     with_mirrored,
 )
-from law_synth.generation.masks import mask_hash
-from law_synth.resize import resize_image, resize_mask
-from law_synth.slices import Slice, SliceView
+from law_synth.view.resize import resize_image, resize_mask
+from law_synth.view.slices import Slice, SliceView
 
 if TYPE_CHECKING:
     from law_synth.audit.audit import Audit

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dataset_conversion.raw import splits_files
-from dataset_conversion.user_error import UserError
+from dataset_conversion.raw.dataset import splits_files
+from dataset_conversion.system.errors import UserError
+from dataset_conversion.system.hashing import hash_file
 from law_synth.audit.finding import Finding, NotPossible, changed, leak
-from law_synth.evaluation.agreement import MEAN, agreement
-from law_synth.generation.manifest import FOLDER, source_slice
 from law_synth.generation.masks import augment, mask_hash
 from law_synth.generation.nested_masks import Nesting
-from law_synth.hashing import hash_file
-from law_synth.resize import resize_mask
+from law_synth.judging.agreement import MEAN, agreement
+from law_synth.records.synthetic import FOLDER, source_slice
+from law_synth.view.resize import resize_mask
 
 if TYPE_CHECKING:
     from law_synth.audit.audit import Audit

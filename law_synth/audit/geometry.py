@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dataset_conversion.grid import Grid
-from dataset_conversion.user_error import UserError
+from dataset_conversion.raw.grid import Grid
+from dataset_conversion.system.errors import UserError
 from law_synth.audit.finding import Finding, changed
-from law_synth.generation.manifest import source_slice
-from law_synth.slices import Geometry, volume_grid
-from law_synth.window import stored_dtype
+from law_synth.records.synthetic import source_slice
+from law_synth.view.slices import Geometry, volume_grid
+from law_synth.view.window import stored_dtype
 
 if TYPE_CHECKING:
     from law_synth.audit.audit import Audit

@@ -6,16 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dataset_conversion.raw import RawDataset, nnunet_folder
-from dataset_conversion.user_error import UserError
+from dataset_conversion.raw.dataset import RawDataset, nnunet_folder
+from dataset_conversion.system.errors import UserError
 from law_synth.audit.finding import Finding, NotPossible, changed, leak
 from law_synth.audit.subject import RUN_KEYS
 from law_synth.base.files import cached_model
 from law_synth.base.seen import base_config, is_of_same_cases
-from law_synth.generation.leaks import held_out_groups, mask_group
-from law_synth.generation.manifest import source_slice
 from law_synth.generation.mask_files import mask_stem
-from law_synth.run_folder import (
+from law_synth.leaks import held_out_groups, mask_group
+from law_synth.records.run import (
     CONFIG,
     TrainedRun,
     configurations_hash,
@@ -23,11 +22,12 @@ from law_synth.run_folder import (
     slices_of,
     weights_hash,
 )
+from law_synth.records.synthetic import source_slice
 
 if TYPE_CHECKING:
     from law_synth.audit.audit import Audit
     from law_synth.audit.subject import Subject
-    from law_synth.evaluation.segmenter import Segmenter
+    from law_synth.judging.segmenter import Segmenter
 
 
 def check_sources(subject: Subject, options: Audit) -> tuple[list[Finding], str]:
@@ -141,8 +141,8 @@ def check_base(subject: Subject, options: Audit) -> tuple[list[Finding], str]:
 
 def check_judges(subject: Subject, options: Audit) -> tuple[list[Finding], str]:
     """Each segmenter that chose images or masks is the one recorded and saw no validation or test case."""
-    from law_synth.evaluation.segmenter import judge_of_fold
-    from law_synth.generation.leaks import cases_behind_judge
+    from law_synth.judging.segmenter import judge_of_fold
+    from law_synth.leaks import cases_behind_judge
 
     hard = subject.record.get("hard_cases") or {}
     wanted = {subject.options.get("segmenter"), hard.get("segmenter_sha256")} - {None}

@@ -9,9 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dataset_conversion.folds import fold_cases
-from dataset_conversion.names import check_case_id, check_case_ids
-from dataset_conversion.raw import (
+from dataset_conversion.raw.dataset import (
     COLOUR_ENDINGS,
     Case,
     RawDataset,
@@ -20,12 +18,14 @@ from dataset_conversion.raw import (
     nnunet_folder,
     read_dataset,
 )
-from dataset_conversion.user_error import UserError
+from dataset_conversion.raw.folds import fold_cases
+from dataset_conversion.system.errors import UserError
+from dataset_conversion.system.names import check_case_id, check_case_ids
 from law_synth.audit.finding import NotPossible
-from law_synth.generation.leaks import unseen_cases
-from law_synth.generation.manifest import DESCRIPTION
-from law_synth.run_folder import CASE_LISTS
-from law_synth.slices import Slice, SliceView, view_from
+from law_synth.leaks import unseen_cases
+from law_synth.records.run import CASE_LISTS
+from law_synth.records.synthetic import DESCRIPTION
+from law_synth.view.slices import Slice, SliceView, view_from
 
 if TYPE_CHECKING:
     from law_synth.audit.audit import Audit

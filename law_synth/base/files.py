@@ -6,9 +6,9 @@ import hashlib
 import re
 from pathlib import Path
 
-from dataset_conversion.dataset_json import load_table
-from dataset_conversion.user_error import UserError
-from law_synth.hashing import feed
+from dataset_conversion.raw.description import load_table
+from dataset_conversion.system.errors import UserError
+from dataset_conversion.system.hashing import feed
 
 MODELS = ("unet", "vae", "text_encoder")
 PARTS = (*MODELS, "tokenizer", "scheduler")

@@ -13,23 +13,23 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import numpy as np
 import tyro
 
-from dataset_conversion.dataset_json import load_json, load_table
-from dataset_conversion.folder_lock import hold
-from dataset_conversion.folds import Fold
-from dataset_conversion.raw_writer import write_json
-from dataset_conversion.seeds import check_seed
-from dataset_conversion.user_error import UserError, check_writable, writing
+from dataset_conversion.raw.description import load_json, load_table
+from dataset_conversion.raw.folds import Fold
+from dataset_conversion.raw.writer import write_json
+from dataset_conversion.system.errors import UserError, check_writable, writing
+from dataset_conversion.system.lock import hold
+from dataset_conversion.system.requirements import package_versions, require
+from dataset_conversion.system.seeds import check_seed
 from dataset_conversion.volumes import check_window
 from law_synth.base.losses import Flips
 from law_synth.base.seen import CONFIG, SLICES_PER_CASE, chosen_slices, evenly
-from law_synth.requirements_hint import package_versions, require
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     import torch
 
-    from law_synth.slices import Slice, SliceView
+    from law_synth.view.slices import Slice, SliceView
 
 logger = logging.getLogger(__name__)
 
@@ -193,10 +193,10 @@ class InitBase:
 
     def _sources(self) -> tuple[torch.device, SliceView, list[str], list[Slice]]:
         """Device, view of the data set, cases and slices to train on."""
-        from dataset_conversion.folds import leak_free_fold
-        from dataset_conversion.raw import find_dataset
+        from dataset_conversion.raw.dataset import find_dataset
+        from dataset_conversion.raw.folds import leak_free_fold
         from law_synth.devices import pick_device
-        from law_synth.slices import view_of
+        from law_synth.view.slices import view_of
 
         device, dataset = pick_device(self.device), find_dataset(self.source)
         seen, _ = leak_free_fold(dataset, self.fold)
@@ -236,7 +236,7 @@ def read_images(view: SliceView, slices: list[Slice], size: int) -> np.ndarray:
     """Images as the autoencoder sees them, uint8 (N, size, size, 3). UserError: as `SliceView.read`."""
     from rich.progress import track
 
-    from law_synth.resize import resize_image
+    from law_synth.view.resize import resize_image
 
     images = np.empty((len(slices), size, size, 3), np.uint8)
     for index, one in enumerate(track(slices, "read images", transient=True)):

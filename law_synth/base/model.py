@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dataset_conversion.user_error import UserError
+from dataset_conversion.system.errors import UserError
+from dataset_conversion.system.requirements import require
 from law_synth.base.files import check_weights, find_base, hash_base, read_json
-from law_synth.requirements_hint import require
 
 if TYPE_CHECKING:
     import torch

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dataset_conversion.dataset_json import load_table
-from dataset_conversion.names import check_case_ids
-from dataset_conversion.user_error import UserError
-from law_synth.slices import Slice, SliceView, view_from, view_of
+from dataset_conversion.raw.description import load_table
+from dataset_conversion.system.errors import UserError
+from dataset_conversion.system.names import check_case_ids
+from law_synth.view.slices import Slice, SliceView, view_from, view_of
 
 if TYPE_CHECKING:
-    from dataset_conversion.raw import RawDataset
+    from dataset_conversion.raw.dataset import RawDataset
 
 CONFIG = "base_config.json"
 SLICES_PER_CASE = 16

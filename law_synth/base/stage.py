@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dataset_conversion.user_error import UserError
-from law_synth.progress import pace, progress
+from dataset_conversion.system.errors import UserError
+from dataset_conversion.system.terminal import pace, progress
 from nnunet_order.torch_file import load_torch
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from dataset_conversion.seeds import check_seed
-from dataset_conversion.user_error import UserError
+from dataset_conversion.system.errors import UserError
+from dataset_conversion.system.seeds import check_seed
 
 if TYPE_CHECKING:
     from law_synth.evaluation.image_sets import Subject
@@ -57,12 +57,12 @@ class Evaluate:
     """Check the data, say what would be measured and stop."""
 
     def run(self) -> None:
-        from dataset_conversion.report_folder import check_report_folder
+        from dataset_conversion.system.folders import check_report_folder
         from law_synth.devices import pick_device
-        from law_synth.evaluation.findings import find
         from law_synth.evaluation.image_sets import read_subject
-        from law_synth.evaluation.measures import measure_all
-        from law_synth.evaluation.report import FILES, print_tables, write_report
+        from law_synth.evaluation.output import FILES, print_tables, write_report
+        from law_synth.evaluation.per_image import find
+        from law_synth.evaluation.set_measures import measure_all
 
         check_seed(self.seed)
         if self.batch_size < 1:
@@ -92,8 +92,8 @@ class Evaluate:
         print_tables(findings, measures, out)
 
     def _announce(self, subject: Subject, wanted: Sequence[str], out: Path) -> None:
-        from law_synth.evaluation.findings import left_out
-        from law_synth.evaluation.segmenter import judge_of_fold
+        from law_synth.evaluation.per_image import left_out
+        from law_synth.judging.segmenter import judge_of_fold
 
         if self.segmenter is not None:
             judge = judge_of_fold(self.segmenter, "cpu", subject.fold, subject.real)

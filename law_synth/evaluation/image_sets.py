@@ -15,20 +15,20 @@ import numpy as np
 from PIL import Image
 
 from dataset_conversion import image_files
-from dataset_conversion.dataset_json import load_table
-from dataset_conversion.folds import Fold, fold_cases
-from dataset_conversion.names import check_case_id, check_case_ids
-from dataset_conversion.raw import RawDataset, find_dataset
-from dataset_conversion.user_error import UserError
+from dataset_conversion.raw.dataset import RawDataset, find_dataset
+from dataset_conversion.raw.description import load_table
+from dataset_conversion.raw.folds import Fold, fold_cases
+from dataset_conversion.system.errors import UserError
+from dataset_conversion.system.hashing import hash_file
+from dataset_conversion.system.names import check_case_id, check_case_ids
 from law_synth.base.seen import SLICES_PER_CASE
-from law_synth.generation.manifest import source_slice
-from law_synth.hashing import hash_file
-from law_synth.resize import resize_mask
-from law_synth.run_folder import CASE_LISTS, slices_of
-from law_synth.slices import Geometry, Slice, SliceView, view_from, view_of
+from law_synth.records.run import CASE_LISTS, slices_of
+from law_synth.records.synthetic import source_slice
+from law_synth.view.resize import resize_mask
+from law_synth.view.slices import Geometry, Slice, SliceView, view_from, view_of
 
 if TYPE_CHECKING:
-    from law_synth.evaluation.segmenter import Segmenter
+    from law_synth.judging.segmenter import Segmenter
 
 Size = tuple[int, int]  # (H, W)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from law_synth.evaluation.findings import Findings, several
 from law_synth.evaluation.measure import BOOTSTRAP, Measure, mean_measures
+from law_synth.evaluation.per_image import Findings, several
 
 SMALL_LESION = 0.1  # share of the image
 EMPTY_MASKS = "mask and prediction both empty: left out, one of them empty: 0"

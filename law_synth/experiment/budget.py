@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from dataset_conversion.folds import Fold, fold_cases
-from dataset_conversion.raw import RawDataset
+from dataset_conversion.raw.dataset import RawDataset
+from dataset_conversion.raw.folds import Fold, fold_cases
 from law_synth.experiment.config import Config
-from law_synth.slices import slice_axis, volume_grid
+from law_synth.view.slices import slice_axis, volume_grid
 
 
 def iterations_per_epoch(config: Config, source: RawDataset) -> int:

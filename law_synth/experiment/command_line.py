@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import tyro
 
-from dataset_conversion.user_error import UserError
+from dataset_conversion.system.errors import UserError
 
 Verb = TypeVar("Verb")
 

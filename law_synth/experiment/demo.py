@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from dataset_conversion.seeds import check_seed
-from dataset_conversion.user_error import UserError
+from dataset_conversion.system.errors import UserError
+from dataset_conversion.system.seeds import check_seed
 
 logger = logging.getLogger(__name__)
 
@@ -81,12 +81,12 @@ class Demo:
     """Run stages that other versions of the packages finished once more, and all that follow them."""
 
     def run(self) -> None:
+        from dataset_conversion.system.requirements import METRICS, require
         from law_synth.experiment.config import make_config
-        from law_synth.experiment.plan import make_plan
-        from law_synth.requirements_hint import METRICS, require
-        from nnunet_order.experiment.execution import begin, begun_record
-        from nnunet_order.experiment.runner import Experiment, make_workers
-        from nnunet_order.experiment.stage import Stage
+        from law_synth.experiment.stages import make_plan
+        from nnunet_order.stages.options import begin, begun_record
+        from nnunet_order.stages.runner import Experiment, make_workers
+        from nnunet_order.stages.stage import Stage
 
         require("synth", "diffusers", "transformers", "accelerate", "jinja2")
         require("metrics", *METRICS)

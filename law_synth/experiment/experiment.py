@@ -11,9 +11,9 @@ from typing import Annotated
 
 import tyro
 
-from dataset_conversion.user_error import UserError
+from dataset_conversion.system.errors import UserError
 from law_synth.experiment.presets import Preset, Scale
-from nnunet_order.experiment.execution import Execution
+from nnunet_order.stages.options import Execution
 
 logger = logging.getLogger(__name__)
 
@@ -42,9 +42,9 @@ class Experiment:
     execution: tyro.conf.OmitArgPrefixes[Execution] = field(default_factory=Execution)
 
     def run(self) -> None:
-        from law_synth.experiment.plan import make_plan
-        from law_synth.requirements_hint import METRICS, require
-        from nnunet_order.experiment.runner import Experiment as Stages
+        from dataset_conversion.system.requirements import METRICS, require
+        from law_synth.experiment.stages import make_plan
+        from nnunet_order.stages.runner import Experiment as Stages
 
         require("synth", "diffusers", "transformers", "accelerate", "jinja2")
         folder = self._folder().resolve()

@@ -11,14 +11,14 @@ from pathlib import Path
 import numpy as np
 from rich.progress import track
 
-from dataset_conversion.dataset_json import load_table
-from dataset_conversion.raw import Case, RawDataset, read_dataset
-from dataset_conversion.user_error import UserError
-from law_synth.run_folder import CONFIG
-from law_synth.slices import slice_axis
-from nnunet_order.experiment.execution import FORMAT
-from nnunet_order.experiment.scores import CaseScores, read_csv, read_scores
+from dataset_conversion.raw.dataset import Case, RawDataset, read_dataset
+from dataset_conversion.raw.description import load_table
+from dataset_conversion.system.errors import UserError
+from law_synth.records.run import CONFIG
+from law_synth.view.slices import slice_axis
+from nnunet_order.comparing.scores import CaseScores, read_csv, read_scores
 from nnunet_order.metrics import FOREGROUND_MEAN
+from nnunet_order.stages.options import FORMAT
 
 LOG = "log.jsonl"  # law_synth.training.state.LOG, whose module needs torch
 KEYS = (

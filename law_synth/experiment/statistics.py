@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nnunet_order.experiment.scores import CaseScores, nan_mean
+from nnunet_order.comparing.scores import CaseScores, nan_mean
 from nnunet_order.metrics import MEANS, interval, mean_over_cases, resampled_means
 
 ALL = "all"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from dataset_conversion.folds import Fold
+from dataset_conversion.raw.folds import Fold
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dataset_conversion.folds import fold_cases
+from dataset_conversion.raw.folds import fold_cases
 from law_synth.experiment.budget import synthetic_share
 from law_synth.experiment.results import Results, Synthesis
 from law_synth.experiment.statistics import Difference, Estimate, Score

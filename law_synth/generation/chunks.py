@@ -14,12 +14,16 @@ import numpy as np
 import torch
 from PIL import Image
 
-from dataset_conversion.user_error import UserError, writing
+from dataset_conversion.system.errors import UserError, writing
+from dataset_conversion.system.terminal import pace, progress
 from law_synth.base.model import load_base, quiet
 from law_synth.devices import pick_device
 from law_synth.evaluation.image_sets import stored_size
 from law_synth.generation.finish import finish_dataset, refuse_splits_in_the_way
-from law_synth.generation.manifest import (
+from law_synth.generation.quality import QualityFilter, training_thumbnails
+from law_synth.generation.samples import GenerationPlan, Prepared, make_plan
+from law_synth.generation.sampling import ImageSampler
+from law_synth.records.synthetic import (
     check_generation,
     count_chunks,
     no_ruins,
@@ -27,14 +31,10 @@ from law_synth.generation.manifest import (
     read_chunk,
     write_chunk,
 )
-from law_synth.generation.plan import GenerationPlan, Prepared, make_plan
-from law_synth.generation.quality import QualityFilter, training_thumbnails
-from law_synth.generation.sampling import ImageSampler
-from law_synth.progress import pace, progress
 
 if TYPE_CHECKING:
     from law_synth.generation.generate import Generate
-    from law_synth.slices import Geometry
+    from law_synth.view.slices import Geometry
 
 logger = logging.getLogger(__name__)
 

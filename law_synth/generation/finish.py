@@ -9,14 +9,14 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dataset_conversion.folds import fold_cases
-from dataset_conversion.raw import Case, nnunet_folder, read_folds, splits_files
-from dataset_conversion.raw_writer import link_or_copy, refuse_other_splits, write_atomically, write_json
-from dataset_conversion.user_error import UserError
-from law_synth.generation.manifest import FOLDER, read_chunk, remove_leftovers, write_rows
+from dataset_conversion.raw.dataset import Case, nnunet_folder, read_folds, splits_files
+from dataset_conversion.raw.folds import fold_cases
+from dataset_conversion.raw.writer import link_or_copy, refuse_other_splits, write_atomically, write_json
+from dataset_conversion.system.errors import UserError
+from law_synth.records.synthetic import FOLDER, read_chunk, remove_leftovers, write_rows
 
 if TYPE_CHECKING:
-    from law_synth.generation.plan import GenerationPlan
+    from law_synth.generation.samples import GenerationPlan
 
 logger = logging.getLogger(__name__)
 

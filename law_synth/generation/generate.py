@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from dataset_conversion.seeds import check_seed
-from dataset_conversion.user_error import UserError
+from dataset_conversion.system.errors import UserError
+from dataset_conversion.system.seeds import check_seed
 
 logger = logging.getLogger(__name__)
 
@@ -137,7 +137,7 @@ class Generate:
         return int(match[1]), int(match[2])
 
     def run(self) -> None:
-        from law_synth.requirements_hint import require
+        from dataset_conversion.system.requirements import require
 
         part, parts = self.check()
         require("synth", "diffusers", "transformers", "accelerate")

@@ -14,16 +14,16 @@ import numpy as np
 
 from dataset_conversion.image_files import IMAGE_ENDINGS, check_regular, images_in, warn_left_out
 from dataset_conversion.images import Notes, read_index_mask
-from dataset_conversion.names import check_name
-from dataset_conversion.parallel import dropping_the_rest
-from dataset_conversion.report_folder import visible_files
-from dataset_conversion.text_files import tidy_name
-from dataset_conversion.user_error import UserError
+from dataset_conversion.system.errors import UserError
+from dataset_conversion.system.folders import visible_files
+from dataset_conversion.system.names import check_name
+from dataset_conversion.system.parallel import dropping_the_rest
+from dataset_conversion.system.text_files import tidy_name
 from dataset_conversion.volumes import evenly_spaced
-from law_synth.classes import VOLUME_ENDINGS, Classes
 from law_synth.generation.masks import MaskSource, mask_hash
-from law_synth.resize import resize_mask
-from law_synth.slices import Geometry, Slice, SliceView
+from law_synth.view.classes import VOLUME_ENDINGS, Classes
+from law_synth.view.resize import resize_mask
+from law_synth.view.slices import Geometry, Slice, SliceView
 
 if TYPE_CHECKING:
     import SimpleITK as sitk

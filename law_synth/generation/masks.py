@@ -11,7 +11,7 @@ import numpy as np
 
 from law_synth.generation.nested_masks import Nesting, move_lesions
 from law_synth.generation.warps import classes_at, draw_coordinates, touches_border, warp
-from law_synth.slices import Geometry, Slice, SliceView
+from law_synth.view.slices import Geometry, Slice, SliceView
 
 Augmentation = Literal["none", "flip", "affine", "elastic", "nested", "nested-elastic"]
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from law_synth.classes import condition
+from law_synth.view.classes import condition
 
 if TYPE_CHECKING:
     from diffusers import ControlNetModel, UNet2DConditionModel

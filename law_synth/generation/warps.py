@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from law_synth.resize import resize_mask
+from law_synth.view.resize import resize_mask
 
 SHIFT = 0.1  # of the image's sides, at most, to either side
 SHEAR = 0.2  # tangent of the largest shear angle

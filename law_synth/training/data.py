@@ -1,7 +1,7 @@
 """The cases of one fold in memory, and what is drawn for each sample of a training.
 
 Grey goes into the RGB autoencoder three times, as the view gives it, and comes out as the mean of the three
-channels (`law_synth.window`).
+channels (`law_synth.view.window`).
 
 Everything random is a function of the seed and of the sample's position in the training, so that a resumed
 run, or one on another number of processes, sees the same samples with the same noise.
@@ -27,12 +27,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dataset_conversion.user_error import writing
+from dataset_conversion.system.errors import writing
 from law_synth.base.model import BaseModel
-from law_synth.classes import condition, one_hot
 from law_synth.objective import Batch
-from law_synth.resize import resize_image, resize_mask
-from law_synth.slices import Slice, SliceView
+from law_synth.view.classes import condition, one_hot
+from law_synth.view.resize import resize_image, resize_mask
+from law_synth.view.slices import Slice, SliceView
 from law_synth.weighting import has_several
 
 ENCODED_AT_ONCE = 8  # images per pass of the VAE

@@ -21,18 +21,17 @@ from accelerate.utils import (
 )
 from diffusers.training_utils import EMAModel
 
-from dataset_conversion.folder_lock import hold
-from dataset_conversion.user_error import UserError
+from dataset_conversion.system.errors import UserError
+from dataset_conversion.system.lock import hold
+from dataset_conversion.system.terminal import progress
 from law_synth.base.model import BaseModel, load_base
 from law_synth.denoiser import StudentTeacher
 from law_synth.devices import has_bf16
 from law_synth.objective import Losses, TrainingObjective, total_loss
-from law_synth.progress import progress
-from law_synth.run_folder import monitored_slices, slices_of
-from law_synth.slices import Slice
+from law_synth.records.run import monitored_slices, slices_of
 from law_synth.training.data import Sampler, TrainingData, load_training_data
 from law_synth.training.monitor import Monitor
-from law_synth.training.plan import Plan, chosen_dataset, describe, settle
+from law_synth.training.settle import Plan, chosen_dataset, describe, settle
 from law_synth.training.state import (
     STATE,
     check_same_options,
@@ -43,6 +42,7 @@ from law_synth.training.state import (
     save_state,
     truncate_log,
 )
+from law_synth.view.slices import Slice
 from law_synth.weighting import LEARNED, Bounds, LearnableAdaptiveWeighter, weight_statistics
 
 if TYPE_CHECKING:

@@ -12,14 +12,14 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from dataset_conversion.user_error import writing
+from dataset_conversion.system.errors import writing
 from law_synth.base.model import BaseModel
-from law_synth.classes import colours
 from law_synth.generation.sampling import new_pipeline
 from law_synth.objective import Batch, TrainingObjective, add_noise, velocity
-from law_synth.run_folder import PICTURED
+from law_synth.records.run import PICTURED
 from law_synth.training.data import Sampler, TrainingData
 from law_synth.training.state import LOG
+from law_synth.view.classes import colours
 from law_synth.weighting import joined_delta
 
 logger = logging.getLogger(__name__)

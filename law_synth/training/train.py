@@ -10,8 +10,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from dataset_conversion.seeds import check_seed
-from dataset_conversion.user_error import UserError
+from dataset_conversion.system.errors import UserError
+from dataset_conversion.system.seeds import check_seed
 from dataset_conversion.volumes import check_window
 from law_synth.base.seen import SLICES_PER_CASE
 
@@ -167,7 +167,7 @@ class Train:
                 )
 
     def run(self) -> None:
-        from law_synth.requirements_hint import require
+        from dataset_conversion.system.requirements import require
 
         self.check()
         require("synth", "diffusers", "transformers", "accelerate")

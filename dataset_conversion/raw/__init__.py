@@ -1,0 +1,1 @@
+"""nnU-Net's raw data sets: reading and checking, writing, folds."""

@@ -1,0 +1,428 @@
+"""Read and check nnU-Net raw folders: dataset.json, cases, labels, test sets, splits."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import os
+import re
+from collections import defaultdict
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from dataset_conversion.image_files import check_regular, opened
+from dataset_conversion.raw.description import (
+    check_channel_names,
+    check_label_values,
+    check_labels,
+    label_values,
+    load_json,
+)
+from dataset_conversion.raw.grid import reason
+from dataset_conversion.raw.splits import DEFAULT_FOLDS, Split, default_splits, nnunet_folder, splits_files
+from dataset_conversion.system.errors import UserError
+from dataset_conversion.system.folders import visible_files
+from dataset_conversion.system.names import (
+    check_case_id,
+    check_case_ids,
+    check_name,
+    match_key,
+    refuse_lookalikes,
+)
+from dataset_conversion.system.text_files import tidy_name
+
+# Files of these kinds hold all colour channels at once: case_0000.png with three channel_names.
+COLOUR_ENDINGS = (".png", ".bmp", ".tif")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One case of a raw folder: its image files in channel order and its label file, if there is one."""
+
+    id: str
+    images: tuple[Path, ...]
+    label: Path | None
+
+
+@dataclass(frozen=True)
+class RawDataset:
+    """A checked nnU-Net raw folder; `read_dataset` makes it."""
+
+    folder: Path
+    json: dict
+
+    @property
+    def name(self) -> str:
+        """Its folder's, by which nnU-Net knows it."""
+        return self.folder.resolve().name
+
+    @property
+    def origin(self) -> str:
+        """Name of the data set whose cases these are: another one's where `convert subset` took them."""
+        return self.json.get("subset_of", self.name)
+
+    @property
+    def channel_names(self) -> list[str]:
+        """Names in channel order."""
+        names = self.json["channel_names"]
+        return [names[str(i)] for i in range(len(names))]
+
+    @property
+    def file_ending(self) -> str:
+        """Ending of images and labels, with its dot: `.png`, `.nii.gz`."""
+        return self.json["file_ending"]
+
+    @property
+    def regions(self) -> dict[str, tuple[int, ...]]:
+        """Foreground name -> the label values it consists of; a plain label is a region of one value."""
+        return {
+            name: tuple(value) if isinstance(value, list) else (value,)
+            for name, value in self.json["labels"].items()
+            if name not in ("background", "ignore")
+        }
+
+    @property
+    def ignore_label(self) -> int | None:
+        """The value of pixels that count nowhere, or None."""
+        return self.json["labels"].get("ignore")
+
+    @property
+    def label_values(self) -> list[int]:
+        """Every value that a label file may hold, sorted; the ignore label is one of them."""
+        return label_values(self.json["labels"])
+
+    @cached_property
+    def training_cases(self) -> list[Case]:
+        """Cases of imagesTr (or of the `dataset` table of dataset.json), sorted by id; each has a label."""
+        if "dataset" in self.json:
+            path, table = self.folder / "dataset.json", self.json["dataset"]
+            if not isinstance(table, dict):
+                raise UserError(f"{path}: found another dataset than a table of case ids; correct it")
+            ids = {name: check_case_id(name, path) for name in table}
+            refuse_lookalikes(table, "case ids", path)
+            cases = [self._listed_case(ids[name], table[name]) for name in sorted(table, key=ids.get)]
+        else:
+            cases = self._cases_of("Tr")
+        for case in cases:
+            if case.label is None:
+                raise UserError(
+                    f"{self.folder}: training case {case.id} has no label file, "
+                    f"expected labelsTr/{case.id}{self.file_ending}; add it or remove the image"
+                )
+        return cases
+
+    def case(self, case_id: str) -> Case:
+        """Training case of this id. UserError: there is none."""
+        if case_id not in self._by_id:
+            raise UserError(
+                f"{self.folder}: found no training case {case_id}, expected it; restore the data set"
+            )
+        return self._by_id[case_id]
+
+    @cached_property
+    def _by_id(self) -> dict[str, Case]:
+        return {case.id: case for case in self.training_cases}
+
+    @cached_property
+    def test_cases(self) -> list[Case]:
+        """Cases of imagesTs, sorted by id; `label` is None where labelsTs has no file."""
+        return self._cases_of("Ts") if (self.folder / "imagesTs").is_dir() else []
+
+    @cached_property
+    def test_sets(self) -> dict[str, list[str]]:
+        """Test set name -> case ids, from test_sets.json; empty when there is no such file."""
+        path = self.folder / "test_sets.json"
+        if not path.is_file():
+            return {}
+        sets = load_json(path)
+        if not isinstance(sets, dict) or not all(isinstance(ids, list) for ids in sets.values()):
+            raise UserError(
+                f'{path}: found other content, expected {{"test set": ["case id", ...], ...}}; correct it'
+            )
+        refuse_lookalikes(sets, "test sets", path)
+        sets = {check_name(name, "test set", path): check_case_ids(ids, path) for name, ids in sets.items()}
+        known = {case.id for case in self.test_cases}
+        unknown = sorted({case_id for ids in sets.values() for case_id in ids} - known)
+        if unknown:
+            raise UserError(
+                f"{path}: found {unknown[0]} ({len(unknown)} such), expected ids of imagesTs; correct it"
+            )
+        return sets
+
+    @cached_property
+    def groups(self) -> dict[str, str]:
+        """Training or test case id -> its patient or sequence, from groups.json; else the case's own id.
+
+        UserError: groups.json is malformed or names a case that is not there.
+        """
+        groups = {case.id: case.id for case in (*self.training_cases, *self.test_cases)}
+        path = self.folder / "groups.json"
+        if not path.is_file():
+            return groups
+        named = load_json(path)
+        if not isinstance(named, dict) or not all(isinstance(g, str) and g for g in named.values()):
+            raise UserError(
+                f'{path}: found other content, expected {{"case id": "patient or sequence", ...}}; correct it'
+            )
+        refuse_lookalikes(named, "case ids", path)
+        named = {check_case_id(c, path): check_name(g, "group", path) for c, g in named.items()}
+        if unknown := sorted(set(named) - set(groups)):
+            raise UserError(
+                f"{path}: found {unknown[0]} ({len(unknown)} such), expected ids of cases; correct it"
+            )
+        groups |= named
+        refuse_lookalikes(sorted(set(groups.values())), "groups", path)
+        return groups
+
+    @cached_property
+    def groups_by_key(self) -> dict[str, str]:
+        """`match_key` of each case id and of each group -> group."""
+        of_groups = {match_key(group): group for group in self.groups.values()}
+        return of_groups | {match_key(case_id): group for case_id, group in self.groups.items()}
+
+    def read_image(self, case: Case) -> np.ndarray:
+        """Image as nnU-Net reads it: float32 (C, Z, Y, X), Z = 1 in 2D. UserError: NaN, channels."""
+        image, _ = self._read("read_images", case.images)
+        if len(image) != len(self.channel_names):
+            raise UserError(
+                f"{case.images[0]}: found {len(image)} channels, expected {len(self.channel_names)} as in "
+                "channel_names of dataset.json; convert the image or correct dataset.json"
+            )
+        if not np.isfinite(image).all():
+            raise UserError(f"{case.images[0]}: found NaN or Inf, expected finite values; replace them")
+        return image
+
+    def read_label(self, path: Path) -> np.ndarray:
+        """Label as integers (Z, Y, X), Z = 1 for 2D. UserError: unreadable, values outside dataset.json."""
+        label = self.read_stored(path)[0][0]
+        check_label_values(label, self.label_values, str(path))
+        return label.astype(np.int16)
+
+    def read_stored(self, path: Path) -> tuple[np.ndarray, dict]:
+        """What nnU-Net's reader gives of one file: (C, Z, Y, X) and its properties. UserError: unreadable."""
+        return self._read("read_seg", path)
+
+    def read_case(self, case: Case) -> tuple[np.ndarray, np.ndarray]:
+        """Image (C, Z, Y, X) and label (Z, Y, X) of a labelled case. UserError: also different sizes."""
+        image, label = self.read_image(case), self.read_label(case.label)
+        if image.shape[1:] != label.shape:
+            raise UserError(
+                f"{case.label}: found size {label.shape}, expected the image's {image.shape[1:]} (Z, Y, X); "
+                "export image and label at the same size"
+            )
+        return image, label
+
+    def read_splits(self) -> list[Split]:
+        """Folds as nnU-Net will use them: preprocessed folder's, else the raw folder's, else its default.
+
+        UserError: a damaged file, as `splits_in`; too few cases.
+        """
+        for path in splits_files(self.folder):
+            if path.is_file():
+                return self.splits_in(path)
+        case_ids = [case.id for case in self.training_cases]
+        if len(case_ids) < DEFAULT_FOLDS:
+            raise UserError(
+                f"{self.folder}: found {len(case_ids)} cases, expected 5 or more for 5 folds; add some"
+            )
+        return default_splits(case_ids)
+
+    def splits_in(self, path: Path) -> list[Split]:
+        """Folds that a file like splits_final.json holds. UserError: it holds none, or unknown cases."""
+        splits = read_folds(path)
+        named = {case_id for fold in splits for side in ("train", "val") for case_id in fold[side]}
+        if unknown := sorted(named - self._by_id.keys()):
+            raise UserError(
+                f"{path}: found {unknown[0]} ({len(unknown)} such), expected ids of training cases; restore "
+                "them or correct the file"
+            )
+        return splits
+
+    @cached_property
+    def reader(self):
+        """nnU-Net's reader of this data set's files."""
+        from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
+
+        choose = functools.partial(determine_reader_writer_from_dataset_json, self.json, verbose=False)
+        if self.file_ending in (".png", ".bmp") or not self.training_cases:
+            return choose()()
+        # As nnU-Net, by an example: .tif may be 2D or 3D, and SimpleITK refuses sheared .nii.gz.
+        check_file(self.training_cases[0].images[0])
+        try:
+            with contextlib.redirect_stderr(io.StringIO()):  # the traceback of each reader that refuses
+                return choose(str(self.training_cases[0].images[0]))()
+        except RuntimeError:  # all refuse: let reading it say why
+            return choose()()
+
+    @cached_property
+    def holds_volumes(self) -> bool:
+        """Whether its files are volumes, of which nnU-Net's 2d configuration takes the slices."""
+        from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
+
+        return self.file_ending not in COLOUR_ENDINGS or isinstance(self.reader, Tiff3DIO)
+
+    def spacing_files(self, case: Case) -> dict[str, Path]:
+        """The JSON files beside a case of 3D TIFF, which have no place for spacings: "images", "labels"."""
+        if self.file_ending not in (".tif", ".tiff"):
+            return {}
+        image = case.images[0]
+        files = {"images": image.with_name(image.stem[: -len("_0000")] + ".json")}
+        if case.label is not None:
+            files["labels"] = case.label.with_suffix(".json")
+        return {kind: path for kind, path in files.items() if path.is_file()}
+
+    def _read(self, method: str, files: Path | tuple[Path, ...]) -> tuple[np.ndarray, dict]:
+        name = files if isinstance(files, Path) else files[0]
+        for file in [files] if files is name else files:
+            check_file(file)
+        try:
+            return getattr(self.reader, method)(
+                str(files) if files is name else [str(file) for file in files]
+            )
+        except Exception as error:  # each nnU-Net reader raises its library's own kind
+            raise UserError(
+                f"{name}: cannot be read ({reason(error)}), expected an intact file; replace it"
+            ) from error
+
+    def _listed_case(self, name: str, files: dict) -> Case:
+        images = tuple(self.folder / os.path.expandvars(image) for image in files["images"])
+        label = self.folder / os.path.expandvars(files["label"])
+        missing = [path for path in (*images, label) if not path.is_file()]
+        if missing:
+            raise UserError(
+                f"{missing[0]}: not found, expected because dataset.json lists it; correct its path"
+            )
+        return Case(name, images, label)
+
+    def _cases_of(self, part: str) -> list[Case]:
+        """Cases of images{part} / labels{part}; part is Tr or Ts."""
+        folder, ending = self.folder / f"images{part}", self.file_ending
+        if not folder.is_dir():
+            raise UserError(
+                f"{folder}: not found, expected the images of the data set; see nnU-Net's dataset format"
+            )
+        pattern = re.compile(r"(.+)_(\d{4})" + re.escape(ending), re.DOTALL)
+        files: dict[str, list[Path]] = defaultdict(list)
+        as_named: dict[str, None] = {}  # ids as the files' names have them, in order
+        names = visible_files(folder)
+        for name in names:
+            if match := pattern.fullmatch(name):
+                files[check_case_id(match[1], folder)].append(folder / name)
+                as_named[match[1]] = None
+        if names and not files:
+            raise UserError(
+                f"{folder}: found files such as {names[0]}, expected names like case_0000{ending}; "
+                "correct file_ending in dataset.json or rename the files"
+            )
+        refuse_lookalikes(as_named, "case ids", folder)
+        for case_id, paths in files.items():
+            self._check_channel_files(case_id, paths)
+        labels = files_by_id(self.folder / f"labels{part}", ending)
+        return [Case(case_id, tuple(paths), labels.get(case_id)) for case_id, paths in sorted(files.items())]
+
+    def _check_channel_files(self, case_id: str, paths: list[Path]) -> None:
+        ending = self.file_ending
+        found = [path.name[: -len(ending)][-4:] for path in paths]
+        expected = [f"{channel:04d}" for channel in range(len(self.channel_names))]
+        one_colour_file = found == ["0000"] and len(expected) in (3, 4) and ending in COLOUR_ENDINGS
+        if found != expected and not one_colour_file:
+            raise UserError(
+                f"{paths[0].parent}: case {case_id} has channel files {found}, expected {expected} "
+                "as in channel_names of dataset.json; add the missing files or correct dataset.json"
+            )
+
+
+def check_file(path: Path) -> None:
+    """UserError unless it is a file that ends and, of PNG and BMP, none of a format that is not meant.
+
+    The library that reads them for nnU-Net goes by what is in a file, and for some formats starts programs.
+    """
+    check_regular(path)
+    if path.suffix in (".png", ".bmp"):
+        with opened(path):
+            pass
+
+
+def files_by_id(folder: Path, ending: str) -> dict[str, Path]:
+    """Case id -> its file in a folder of labels or predictions, which need not be there.
+
+    The ids are tidy, as `RawDataset` has them, whatever spaces or Unicode form the files' names have.
+    """
+    names = visible_files(folder) if folder.is_dir() else []
+    files = {tidy_name(name.removesuffix(ending)): folder / name for name in names if name.endswith(ending)}
+    return {case_id: path for case_id, path in files.items() if path.is_file()}
+
+
+def read_folds(path: Path) -> list[Split]:
+    """Folds of a file like splits_final.json, with tidy ids. UserError: it holds none; as `check_case_id`."""
+    splits = load_json(path)
+    if (
+        not isinstance(splits, list)
+        or not splits
+        or not all(isinstance(fold, dict) for fold in splits)
+        or not all(isinstance(fold.get(side), list) for fold in splits for side in ("train", "val"))
+    ):
+        raise UserError(
+            f'{path}: found no folds, expected [{{"train": [...], "val": [...]}}, ...]; correct it'
+        )
+    return [fold | {side: check_case_ids(fold[side], path) for side in ("train", "val")} for fold in splits]
+
+
+def find_dataset(name: str | int | Path) -> RawDataset:
+    """Read the data set named by a path, or under $nnUNet_raw by id (`500`) or name (`Dataset500_Polyps`)."""
+    text = str(name)
+    if (Path(text) / "dataset.json").is_file():
+        return read_dataset(Path(text))
+    if not Path(text).name:
+        raise UserError(f"found the data set {text!r}, expected its id, its full name or its path; give one")
+    root = nnunet_folder("nnUNet_raw")
+    if root is None:
+        raise UserError(
+            f"found no folder {name} with a dataset.json and nnUNet_raw is not set, expected one of the two; "
+            "export nnUNet_raw=FOLDER or give the path of the data set"
+        )
+    found = dataset_folders(root, text)
+    if len(found) != 1:
+        names = ", ".join(path.name for path in found) or "none"
+        wanted = f"Dataset{int(text):03d}_*" if text.isdigit() else Path(text).name
+        raise UserError(
+            f"found {names} for data set {name} in nnUNet_raw={root}, expected exactly one folder {wanted}; "
+            "give the id, the full name or the path"
+        )
+    return read_dataset(found[0])
+
+
+def dataset_folders(root: Path, name: str) -> list[Path]:
+    """Folders of the data set `name` (id or full name) in one of nnU-Net's three, sorted."""
+    # nnU-Net does without the name part: Dataset501 is a data set, too.
+    number = f"Dataset{int(name):03d}" if name.isdigit() else None
+    patterns = (number, f"{number}_*") if number else (Path(name).name or "Dataset",)
+    return sorted(path for pattern in patterns for path in Path(root).glob(pattern) if path.is_dir())
+
+
+def read_dataset(folder: Path) -> RawDataset:
+    """Read and check dataset.json and file lists of a raw folder. UserError: what nnU-Net would refuse."""
+    folder = Path(folder)
+    path = folder / "dataset.json"
+    content = load_json(path)
+    for key in ("channel_names", "labels", "numTraining", "file_ending"):
+        if key not in content:
+            raise UserError(f"{path}: found no {key}, expected it; see nnU-Net's dataset format")
+    check_channel_names(content["channel_names"], path)
+    check_labels(content["labels"], content.get("regions_class_order"), path)
+    if not re.fullmatch(r"\.[\w.]+", str(content["file_ending"])):
+        raise UserError(
+            f'{path}: found file_ending "{content["file_ending"]}", expected one with a dot, like ".png"'
+        )
+    dataset = RawDataset(folder, content)
+    found, expected = len(dataset.training_cases), content["numTraining"]
+    if found != expected:
+        raise UserError(
+            f"{path}: found {found} training cases, expected numTraining = {expected}; "
+            "restore the missing files or correct numTraining"
+        )
+    return dataset

@@ -1,0 +1,306 @@
+"""Write nnU-Net raw folders: complete and checked, or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import re
+import shutil
+import threading
+import uuid
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from dataset_conversion.raw.description import check_label_values, check_labels, label_values, load_json
+from dataset_conversion.raw.splits import Split, nnunet_folder, splits_files
+from dataset_conversion.system.errors import UserError, writing
+from dataset_conversion.system.folders import new_folder
+from dataset_conversion.system.names import check_case_id, match_key
+
+logger = logging.getLogger(__name__)
+
+RGB = ("R", "G", "B")
+
+
+class RawDatasetWriter:
+    """Write one raw data set; use as a context manager, add cases from any thread.
+
+    Everything goes into `.<name>.partial` beside `out` and takes its final name when the block ends well;
+    after an error or kill -9 nothing lies under that name. UserError: see the methods, and `check_out`.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        channel_names: Sequence[str],
+        labels: Mapping[str, int | list[int]],
+        regions_class_order: list[int] | None = None,
+        file_ending: str = ".png",
+        unfinished: Callable[[Path], AbstractContextManager[Path]] = new_folder,
+        sign: Callable[[Path], None] | None = None,
+        **about: str,
+    ):
+        """`unfinished`: makes `.<name>.partial`, here one that can be taken up again (`resumable_folder`).
+
+        `sign`: called with that folder once its files are complete, see `finished.Conversion`.
+
+        `about`: further text fields of dataset.json (description, reference, license, ...).
+        """
+        self.out = Path(out).resolve()
+        self.channel_names, self.labels = list(channel_names), dict(labels)
+        self.regions_class_order, self.file_ending, self.about = regions_class_order, file_ending, about
+        check_out(self.out)
+        check_labels(self.labels, regions_class_order, self.out)
+        self._block, self._sign = unfinished(self.out), sign
+        self._lock = threading.Lock()
+        self._training: set[str] = set()
+        self._ids: set[str] = set()  # as `match_key`: file names may not differ by letter case alone
+        self._test_sets: dict[str, list[str]] = defaultdict(list)
+        self._splits: list[Split] = []
+        self._groups: dict[str, str] = {}
+        self._has_foreground = False
+
+    def __enter__(self) -> RawDatasetWriter:
+        self.folder = self._block.__enter__()
+        for name in ("imagesTr", "labelsTr"):
+            (self.folder / name).mkdir(exist_ok=True)
+        return self
+
+    def __exit__(self, kind, error, traceback) -> None:
+        with contextlib.ExitStack() as stack:
+            stack.push(self._block)
+            if error is not None:
+                raise error
+            self._finish()
+            if self._splits:
+                write_splits(self.out, self._splits, self.folder)
+            if self._sign is not None:
+                self._sign(self.folder)
+        n_training = len(self._training)
+        logger.info("wrote %s: %d training, %d test cases", self.out, n_training, len(self._ids) - n_training)
+
+    def add_training_case(self, case_id: str, image: np.ndarray, label: np.ndarray) -> None:
+        """Write image (H, W) or (H, W, C) and label (H, W). UserError: id, size, values, NaN/Inf."""
+        self._claim(case_id)
+        self._write_image("Tr", case_id, image)
+        self._write_label("Tr", case_id, label, image)
+        with self._lock:
+            self._training.add(case_id)
+            self._has_foreground |= bool(np.isin(label, (0, self.labels.get("ignore", 0)), invert=True).any())
+
+    def add_test_case(
+        self, case_id: str, image: np.ndarray, label: np.ndarray | None = None, test_set: str | None = None
+    ) -> None:
+        """Write a case into imagesTs and, with a label, labelsTs; `test_set` groups it in test_sets.json."""
+        self._claim(case_id)
+        self._write_image("Ts", case_id, image)
+        if label is not None:
+            self._write_label("Ts", case_id, label, image)
+        if test_set is not None:
+            with self._lock:
+                self._test_sets[test_set].append(case_id)
+
+    def add_written_case(self, case_id: str, is_training: bool, has_foreground: bool) -> None:
+        """Count in a case whose checked files are already at `image_path` and `label_path`."""
+        self._claim(case_id)
+        with self._lock:
+            self._training |= {case_id} if is_training else set()
+            self._has_foreground |= is_training and has_foreground
+
+    def image_path(self, part: str, case_id: str, channel: int = 0) -> Path:
+        """Where the file of a channel belongs; part is Tr or Ts. The folder is made."""
+        return self._path(f"images{part}", f"{case_id}_{channel:04d}")
+
+    def label_path(self, part: str, case_id: str) -> Path:
+        """Where the label file belongs; part is Tr or Ts. The folder is made."""
+        return self._path(f"labels{part}", case_id)
+
+    def set_splits(self, splits: list[Split]) -> None:
+        """Give the folds of splits_final.json. UserError when nnU-Net's own folder holds a different file."""
+        refuse_other_splits(self.out, splits)
+        self._splits = splits
+
+    def set_groups(self, groups: Mapping[str, str]) -> None:
+        """Give groups.json: case id -> patient or sequence; a case that is not named is its own group."""
+        self._groups = dict(groups)
+
+    def _claim(self, case_id: str) -> None:
+        check_case_id(case_id, self.out)
+        if not re.fullmatch(r"[\w.+-]+", case_id):
+            raise UserError(
+                f'found case id "{case_id}", expected letters, digits and _ . + -; rename the file'
+            )
+        with self._lock:
+            if match_key(case_id) in self._ids:
+                raise UserError(
+                    f"found case id {case_id} twice, letter case aside, expected unique ids; rename or "
+                    "remove one of the two"
+                )
+            self._ids.add(match_key(case_id))
+
+    def _write_image(self, part: str, case_id: str, image: np.ndarray) -> None:
+        channels = 1 if image.ndim == 2 else image.shape[2]
+        if channels != len(self.channel_names):
+            raise UserError(f"case {case_id}: found {channels} channels, expected {self.channel_names}")
+        if not np.isfinite(image).all():
+            raise UserError(
+                f"case {case_id}: found NaN or Inf in the image, expected finite values; replace them"
+            )
+        allowed = ("uint8", "uint16", "float32") if self.file_ending == ".tif" else ("uint8", "uint16")
+        if image.dtype.name not in allowed:
+            raise UserError(
+                f"case {case_id}: found {image.dtype} pixels, expected {' or '.join(allowed)}; convert"
+            )
+        colour = channels == 3 and image.dtype == np.uint8  # Pillow has no 16-bit or float RGB
+        files = [image] if image.ndim == 2 or colour else list(np.moveaxis(image, 2, 0))
+        for channel, pixels in enumerate(files):
+            self._save(self.image_path(part, case_id, channel), pixels)
+
+    def _write_label(self, part: str, case_id: str, label: np.ndarray, image: np.ndarray) -> None:
+        if label.shape != image.shape[:2]:
+            raise UserError(
+                f"case {case_id}: found a {label.shape[1]} x {label.shape[0]} mask on a {image.shape[1]} x "
+                f"{image.shape[0]} image, expected the same size; export the mask at the size of its image"
+            )
+        check_label_values(label, label_values(self.labels), f"case {case_id}")
+        kind = np.uint8 if label.max(initial=0) <= 255 else np.uint16
+        self._save(self.label_path(part, case_id), label.astype(kind))
+
+    def _path(self, folder: str, stem: str) -> Path:
+        (self.folder / folder).mkdir(exist_ok=True)
+        return self.folder / folder / (stem + self.file_ending)
+
+    def _save(self, path: Path, pixels: np.ndarray) -> None:
+        Image.fromarray(np.ascontiguousarray(pixels)).save(path)
+
+    def _finish(self) -> None:
+        """Check the whole and write the JSON files."""
+        if not self._training:
+            raise UserError(
+                f"{self.out.name}: found no training case, expected at least one; add training images"
+            )
+        if not self._has_foreground:
+            raise UserError(
+                f"{self.out.name}: found only background in all {len(self._training)} masks, expected any; "
+                "check the masks"
+            )
+        assert {
+            case_id for fold in self._splits for ids in fold.values() for case_id in ids
+        } <= self._training
+        assert set(map(match_key, self._groups)) <= self._ids
+        from nnunetv2.dataset_conversion.generate_dataset_json import generate_dataset_json
+
+        generate_dataset_json(
+            str(self.folder),
+            channel_names={str(i): name for i, name in enumerate(self.channel_names)},
+            labels=self.labels,
+            num_training_cases=len(self._training),
+            file_ending=self.file_ending,
+            regions_class_order=self.regions_class_order,
+            dataset_name=self.out.name,
+            **{"license": "that of the source data", "converted_by": "law-order", **self.about},
+        )
+        if self._test_sets:
+            sets = {name: sorted(ids) for name, ids in sorted(self._test_sets.items())}
+            write_json(self.folder / "test_sets.json", sets)
+        if self._groups:
+            write_json(self.folder / "groups.json", self._groups)
+        if self._splits:
+            write_json(self.folder / "splits_final.json", self._splits)
+
+
+def check_out(out: Path) -> None:
+    """UserError unless `out` is free, named DatasetXXX_NAME or DatasetXXX, and no other has its number."""
+    match = re.fullmatch(r"Dataset(\d{3})(_[\w.-]+)?", out.name)
+    if not match:
+        raise UserError(f"found --out {out.name}, expected a name like Dataset500_Polyps; rename it")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(
+            f"{out}: found existing content, expected a new or empty folder; remove it or choose another"
+        )
+    roots = [nnunet_folder(name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")]
+    for root in filter(None, [out.parent, *roots]):
+        for other in root.glob(f"Dataset{match[1]}*"):
+            if other.name != out.name and other.name[10:11] in ("", "_"):
+                raise UserError(
+                    f"{other}: found another data set of number {match[1]}; choose a free number for --out"
+                )
+
+
+def write_splits(folder: Path, splits: list[Split], unfinished: Path | None = None) -> None:
+    """Write splits_final.json into a raw folder and, if it is set, $nnUNet_preprocessed/<name>/.
+
+    Before the raw folder takes its name: one without its folds would be trained on nnU-Net's own, which may
+    part patients. UserError, before anything is written: one of the two holds different splits.
+
+    Args:
+        folder: the raw folder under its final name.
+        unfinished: where its files are now; default: there.
+    """
+    refuse_other_splits(folder, splits)
+    *preprocessed, own = splits_files(folder)
+    for path in (*preprocessed, (unfinished or folder) / own.name):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, splits)
+    logger.info("wrote %d folds into %s", len(splits), " and ".join(map(str, (*preprocessed, own))))
+    if not preprocessed:
+        logger.info(
+            "nnUNet_preprocessed is not set: copy it to $nnUNet_preprocessed/%s/ before training", folder.name
+        )
+
+
+def refuse_other_splits(folder: Path, splits: list[Split]) -> None:
+    """UserError when a splits_final.json of data set `folder` exists and differs from `splits`."""
+    for path in splits_files(folder):
+        if path.is_file() and load_json(path) != splits:
+            raise UserError(
+                f"{path}: found other splits than the {len(splits)} folds to write, expected the same; "
+                "delete that file (and the models trained with it) or choose another --out"
+            )
+
+
+def write_json(path: Path, content: dict | list) -> None:
+    """As `write_atomically`."""
+    write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write under a hidden name of its own, then rename; a file with this very content is left alone.
+
+    Several processes may write the same file at the same time. UserError: as `writing`.
+    """
+    with contextlib.suppress(OSError):
+        if path.read_bytes() == content:
+            return
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+    try:
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_bytes(content)
+            os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Hard link where the file system can, else copy, under a hidden name first; `target` may be there."""
+    if target.is_file():
+        return
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.partial")
+    source = source.resolve()  # never a link to a link
+    try:
+        with contextlib.suppress(OSError):  # another file system, or one without hard links
+            os.link(source, temporary)
+        if not temporary.exists():
+            shutil.copyfile(source, temporary)
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)  # renaming onto a link to the same file leaves both

@@ -1,0 +1,1 @@
+"""What every command needs of the machine: errors, files, folders, progress, provenance."""

@@ -1,0 +1,1 @@
+"""`law-synth report`: the experiment's page and tables."""

@@ -1,0 +1,346 @@
+"""The stages of an experiment: which stock commands it runs, in which order, on which files."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+from dataset_conversion.raw.dataset import RawDataset, find_dataset
+from dataset_conversion.raw.folds import Fold, fold_cases
+from dataset_conversion.subset import ConvertSubset, drawn_cases, source_splits
+from dataset_conversion.system.errors import UserError
+from law_synth.audit.audit import Audit
+from law_synth.base.init_base import InitBase
+from law_synth.base.seen import base_config, is_of_same_cases
+from law_synth.evaluation.evaluate import Evaluate
+from law_synth.experiment.budget import iterations_per_epoch, samples
+from law_synth.experiment.command_line import command_line
+from law_synth.experiment.config import PATHS, REAL, Config, Options
+from law_synth.experiment.synthesis import Synthesis
+from law_synth.generation.generate import Generate
+from law_synth.training.train import Train
+from law_synth.view.classes import lesion_classes
+from law_synth.view.slices import refuse_shared_ids
+from nnunet_order.comparing.segmentation import (
+    REAL_DATASET,
+    Segmentation,
+    check_trainers,
+    prepare_real,
+    refuse_shared_groups,
+)
+from nnunet_order.stages.inputs import files_digest
+from nnunet_order.stages.options import FORMAT, begun_record
+from nnunet_order.stages.stage import Stage, stage_keys
+
+RAW = Path("nnUNet_raw")
+FIRST_NUMBER = 101  # of the synthetic data sets
+
+
+@dataclass(frozen=True)
+class ExperimentPlan:
+    """A configuration, its data and its device; `make_plan` makes it."""
+
+    config: Config
+    source: RawDataset
+    folder: Path
+    device: str
+    on: str
+    iterations: int
+
+    @cached_property
+    def syntheses(self) -> list[Synthesis]:
+        config = self.config
+        return [
+            Synthesis(arm, fold, seed, round_)
+            for round_ in range(1, config.rounds + 1)
+            for arm in config.synthetic_arms
+            for fold in config.folds
+            for seed in config.seeds
+        ]
+
+    @cached_property
+    def datasets(self) -> dict[Synthesis, str]:
+        """Names of the synthetic data sets; one that exists keeps its number when arms come and go."""
+        recorded = [Path(entry["dataset"]) for entry in begun_record(self.folder).get("syntheses", [])]
+        # Also of arms that were removed, whose data are still there.
+        there = sorted((self.folder / RAW).glob("Dataset[0-9][0-9][0-9]_*"))
+        known = {path.name[11:]: int(path.name[7:10]) for path in (*there, *recorded)}
+        numbers = {}
+        for synthesis in self.syntheses:
+            taken = {*known.values(), *numbers.values()}
+            free = next(number for number in range(FIRST_NUMBER, 1000) if number not in taken)
+            numbers[synthesis] = known.get(synthesis.name, free)
+        return {one: f"Dataset{number:03d}_{one.name}" for one, number in numbers.items()}
+
+    @cached_property
+    def stages(self) -> tuple[Stage, ...]:
+        """All stages, each after those whose files it reads."""
+        return tuple(self._stages())
+
+    def _stages(self) -> Iterator[Stage]:
+        yield from prepare_real(self.source, self.config.fraction, self.config.max_side)
+        if self.config.init_base is not None and self.config.synthetic_arms:
+            yield from map(self._base, self.config.folds)
+        for segmentation in self.real_segmentations:
+            yield from segmentation.stages(("plan",))
+        for judge in self.judges:
+            if judge not in self.real_segmentations:
+                yield judge.stages(("plan",))[0]  # its predictions are of no interest
+        for synthesis in self.syntheses:
+            yield from self._synthesis(synthesis)
+            for segmentation in self._segmentations_of(synthesis):
+                yield from segmentation.stages((f"preprocess_{synthesis.name}",))
+        last = [f"score_{one.name}" for one in self.segmentations]
+        last += [f"{kind}_{one.name}" for one in self.syntheses for kind in ("audit", "evaluate")]
+        outputs = ("report.html", "results")
+        # What the page shows besides the files of the stages.
+        shown = json.dumps([self._description[name] for name in ("title", "reference", "arms", "trainers")])
+        # law-synth report may have written them before, for a look at what there is so far.
+        command = ("law-synth report .",)
+        yield Stage("report", command, outputs, tuple(last), inputs=shown, replaces_outputs=True)
+
+    @cached_property
+    def real_segmentations(self) -> list[Segmentation]:
+        """Of the real arm."""
+        trainers = self.config.segmenters if REAL in self.config.arms else ()
+        return [one for trainer in trainers for one in self._on_real_cases(trainer)]
+
+    @cached_property
+    def judges(self) -> list[Segmentation]:
+        """Real-only models that judge synthetic cases, one per fold and seed."""
+        trainer = self.config.judging_trainer if self.config.synthetic_arms else None
+        return self._on_real_cases(trainer) if trainer else []
+
+    @cached_property
+    def segmentations(self) -> list[Segmentation]:
+        """All trainings that the tables show."""
+        synthetic = [one for synthesis in self.syntheses for one in self._segmentations_of(synthesis)]
+        return [*self.real_segmentations, *synthetic]
+
+    def _on_real_cases(self, trainer: str) -> list[Segmentation]:
+        folds, seeds = self.config.folds, self.config.seeds
+        return [
+            self._segmentation(REAL, REAL_DATASET, trainer, fold, seed, fold)
+            for fold in folds
+            for seed in seeds
+        ]
+
+    def _segmentations_of(self, synthesis: Synthesis) -> list[Segmentation]:
+        # A --with-real data set has one fold, number 0, unless all cases train.
+        train_fold = "all" if synthesis.fold == "all" else 0
+        dataset = self.datasets[synthesis]
+        return [
+            self._segmentation(synthesis.label, dataset, trainer, synthesis.fold, synthesis.seed, train_fold)
+            for trainer in self.config.segmenters
+        ]
+
+    def _segmentation(
+        self, arm: str, dataset: str, trainer: str, fold: Fold, seed: int, train_fold: Fold
+    ) -> Segmentation:
+        options = self.config.trainer_options
+        if "iterations_per_epoch=" not in options:  # equal budget: more cases must not mean more training
+            options = f"{options} iterations_per_epoch={self.iterations}".strip()
+        return Segmentation(arm, dataset, trainer, fold, seed, train_fold, options, self.on, self.device)
+
+    def _base(self, fold: Fold) -> Stage:
+        out = Path("bases") / f"fold_{fold}"
+        options = self.config.init_base
+        if options.get("size"):  # random weights, made anywhere
+            command = command_line("law-synth init-base", InitBase(out=out, **options))
+        else:
+            verb = InitBase(out=out, source=str(RAW / REAL_DATASET), fold=fold, **options)
+            command = command_line("law-synth init-base", verb, source="from") + self._device
+        return Stage(f"base_fold_{fold}", (command,), (str(out),), ("plan",))
+
+    def _synthesis(self, one: Synthesis) -> Iterator[Stage]:
+        """train, (mine,) generate, audit, evaluate and preprocess."""
+        after_base = "plan" if self.config.base else f"base_fold_{one.fold}"
+        if one.round == 1:
+            verb = self._train(one)
+            after = ("plan", after_base)
+            base = files_digest([Path(self.config.base)]) if self.config.base else ""
+            yield Stage(f"train_{one.model}", (self._command(verb),), (str(one.run),), after, inputs=base)
+        dataset = RAW / self.datasets[one]
+        judged = self._judged_by(one)
+        if one.round > 1:
+            verb = (
+                f"law-synth mine --dataset {RAW / REAL_DATASET} --fold {one.fold} --segmenter {judged.model}"
+            )
+            mine = shlex.join([*verb.split(), "--out", str(one.mined)]) + self._device
+            yield Stage(f"mine_{one.name}", (mine,), (str(one.mined),), (f"segment_{judged.name}",))
+        yield self._generate(one, dataset, judged)
+        yield self._audit(one, dataset, judged)
+        yield self._evaluate(one, dataset)
+        number = dataset.name[7:10]
+        preprocess = (
+            f"nnunet-order plan {number} --reuse-plans-from {REAL_DATASET}",
+            f"nnUNetv2_preprocess -d {number} -c 2d -plans_name nnUNetPlans -np 1",
+        )
+        if self.config.segmenters:
+            files = ("dataset.json", "nnUNetPlans.json", "nnUNetPlans_2d", "gt_segmentations")
+            outputs = tuple(f"nnUNet_preprocessed/{dataset.name}/{file}" for file in files)
+            yield Stage(f"preprocess_{one.name}", preprocess, outputs, (f"generate_{one.name}",))
+
+    def _train(self, one: Synthesis) -> Train:
+        base = self.config.base or f"bases/fold_{one.fold}"
+        options = self.config.train_options(one.arm)
+        return Train(
+            dataset=str(RAW / REAL_DATASET), fold=one.fold, base=base, out=one.run, seed=one.seed, **options
+        )
+
+    def _generate(self, one: Synthesis, dataset: Path, judged: Segmentation | None) -> Stage:
+        options = {**self.config.generate, **samples(self.config, self.source, one.fold)}
+        after = [f"train_{one.model}"]
+        if options.get("min_agreement"):
+            options["segmenter"] = Path(judged.model)
+            after.append(f"segment_{judged.name}")
+        if one.round > 1:
+            options["hard_cases"] = one.mined
+            after.append(f"mine_{one.name}")
+        verb = Generate(out=dataset, trained_run=one.run, with_real=True, seed=one.seed, **options)
+        outputs = [str(dataset)]
+        if one.fold != "all":  # written for nnU-Net, too
+            outputs.append(f"nnUNet_preprocessed/{dataset.name}/splits_final.json")
+        read = self._user_files(self.config.generate)
+        command = (self._command(verb),)
+        return Stage(f"generate_{one.name}", command, tuple(outputs), tuple(after), inputs=read)
+
+    def _audit(self, one: Synthesis, dataset: Path, judged: Segmentation | None) -> Stage:
+        filtered = judged and (self.config.generate.get("min_agreement") or one.round > 1)
+        judges = (Path(judged.model),) if filtered else ()
+        out = Path("audits") / f"{one.name}.json"
+        verb = Audit(dataset=str(dataset), trained_run=one.run, segmenter=judges, out=out)
+        return Stage(f"audit_{one.name}", (self._command(verb),), (str(out),), (f"generate_{one.name}",))
+
+    def _evaluate(self, one: Synthesis, dataset: Path) -> Stage:
+        after, judge = [f"generate_{one.name}"], self._real_judge(one)
+        verb = Evaluate(dataset=str(dataset), out=one.evaluation, **self.config.evaluate)
+        if judge:
+            verb = replace(verb, segmenter=Path(judge.model))
+            after.append(f"segment_{judge.name}")
+        read = self._user_files(self.config.evaluate)
+        outputs = (str(one.evaluation),)
+        return Stage(f"evaluate_{one.name}", (self._command(verb),), outputs, tuple(after), inputs=read)
+
+    @staticmethod
+    def _user_files(options: Options) -> str:
+        """Digest of the files that a table names."""
+        return files_digest(Path(options[name]) for name in PATHS if options.get(name))
+
+    def _real_judge(self, one: Synthesis) -> Segmentation | None:
+        """The real-only model of the same fold and seed."""
+        wanted = (one.fold, one.seed)
+        return next((judge for judge in self.judges if (judge.fold, judge.seed) == wanted), None)
+
+    def _judged_by(self, one: Synthesis) -> Segmentation | None:
+        """Whose agreement decides what is kept: the real-only model, later the last round's own."""
+        if one.round == 1:
+            return self._real_judge(one)
+        last = replace(one, round=one.round - 1)
+        trainer = self.config.judging_trainer
+        return next(found for found in self._segmentations_of(last) if found.trainer == trainer)
+
+    @property
+    def _device(self) -> str:
+        return " --device cpu" if self.device == "cpu" else ""
+
+    def _command(self, verb: Train | Generate | Evaluate | Audit) -> str:
+        positional = ("dataset",) if isinstance(verb, Evaluate | Audit) else ()
+        return command_line(f"law-synth {type(verb).__name__.lower()}", verb, positional) + self._device
+
+    def record(self, command: str, kind: str = "law-synth experiment") -> dict:
+        """Content of experiment.json."""
+        about = {"format": FORMAT, "kind": kind, "command": command}
+        return about | self._description | {"stages": stage_keys(self.stages)}
+
+    @property
+    def _description(self) -> dict:
+        config = self.config
+        rounds = range(2, config.rounds + 1)
+        return {
+            "title": config.title,
+            "config": asdict(config),
+            "real": str(RAW / REAL_DATASET),
+            "on": self.on,
+            "iterations": self.iterations,
+            "reference": config.reference,
+            "arms": [*config.arms, *(f"{arm}-round{n}" for n in rounds for arm in config.synthetic_arms)],
+            "trainers": list(config.segmenters),
+            "folds": list(config.folds),
+            "seeds": list(config.seeds),
+            "segmentations": [one.entry() for one in self.segmentations],
+            "syntheses": [
+                {
+                    "name": one.name,
+                    "arm": one.label,
+                    "fold": one.fold,
+                    "seed": one.seed,
+                    "round": one.round,
+                    "run": str(one.run),
+                    "dataset": str(RAW / self.datasets[one]),
+                    "evaluation": str(one.evaluation),
+                }
+                for one in self.syntheses
+            ],
+        }
+
+
+def make_plan(config: Config, folder: Path) -> ExperimentPlan:
+    """Read the real data and settle what depends on it. UserError: data or options that do not fit."""
+    source = find_dataset(config.dataset)
+    lesion_classes(source)
+    refuse_shared_ids(source)
+    tested = bool(source.test_cases) and all(case.label is not None for case in source.test_cases)
+    if not config.folds:
+        config = replace(config, folds=("all",) if tested else tuple(range(len(source.read_splits()))))
+    on = ("test" if "all" in config.folds else "validation") if config.on == "auto" else config.on
+    if on == "test" and not tested:
+        raise UserError(
+            f"{source.folder}: found no labelled test cases, expected imagesTs and labelsTs to measure on; "
+            "give numbered folds, which are measured on their validation cases"
+        )
+    if on == "validation" and "all" in config.folds:
+        raise UserError("found fold all, expected numbered folds to measure on validation; give folds")
+    device = config.device
+    if device == "auto":
+        import torch
+
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    judge = [config.judging_trainer] if config.judging_trainer else []
+    check_trainers({*config.segmenters, *judge}, config.trainer_options, on)
+    iterations = iterations_per_epoch(config, source)
+    refuse_shared_groups(source, config.folds, on)
+    if config.base and config.synthetic_arms:
+        refuse_informed_base(config, source)
+    plan = ExperimentPlan(config, source, folder, device, on, iterations)
+    for one in plan.syntheses:
+        plan._train(one).check()
+    Generate(out=Path("out"), segmenter=Path("judge"), **config.generate).check()
+    return plan
+
+
+def refuse_informed_base(config: Config, source: RawDataset) -> None:
+    """UserError: a base that `init-base` made, from others than the training cases of every fold."""
+    of_base = base_config(config.base)
+    if "train_cases" not in of_base:
+        return
+    remedy = "give a table [init_base] instead of base"
+    if not is_of_same_cases(of_base, source.origin):
+        raise UserError(
+            f"{config.base}: found a base made from {of_base['dataset']}, expected one made from "
+            f"{source.origin}, or no audit can tell what it has seen; {remedy}"
+        )
+    case_ids = [case.id for case in source.training_cases]
+    drawn = drawn_cases(case_ids, source_splits(source), config.fraction, ConvertSubset.seed)
+    for fold in config.folds:
+        trained = drawn.intersection(fold_cases(source, fold)[0])
+        if others := sorted(set(of_base["train_cases"]) - trained):
+            share = "" if config.fraction == 1 else f" of the share {config.fraction:g}"
+            raise UserError(
+                f"{config.base}: found a base trained on {others[0]} ({len(others)} such), expected only "
+                f"training cases{share} of fold {fold}; {remedy}"
+            )

@@ -1,0 +1,1 @@
+"""`law-synth mine`: which training cases a segmenter finds hard."""

@@ -1,0 +1,1 @@
+"""The files that trainings and generations leave, each written and read in one place."""

@@ -1,0 +1,162 @@
+"""What a training will do, settled and checked before anything is written."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from dataset_conversion.raw.dataset import RawDataset, find_dataset
+from dataset_conversion.raw.folds import leak_free_fold
+from dataset_conversion.system.errors import UserError
+from dataset_conversion.system.requirements import package_versions
+from law_synth.base.model import BaseModel
+from law_synth.base.seen import base_config, chosen_slices, is_of_same_cases, view_with_base
+from law_synth.records.run import FORMAT, default_run_folder, slices_of
+from law_synth.training.data import set_aside
+from law_synth.view.classes import joined, lesion_classes
+from law_synth.view.slices import Slice, SliceView
+
+if TYPE_CHECKING:
+    from law_synth.training.train import Train
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_SIZE, DEFAULT_GUIDANCE = 384, 9.0  # ADC's code
+
+
+class Plan(NamedTuple):
+    """What a training will do."""
+
+    view: SliceView
+    folder: Path
+    config: dict  # law_config.json but for step, finished and the hash of the weights
+
+    @property
+    def effective_batch(self) -> int:
+        """Samples per optimizer step."""
+        used = self.config["options"]
+        return used["batch_size"] * used["gradient_accumulation"] * self.config["processes"]
+
+    @property
+    def content(self) -> dict:
+        """What must be the same when a run goes on: neither paths nor how the batch is shared out."""
+        names = ("fold", "train_cases", "monitor_cases", "view", "slices", "size", "prompt", "guidance_scale")
+        free = ("batch_size", "gradient_accumulation", "mixed_precision", "gradient_checkpointing")
+        return (
+            {name: value for name, value in self.config["options"].items() if name not in free}
+            | {name: self.config[name] for name in names}
+            | {
+                "dataset": self.config["dataset"]["name"],
+                "base": self.config["base"]["hash"],
+                "effective_batch": self.effective_batch,
+            }
+        )
+
+
+def chosen_dataset(options: Train) -> RawDataset:
+    """The data set, checked before gigabytes of base model are read. UserError: labels, images, fold."""
+    dataset = find_dataset(options.dataset)
+    lesion_classes(dataset)
+    leak_free_fold(dataset, options.fold)
+    return dataset
+
+
+def settle(options: Train, dataset: RawDataset, base: BaseModel, processes: int) -> Plan:
+    """Settle cases, run folder and configuration. UserError: whatever does not fit together."""
+    trained, _ = leak_free_fold(dataset, options.fold)
+    of_base = base_config(base.source)
+    unseen = sorted(set(of_base.get("train_cases", [])) - set(trained))
+    if unseen and is_of_same_cases(of_base, dataset.origin):
+        raise UserError(
+            f"{base.source}: found a base trained on {unseen[0]} ({len(unseen)} such), expected only "
+            f"training cases of fold {options.fold}; make one with law-synth init-base --fold {options.fold}"
+        )
+    if unseen:
+        logger.warning(
+            "%s was trained on %s: make sure that it holds no validation or test case of %s",
+            *(base.source, of_base["dataset"], dataset.folder.name),
+        )
+    size = options.size or of_base.get("image_size", DEFAULT_SIZE)
+    if size % base.latent_factor:
+        raise UserError(
+            f"found --size {size}, expected a multiple of {base.latent_factor}, the pixels per latent cell "
+            f"of {base.source}"
+        )
+    view = view_with_base(dataset, trained, options.window, base.source)
+    slices = chosen_slices(view, trained, options.slices_per_case)
+    shown = list(dict.fromkeys(one.case for one in slices))  # the others are volumes without lesions
+    monitored = set_aside(shown, options.monitor_cases, options.seed, dataset.groups)
+    guidance = options.guidance_scale
+    config = {
+        "format": FORMAT,
+        "versions": package_versions("law-order", "torch", "diffusers", "accelerate", "transformers"),
+        "git_commit": _git_commit(),
+        "options": options.recorded,
+        "processes": processes,
+        "dataset": {"name": dataset.name, "folder": str(dataset.folder.resolve())},
+        "fold": options.fold,
+        "train_cases": [case_id for case_id in trained if case_id not in monitored],
+        "monitor_cases": monitored,
+        "view": view.record,
+        "slices": _indices(slices, trained) if view.is_volumetric else None,
+        "base": {"source": base.source, "hash": base.hash},
+        "size": size,
+        "prompt": default_prompt(view) if options.prompt is None else options.prompt,
+        "guidance_scale": of_base.get("guidance_scale", DEFAULT_GUIDANCE) if guidance is None else guidance,
+        "trains_decoder": not options.freeze_decoder,
+    }
+    folder = options.out or default_run_folder(config["dataset"]["name"], options.weighting, options.fold)
+    return Plan(view, folder, config)
+
+
+def default_prompt(view: SliceView) -> str:
+    """What stands for every image."""
+    return f"a medical image of {joined([f'a {name}' for name in view.classes.names])}"
+
+
+def _indices(slices: list[Slice], case_ids: list[str]) -> dict[str, list[int]]:
+    """Indices of each volume's slices."""
+    indices = {case_id: [] for case_id in case_ids}
+    for one in slices:
+        indices[one.case].append(one.index)
+    return indices
+
+
+def describe(plan: Plan) -> None:
+    """Say in one line what is going to happen."""
+    config, options = plan.config, plan.config["options"]
+    if plan.view.is_volumetric:
+        logger.info(
+            "%s holds volumes: training on %d of their 2D slices along axis %d (Z, Y, X), values %s to %s",
+            config["dataset"]["name"],
+            len(slices_of(config, config["train_cases"])),
+            plan.view.axis,
+            *(", ".join(f"{v:g}" for v in end) for end in (plan.view.window.low, plan.view.window.high)),
+        )
+    logger.info(
+        "%s fold %s: %d cases at %d px, base %s, weighting %s%s, effective batch %d -> %s",
+        config["dataset"]["name"],
+        config["fold"],
+        len(config["train_cases"]),
+        config["size"],
+        config["base"]["source"],
+        options["weighting"],
+        " with teacher" if options["preset"] == "paper" else "",
+        plan.effective_batch,
+        plan.folder,
+    )
+
+
+def _git_commit() -> str | None:
+    """Commit of the checkout that runs, None for an installed package."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:  # an environment may lie inside somebody else's checkout
+        subprocess.run(
+            [*git, "ls-files", "--error-unmatch", Path(__file__).name], capture_output=True, check=True
+        )
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+        return head.stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

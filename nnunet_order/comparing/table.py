@@ -1,0 +1,153 @@
+"""The table that `compare` ends with: means, intervals over cases and seeds, paired differences."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from dataset_conversion.system.folders import report_folder
+from dataset_conversion.system.verbatim import verbatim
+from nnunet_order.comparing.scores import CaseScores, read_scores
+from nnunet_order.evaluation_output import per_label, write_csv
+from nnunet_order.metrics import FOREGROUND_MEAN, MEANS, mean_over_cases, resampled_means, with_interval
+
+if TYPE_CHECKING:
+    from nnunet_order.comparing.compare import Comparison
+
+TABLE = Path("results") / "table.csv"
+COUNTED_SIDE = 256  # px, as the paper's GFLOPs
+SHOWN = ("mDice", "mIoU")
+
+
+def table_rows(out: Path, plan: Comparison) -> list[dict]:
+    """`score_rows` with the sizes of the networks, also written to results/table.csv."""
+    scores = read_scores(out, plan.record(), missing=[])
+    models = {one.trainer: out / one.model for one in plan.segmentations}
+    sizes = {trainer: network_size(model, trainer) for trainer, model in models.items()}
+    rows = [row | sizes[row["trainer"]] for row in score_rows(scores, plan.paper, plan.source.groups)]
+    with report_folder(out / TABLE.parent, [TABLE.name]) as partial:
+        write_csv(partial / TABLE.name, rows)
+    return rows
+
+
+def score_rows(
+    scores: Sequence[CaseScores],
+    paper: Mapping[str, tuple[float, float] | None],
+    groups: Mapping[str, str],
+) -> list[dict]:
+    """A row per test set, label and trainer; shares between 0 and 1.
+
+    Of several labels their mean comes first, which is what the paper's numbers are of. `delta_` is the
+    difference of the mean to the first trainer's, its interval that of the paired bootstrap.
+
+    Args:
+        paper: trainer -> the paper's mDice and mIoU in percent.
+        groups: case -> its patient or video.
+    """
+    found: dict[tuple[str, str], dict[str, CaseScores]] = {}
+    for one in scores:
+        found.setdefault((one.test_set, one.label), {})[one.trainer] = one
+    rows = []
+    for (test_set, label), of_trainers in found.items():
+        first = of_trainers[next(iter(paper))]
+        of_cases = [groups[case] for case in first.cases]
+        for trainer, published in paper.items():
+            scored = of_trainers[trainer]
+            row = {"test_set": test_set, "label": label, "trainer": trainer, "cases": len(of_cases)}
+            row |= {"groups": len(set(of_cases)), "runs": len(scored.trainings)}
+            for place, name in enumerate(SHOWN):
+                mean, samples = _of_cases(scored, name, of_cases)
+                numbers = with_interval(name, mean, samples)
+                if scored is not first:
+                    first_mean, first_samples = _of_cases(first, name, of_cases)
+                    numbers |= with_interval(f"delta_{name}", mean - first_mean, samples - first_samples)
+                row |= {column: round(value, 6) for column, value in numbers.items()}
+                known = published is not None and label == FOREGROUND_MEAN
+                row[f"paper_{name}"] = round(published[place] / 100, 6) if known else None
+            rows.append(row)
+    return rows
+
+
+def network_size(model: Path, trainer: str) -> dict[str, float]:
+    """Parameters and GFLOPs at 256 x 256 px (see `complexity`) of a trained network, by its plans.json."""
+    from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    from nnunet_order.complexity import gflops, parameters
+    from nnunet_order.export import build_network, read_json
+
+    content, dataset_json = read_json(model / "plans.json"), read_json(model / "dataset.json")
+    architecture = content["configurations"]["2d"]["architecture"]
+    options = architecture["arch_kwargs"]
+    order = "nnunet_order.networks.ORDER"
+    if order in (architecture["network_class_name"], options.get("network")):
+        options["attention_path"] = "materialized"  # as the paper counts; the fused one counts differently
+    plans = PlansManager(content)
+    configuration = plans.get_configuration("2d")
+    network = build_network(plans, configuration, dataset_json, trainer)
+    channels = determine_num_input_channels(plans, configuration, dataset_json)
+    try:
+        counted = gflops(network, COUNTED_SIDE, channels)
+    except ValueError:  # nnU-Net's nine stages leave one pixel, of which there is no variance
+        counted = gflops(network, 2 * COUNTED_SIDE, channels) / 4  # convolutions go with the area
+    return {"parameters": parameters(network), f"gflops_{COUNTED_SIDE}px": round(counted, 4)}
+
+
+def print_table(rows: Sequence[Mapping], out: Path) -> None:
+    """Print a table per test set and label, overlap in percent, the paper's numbers in brackets.
+
+    N in G: so many cases of so many patients or videos.
+    """
+    console = Console()
+    console.print(
+        "Mean and 95 % interval over cases and seeds, in %; the paper's in brackets", style="italic"
+    )
+    for title, of_label in per_label(rows).items():
+        table = Table(title=verbatim(title), box=SIMPLE_HEAD, padding=(0, 0))
+        table.add_column("Trainer", overflow="fold")
+        for head in ("Size\nGFLOPs", "N x runs"):
+            table.add_column(head, justify="right", no_wrap=True)
+        for name in SHOWN:
+            table.add_column(name, justify="right", no_wrap=True)
+            table.add_column(f"{name}\n- first", justify="right", no_wrap=True)
+        for row in of_label:
+            table.add_row(*_cells(row))
+        console.print(table)
+    console.print(verbatim(f"Results in {out / TABLE}"), soft_wrap=True)
+
+
+def _cells(row: Mapping) -> list[Text | str]:
+    parameters = row["parameters"]
+    size = f"{parameters / 1e3:.1f} K" if parameters < 1e6 else f"{parameters / 1e6:.1f} M"
+    size += f"\n[dim]{row[f'gflops_{COUNTED_SIDE}px']:.3g}[/dim]"
+    number = f"{row['cases']} x {row['runs']}"
+    number += f"\n[dim]in {row['groups']}[/dim]" * (row["groups"] < row["cases"])
+    short = row["trainer"].removeprefix("nnUNetTrainer")
+    name = row["trainer"] if short[:1] in ("", "_") else short  # stock ones keep their names
+    cells = [verbatim(name), size, number]
+    for name in SHOWN:
+        published = row[f"paper_{name}"]
+        beside = "" if published is None else f" ({100 * published:.1f})"
+        cells += [_cell(row, name, "", beside), _cell(row, f"delta_{name}", "+")]
+    return cells
+
+
+def _of_cases(scores: CaseScores, name: str, groups: Sequence[str]) -> tuple[float, np.ndarray]:
+    """One of MEANS and its bootstrap samples; `compare` knows one arm."""
+    (values,) = scores.values.values()
+    of_metric = values[MEANS[name]]
+    return mean_over_cases(of_metric), resampled_means(of_metric, groups=groups)
+
+
+def _cell(row: Mapping, name: str, sign: str, beside: str = "") -> str:
+    if name not in row:
+        return ""
+    value, low, high = (100 * row[key] for key in (name, f"{name}_low", f"{name}_high"))
+    return f"{value:{sign}.1f}{beside}\n[dim]{low:{sign}.1f}..{high:{sign}.1f}[/dim]"

@@ -1,0 +1,1 @@
+"""Experiments as stages of stock commands that resume and are skipped."""
