@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import functools
 import logging
 import re
@@ -12,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
+from dataset_conversion.finished import conversion_of
+from dataset_conversion.image_files import IMAGE_ENDINGS, images_in, shortened
 from dataset_conversion.images import (
-    IMAGE_ENDINGS,
     Notes,
     check_max_side,
     is_grey,
@@ -23,9 +23,11 @@ from dataset_conversion.images import (
     read_rgb,
     resize_to,
 )
+from dataset_conversion.names import check_name, match_key, refuse_lookalikes
 from dataset_conversion.parallel import in_parallel
 from dataset_conversion.raw_writer import RGB, RawDatasetWriter
 from dataset_conversion.splits import grouped_splits
+from dataset_conversion.text_files import read_table, tidy_name
 from dataset_conversion.user_error import UserError
 
 logger = logging.getLogger(__name__)
@@ -47,7 +49,7 @@ class ConvertFolder:
     """Convert a folder of images and a folder of masks, matched by name, into an nnU-Net raw data set."""
 
     images: Path
-    """Folder of training images (PNG, JPEG, TIFF, BMP; grey or RGB)."""
+    """Folder of training images (PNG, JPEG, TIFF, BMP, WebP, GIF; grey or RGB)."""
     masks: Path
     """Folder of their masks: same names or with a common suffix (_mask); 0/1, 0/255 or label values."""
     out: Path
@@ -79,12 +81,18 @@ class ConvertFolder:
         groups = self._case_groups(pairs) if self.groups is not None else {}
         trained = {pair.case_id for pair in pairs if not pair.is_test}
         splits = grouped_splits({case_id: groups[case_id] for case_id in trained}) if groups else None
+        given = [self.groups] if self.groups is not None else []
+        files = [path for pair in pairs for path in (pair.image, pair.mask) if path is not None]
+        conversion = conversion_of(self, files + given)
+        if conversion.is_done():
+            return
         grey = all(is_grey(pair.image) for pair in pairs)
         read_image = read_grey if grey else read_rgb
         read_mask = (
             functools.partial(read_binary_mask, threshold=self.threshold) if binary else read_index_mask
         )
-        with RawDatasetWriter(self.out, ("grey",) if grey else RGB, labels) as writer:
+        channels = ("grey",) if grey else RGB
+        with RawDatasetWriter(self.out, channels, labels, sign=conversion.sign) as writer:
             if splits is not None:
                 writer.set_groups(groups)
                 writer.set_splits(splits)
@@ -107,17 +115,22 @@ class ConvertFolder:
 
     def _case_groups(self, pairs: list[Pair]) -> dict[str, str]:
         """Case id -> group. UserError: a training case without one, a group in training and test."""
-        group_of = read_groups(self.groups)
+        rows = read_groups(self.groups)
+        group_of, used = {match_key(case): group for case, group in rows.items()}, set()
         training, test = {}, {}
         for pair in pairs:
-            is_renamed = pair.case_id != case_id(pair.image.stem)  # the name means the training image then
-            group = group_of.get(pair.case_id, None if is_renamed else group_of.get(pair.image.stem))
+            stem = tidy_name(pair.image.stem)
+            is_renamed = pair.case_id != case_id(stem)  # the name means the training image then
+            keys = [match_key(name) for name in (pair.case_id, *[stem] * (not is_renamed))]
+            group = next((group_of[key] for key in keys if key in group_of), None)
+            used.update(keys)
             if group is not None:
                 (test if pair.is_test else training)[pair.case_id] = group
             elif not pair.is_test:
-                raise UserError(
-                    f"{self.groups}: found no group for {pair.image.stem}, expected one; add a line"
-                )
+                raise UserError(f"{self.groups}: found no group for {stem}, expected one; add a line")
+        if unused := [case for case in rows if match_key(case) not in used]:
+            left_out = (self.groups, len(unused), shortened(unused))
+            logger.warning("%s: %d row(s) of no image left out: %s", *left_out)
         if shared := sorted(set(training.values()) & set(test.values())):
             raise UserError(
                 f"{self.groups}: found group {shared[0]} in training and test images, expected one side"
@@ -130,32 +143,35 @@ def parse_labels(texts: tuple[str, ...]) -> dict[str, int]:
     labels = {}
     for text in texts:
         match = re.fullmatch(r"(.+)=(\d+)", text)
-        if not match or match[1] in labels:
+        name = tidy_name(match[1]) if match else ""
+        if not name or name in labels:
             raise UserError(
                 f'found label "{text}", expected name=value, each name once: background=0 polyp=1'
             )
-        labels[match[1]] = int(match[2])
+        labels[name] = int(match[2])
     return labels
 
 
 def case_id(name: str) -> str:
     """File stem as a case id: what nnU-Net or a shell may trip over becomes an underscore."""
-    return re.sub(r"[^\w+-]", "_", name)
+    return re.sub(r"[^\w+-]", "_", tidy_name(name))
 
 
 def list_images(folder: Path) -> dict[str, Path]:
-    """File stem -> path of the images in a folder. UserError: no such folder, no image, one stem twice."""
+    """File stem -> path of the images in a folder, as `images_in`.
+
+    UserError: no such folder, no image, one stem twice.
+    """
     if not folder.is_dir():
         raise UserError(f"{folder}: not found, expected a folder of images; check the path")
     files: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() not in IMAGE_ENDINGS or path.name.startswith("."):
-            continue
-        if path.stem in files:
+    for path in images_in(folder):
+        stem = tidy_name(path.stem)  # masks and lists may have another Unicode form
+        if stem in files:
             raise UserError(
-                f"{folder}: found {files[path.stem].name} and {path.name}, expected one; remove the other"
+                f"{folder}: found {files[stem].name} and {path.name}, expected one; remove the other"
             )
-        files[path.stem] = path
+        files[stem] = path
     if not files:
         raise UserError(f"{folder}: found no image, expected files ending in {' '.join(IMAGE_ENDINGS)}")
     return files
@@ -178,17 +194,17 @@ def match_files(images: Path, masks: Path | None) -> dict[str, tuple[Path, Path 
     missing = [stem for stem, name in wanted.items() if name not in mask_files]
     if missing:
         raise UserError(
-            f"{masks}: found no mask for {len(missing)} of {len(wanted)} images ({_some(missing)}), "
+            f"{masks}: found no mask for {len(missing)} of {len(wanted)} images ({shortened(missing)}), "
             "expected one each, of the same name or with a common suffix; add the masks or remove the images"
         )
     unused = sorted(set(mask_files) - set(wanted.values()))
     if second := [name for name in unused if suffix and name.startswith(tuple(wanted.values()))]:
         raise UserError(
-            f"{masks}: found {len(second)} further masks of images that have one ({_some(second)}), expected "
-            "one each; merge them into it"
+            f"{masks}: found {len(second)} further masks of images that have one ({shortened(second)}), "
+            "expected one each; merge them into it"
         )
     if unused:
-        logger.warning("%s: %d mask(s) without image left out: %s", masks, len(unused), _some(unused))
+        logger.warning("%s: %d mask(s) without image left out: %s", masks, len(unused), shortened(unused))
     return {stem: (path, mask_files[wanted[stem]]) for stem, path in image_files.items()}
 
 
@@ -227,21 +243,18 @@ def convert_pairs(
 
 
 def read_groups(path: Path) -> dict[str, str]:
-    """Case -> group from a CSV with these columns. UserError: no file, column or value, a case twice."""
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path}: cannot be read ({error}), expected a CSV with the columns case,group"
-        ) from error
+    """Case -> group from a CSV with these columns.
+
+    UserError: as `read_table`; a case twice; cases or groups that only letter case or spaces tell apart.
+    """
     groups: dict[str, str] = {}
-    for row in rows:
-        if not row.get("case") or not row.get("group") or row["case"] in groups:
-            raise UserError(
-                f"{path}: found {row}, expected columns case,group with each case once; correct the file"
-            )
-        groups[row["case"]] = row["group"]
+    for row in read_table(path, ("case", "group")):
+        case = check_name(row["case"], "case", path)
+        if case in groups:
+            raise UserError(f"{path}: found {case} twice, expected each case once; correct the file")
+        groups[case] = check_name(row["group"], "group", path)
+    refuse_lookalikes(groups, "cases", path)
+    refuse_lookalikes(groups.values(), "groups", path)
     return groups
 
 
@@ -253,7 +266,3 @@ def _mask_affixes(images: dict[str, Path], masks: dict[str, Path]) -> tuple[str,
     ]
     candidates.append(("p", ""))
     return max(candidates, key=lambda affix: sum(affix[0] + stem + affix[1] in masks for stem in images))
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import takewhile
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -31,14 +32,34 @@ def hold(path: Path, out: Path, wait: bool = False) -> FileLock:
     return lock
 
 
+def lock_path(out: Path) -> Path:
+    """The lock file that `alone` holds."""
+    return out.with_name(f".{out.name}.lock")
+
+
 @contextmanager
 def alone(out: Path, wait: bool = False) -> Iterator[None]:
-    """Hold a lock beside `out` during the block; nothing is left of it. UserError: as `hold`."""
-    path = out.with_name(f".{out.name}.lock")
-    lock = hold(path, out, wait)
+    """Hold a lock beside `out` during the block; nothing is left of it, nor new folders above where `out` is
+    not made. UserError: as `hold`.
+    """
+    path = lock_path(out)
+    with leaving_no_empty_parents(out):
+        lock = hold(path, out, wait)
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # Windows keeps what is open
+                path.unlink(missing_ok=True)
+            lock.release()
+
+
+@contextmanager
+def leaving_no_empty_parents(path: Path) -> Iterator[None]:
+    """Remove the folders above `path` that are made in the block, where nothing is in them at its end."""
+    new = [*takewhile(lambda folder: not folder.exists(), path.parents)]
     try:
         yield
     finally:
-        with suppress(OSError):  # Windows keeps what is open
-            path.unlink(missing_ok=True)
-        lock.release()
+        for folder in new:
+            with suppress(OSError):  # it is not empty
+                folder.rmdir()

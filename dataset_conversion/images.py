@@ -8,19 +8,13 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image
 
+from dataset_conversion.image_files import LOSSY, open_image, opened
 from dataset_conversion.user_error import UserError
 
 logger = logging.getLogger(__name__)
 
-IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
-UNREADABLE = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    Image.DecompressionBombError,
-)  # what Pillow raises on bad files
 MAX_COLOUR_SPREAD = 32  # between the channels of a mask that is meant to be black and white
 
 
@@ -64,8 +58,13 @@ def read_rgb(path: Path, notes: Notes, upright: bool = True) -> np.ndarray:
 
 
 def read_grey(path: Path, notes: Notes, upright: bool = True) -> np.ndarray:
-    """Image as uint8 or uint16 (H, W). UserError: unreadable, coloured, or deeper than 16 bit."""
+    """Image as uint8 or uint16 (H, W). UserError: unreadable, coloured, or deeper than 16 bit.
+
+    Not `upright`, as nnU-Net reads it: black and white as 0 and 1, a TIFF with a palette as the indices.
+    """
     image = open_image(path, notes, upright)
+    if not upright and (image.mode == "1" or (image.mode == "P" and image.format == "TIFF")):
+        return np.asarray(image).astype(np.uint8)
     if image.mode == "I" or image.mode.startswith("I;16"):
         values = np.asarray(image)
         if values.min() >= 0 and values.max() <= np.iinfo(np.uint16).max:
@@ -81,31 +80,26 @@ def read_grey(path: Path, notes: Notes, upright: bool = True) -> np.ndarray:
 
 def is_grey(path: Path) -> bool:
     """Whether the file stores one channel of grey values (a palette is colour); reads the header only."""
-    try:
-        with Image.open(path) as image:
-            return image.mode in ("L", "1") or _is_high_depth(image)
-    except UNREADABLE as error:
-        raise UserError(
-            f"{path}: cannot be read ({error}), expected an intact image; replace the file"
-        ) from error
+    with opened(path) as image:
+        return image.mode in ("L", "1") or _is_high_depth(image)
 
 
 def read_binary_mask(path: Path, notes: Notes, threshold: int | None = None) -> np.ndarray:
     """Mask as uint8 (H, W) of 0 and 1, from 0/1 or 0/255; grey pixels are split at 127 and counted.
 
     With `threshold` (0-254) a pixel is foreground when it is brighter; masks of 0 and 1 stay as they are.
-    UserError: JPEG and no threshold (its edges are not the annotator's), a coloured or partly transparent
-    mask, values that are neither 0/1 nor 0/255.
+    UserError: JPEG or WebP and no threshold (its edges are not the annotator's), a coloured or partly
+    transparent mask, values that are neither 0/1 nor 0/255.
     """
     image = open_image(path, notes)
-    if image.format == "JPEG" and threshold is None:
+    if image.format in LOSSY and threshold is None:
         raise UserError(
-            f"{path}: found a JPEG mask, expected a lossless one because JPEG blurs its edges; "
-            "give --threshold 127 or save the masks as PNG"
+            f"{path}: found a {image.format} mask, expected a lossless one because {image.format} blurs "
+            "edges; give --threshold 127 or save the masks as PNG"
         )
     mask = _grey_levels(image, path)
     highest = int(mask.max(initial=0))
-    if highest <= 1 and image.format != "JPEG":  # a black JPEG has noise of 1
+    if highest <= 1 and image.format not in LOSSY:  # a black JPEG has noise of 1
         return mask.astype(np.uint8)
     if threshold is None and highest <= 127:
         raise UserError(
@@ -126,12 +120,16 @@ def read_binary_mask(path: Path, notes: Notes, threshold: int | None = None) -> 
 def read_index_mask(path: Path, notes: Notes, upright: bool = True) -> np.ndarray:
     """Mask whose pixel values are the labels, as integers (H, W).
 
-    UserError: JPEG, coloured (a palette's index is the label), partly transparent, unreadable.
+    UserError: JPEG or WebP, coloured (a palette's index is the label), partly transparent, unreadable.
     """
     image = open_image(path, notes, upright)
-    if image.format == "JPEG":
-        raise UserError(f"{path}: found a JPEG mask, expected a lossless one; export the labels as PNG")
-    return np.asarray(image) if image.mode == "P" else _grey_levels(image, path, spread=0)
+    if image.format in LOSSY:
+        raise UserError(
+            f"{path}: found a {image.format} mask, expected a lossless one; export the labels as PNG"
+        )
+    if image.mode == "P" and image.format != "GIF":  # a GIF of grey levels has a palette, too
+        return np.asarray(image)
+    return _grey_levels(image, path, spread=0)
 
 
 def check_max_side(max_side: int | None) -> None:
@@ -156,35 +154,6 @@ def resize_to(
     return small, np.asarray(resized).astype(mask.dtype)
 
 
-def open_image(path: Path, notes: Notes, upright: bool = True) -> Image.Image:
-    """Decode a whole file. UserError: unreadable, truncated, several pages.
-
-    `upright`: turn it as its EXIF tag says, as viewers do; nnU-Net takes the pixels as they are stored.
-    """
-    try:
-        with Image.open(path) as image:
-            # Pillow reads 48-bit PNG as 8-bit RGB without a word; only the decoder's raw mode tells.
-            deep = image.mode == "RGB" and any(";16" in str(tile[3]) for tile in image.tile)
-            image.load()
-            pages = getattr(image, "n_frames", 1) if image.format == "TIFF" else 1
-            turned = ImageOps.exif_transpose(image) if upright else image
-            turned.format = image.format  # exif_transpose forgets it
-            is_turned = upright and image.getexif().get(ExifTags.Base.Orientation, 1) != 1
-    except UNREADABLE as error:
-        raise UserError(
-            f"{path}: cannot be read ({error}), expected an intact image; replace the file"
-        ) from error
-    if pages > 1:
-        raise UserError(
-            f"{path}: found {pages} pages, expected one 2D image; save each page as a file of its own"
-        )
-    if is_turned:
-        notes.add("turned upright as their EXIF tag says; check that image and mask still fit", path)
-    if deep:
-        notes.add("16-bit colour reduced to 8 bit", path)
-    return turned
-
-
 def _grey_levels(image: Image.Image, path: Path, spread: int = MAX_COLOUR_SPREAD) -> np.ndarray:
     """Pixel values of a mask as integers (H, W); in black and white, channels may be `spread` apart."""
     if image.mode == "P" and _is_coloured(image, spread):
@@ -195,7 +164,13 @@ def _grey_levels(image: Image.Image, path: Path, spread: int = MAX_COLOUR_SPREAD
         return np.asarray(image).astype(np.uint8)  # mode "1" becomes 0/1
     if _is_high_depth(image):
         values = np.asarray(image)
-        if not np.array_equal(values, values.astype(np.int32)):
+        outside = values[~((values >= 0) & (values <= np.iinfo(np.uint16).max))]  # NaN, too
+        if outside.size:
+            value = f"{outside[0]:.0f}"
+            if image.mode == "I":  # Pillow has no numbers of 32 bit without sign
+                value += f" (or {int(outside[0]) % 2**32} without sign)"
+            raise UserError(f"{path}: found the value {value}, expected 0 to 65535; correct the mask")
+        if not np.array_equal(values, np.rint(values)):
             raise UserError(
                 f"{path}: found fractional values, expected an integer mask; save it as 8-bit PNG"
             )
@@ -210,7 +185,7 @@ def _grey_levels(image: Image.Image, path: Path, spread: int = MAX_COLOUR_SPREAD
 def _is_coloured(image: Image.Image, spread: int) -> bool:
     """Whether channels are more than `spread` apart; at all in dark masks: class numbers in one channel."""
     rgb = np.asarray(image.convert("RGB"))
-    is_dark = rgb.max() <= 127 and image.format != "JPEG"
+    is_dark = rgb.max() <= 127 and image.format not in LOSSY
     return bool(np.ptp(rgb, axis=2).max() > (0 if is_dark else spread))
 
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import functools
 import logging
 import re
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from dataset_conversion.finished import Conversion, conversion_of
 from dataset_conversion.images import Notes, check_max_side
 from dataset_conversion.kits19_case import (
     Kits19Case,
@@ -23,6 +26,7 @@ from dataset_conversion.raw_writer import RawDatasetWriter
 from dataset_conversion.resumable import Journal, resumable_folder
 from dataset_conversion.splits import DEFAULT_FOLDS, default_splits, grouped_splits
 from dataset_conversion.user_error import UserError
+from dataset_conversion.volumes import check_window
 
 logger = logging.getLogger(__name__)
 
@@ -37,8 +41,9 @@ LFS_POINTER = b"version https://git-lfs"
 class ConvertKits19:
     """Convert KiTS19 (case_XXXXX with imaging.nii.gz and segmentation.nii.gz) into an nnU-Net raw data set.
 
-    Cases without a segmentation, the challenge's test cases, go into imagesTs. One volume is read at a time;
-    a conversion that was killed goes on when the same command is given again.
+    Cases without a segmentation, the challenge's test cases, go into imagesTs. Volumes whose axes lie unlike
+    those of most are turned, for nnU-Net's 2d configuration to cut all along one plane. One volume is read at
+    a time; a conversion that was killed goes on when the same command is given again.
     """
 
     source: Path
@@ -68,17 +73,23 @@ class ConvertKits19:
         """Convert. UserError: whatever is wrong with options or input; finished cases are kept."""
         self._check_options()
         cases = find_cases(self.source)
+        conversion = conversion_of(
+            self, [path for case in cases for path in (case.image, case.label) if path]
+        )
+        if conversion.is_done():
+            return
         notes = Notes()
-        for case in cases:
-            check_headers(case, self.axis if self.slices else None)
-        with self._writer() as writer:
-            journal = Journal(writer.folder, {case.id: case.stamp for case in cases})
+        orientations = [check_headers(case, self.axis if self.slices else None) for case in cases]
+        target = None if self.slices else most_common(orientations)
+        with self._writer(conversion) as writer:
+            # What other cases look like decides in which order this one's axes are written.
+            journal = Journal(writer.folder, {case.id: [*case.stamp, target] for case in cases})
             if len(journal):
                 logger.info("going on: %d of %d cases were finished before", len(journal), len(cases))
             groups: dict[str, str] = {}
 
             def convert(case: Kits19Case) -> None:
-                facts = journal.get(case.id) or self._convert(case, writer, journal, notes)
+                facts = journal.get(case.id) or self._convert(case, target, writer, journal, notes)
                 for case_id in facts["cases"]:
                     writer.add_written_case(case_id, case.label is not None, facts["has_foreground"])
                     groups[case_id] = case.id
@@ -89,7 +100,7 @@ class ConvertKits19:
             self._set_splits(writer, {case_id: g for case_id, g in groups.items() if g in trained})
         notes.report()
 
-    def _writer(self) -> RawDatasetWriter:
+    def _writer(self, conversion: Conversion) -> RawDatasetWriter:
         options = {name: value for name, value in asdict(self).items() if name not in ("out", "workers")}
         options |= {"source": str(self.source.resolve()), "window": self.window and list(self.window)}
         png = self.slices and not self.keep_hu
@@ -101,18 +112,21 @@ class ConvertKits19:
             regions_class_order=[1, 2] if self.regions else None,
             file_ending=".png" if png else ".nii.gz",
             unfinished=functools.partial(resumable_folder, options=options),
+            sign=conversion.sign,
             license="CC BY-NC-SA 4.0",
             reference="Heller et al., arXiv:1904.00445",
             **{"window": f"{low:g} to {high:g} HU"} if png else {},
         )
 
-    def _convert(self, case: Kits19Case, writer: RawDatasetWriter, journal: Journal, notes: Notes) -> dict:
+    def _convert(
+        self, case: Kits19Case, target: str | None, writer: RawDatasetWriter, journal: Journal, notes: Notes
+    ) -> dict:
         if self.slices:
             window = None if self.keep_hu else self.window or ABDOMEN
             options = SliceOptions(self.axis, self.which, self.slices_per_case, window, self.max_side)
             case_ids, has_foreground = convert_slices(case, writer, options, notes)
         else:
-            case_ids, has_foreground = convert_volume(case, writer, notes)
+            case_ids, has_foreground = convert_volume(case, writer, target, notes)
         part = "Tr" if case.label is not None else "Ts"
         files = [writer.image_path(part, case_id) for case_id in case_ids]
         if case.label is not None:
@@ -140,13 +154,17 @@ class ConvertKits19:
             raise UserError(
                 "found --keep-hu with --window or --max-side, expected those with PNG only; leave one out"
             )
-        if self.window is not None and not self.window[0] < self.window[1]:
-            low, high = self.window
-            raise UserError(f"found --window {low:g} {high:g}, expected the lower value first; swap them")
+        check_window(self.window)
         check_max_side(self.max_side)
         for name, value in (("--slices-per-case", self.slices_per_case), ("--workers", self.workers)):
             if value is not None and value < 1:
                 raise UserError(f"found {name} {value}, expected 1 or more; correct the option")
+
+
+def most_common(orientations: Iterable[str | None]) -> str | None:
+    """The orientation of most volumes, of equals the first; None where no header says how it lies."""
+    counted = Counter(one for one in orientations if one is not None)
+    return counted.most_common(1)[0][0] if counted else None
 
 
 def find_cases(source: Path) -> list[Kits19Case]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from dataset_conversion.images import Notes, resize_to
-from dataset_conversion.planes import Plane, PlaneName, find_plane, slice_affine
+from dataset_conversion.planes import Plane, PlaneName, find_plane, orientation, slice_affine, turned_volume
 from dataset_conversion.raw_writer import RawDatasetWriter, link_or_copy
 from dataset_conversion.user_error import UserError
 from dataset_conversion.volumes import (
@@ -17,7 +18,6 @@ from dataset_conversion.volumes import (
     Volume,
     evenly_spaced,
     open_volume,
-    read_slabs,
     read_slices,
     slices_reaching,
     value_range,
@@ -57,11 +57,15 @@ class Kits19Case:
         return [[state.st_size, state.st_mtime_ns] for state in states]
 
 
-def check_headers(case: Kits19Case, axis: PlaneName | None) -> None:
-    """UserError: as `open_case`, and for slices along `axis` a header that does not say how it lies."""
+def check_headers(case: Kits19Case, axis: PlaneName | None) -> str | None:
+    """Orientation of a case's image, None where its header is silent.
+
+    UserError: as `open_case`, and for slices along `axis` a header that does not say how it lies.
+    """
     image, _ = open_case(case, Notes())
     if axis is not None:
         find_plane(image, axis)
+    return orientation(image)
 
 
 def open_case(case: Kits19Case, notes: Notes) -> tuple[Volume, Volume | None]:
@@ -85,29 +89,56 @@ def open_case(case: Kits19Case, notes: Notes) -> tuple[Volume, Volume | None]:
     return image, label
 
 
-def convert_volume(case: Kits19Case, writer: RawDatasetWriter, notes: Notes) -> tuple[list[str], bool]:
-    """Check a case and link, copy or rewrite its files -> ([case id], whether it has foreground)."""
+def convert_volume(
+    case: Kits19Case, writer: RawDatasetWriter, target: str | None, notes: Notes
+) -> tuple[list[str], bool]:
+    """Check a case and link, copy or rewrite its files -> ([case id], whether it has foreground).
+
+    Its axes are brought into the orientation `target` where its header says how the patient lies.
+    """
     image, label = open_case(case, notes)
     values = value_range(image)
     _note_units(values, image, notes)
     part = "Ts" if label is None else "Tr"
-    target = writer.image_path(part, case.id)
-    if image.is_plain and image.dtype.name in IMAGE_TYPES:
-        link_or_copy(image.path, target)
+    turns = orientation(image) not in (None, target)
+    if turns:
+        notes.add(f"axes brought into the order {target} of most volumes, for nnU-Net's 2d", image.path)
+    elif not image.has_orientation:
+        notes.add("header does not say how the patient lies: axes may differ from other volumes'", image.path)
+    path, is_known = writer.image_path(part, case.id), image.dtype.name in IMAGE_TYPES
+    if image.is_plain and is_known and not turns:
+        link_or_copy(image.path, path)
     else:
-        notes.add("image written anew as int16 or float32 with a plain header", image.path)
-        dtype = np.int16 if values.is_whole and fits_int16(values.low, values.high) else np.float32
-        write_volume(target, image.shape, dtype, image.affine, read_slabs(image))
+        dtype = image.dtype.newbyteorder("=")
+        if not (image.is_plain and is_known):
+            notes.add("image written anew as int16 or float32 with a plain header", image.path)
+            dtype = np.int16 if values.is_whole and fits_int16(values.low, values.high) else np.float32
+        _write_anew(image, path, target if turns else None, dtype)
     if label is None:
         return [case.id], False
     has_foreground = check_label(label)
-    target = writer.label_path(part, case.id)
-    if label.is_plain and label.dtype.name in LABEL_TYPES and np.array_equal(label.affine, image.affine):
-        link_or_copy(label.path, target)
+    path, is_known = writer.label_path(part, case.id), label.dtype.name in LABEL_TYPES
+    placed = replace(label, affine=image.affine, has_orientation=image.has_orientation)
+    is_same = np.array_equal(label.affine, image.affine) and label.has_orientation == image.has_orientation
+    if label.is_plain and is_known and is_same and not turns:
+        link_or_copy(label.path, path)
     else:
-        notes.add("label written anew as uint8 with the image's geometry", label.path)
-        write_volume(target, label.shape, np.uint8, image.affine, map(np.rint, read_slabs(label)))
+        if not (label.is_plain and is_known and is_same):
+            notes.add("label written anew as uint8 with the image's geometry", label.path)
+        _write_anew(placed, path, target if turns else None, np.uint8, np.rint)
     return [case.id], has_foreground
+
+
+def _write_anew(
+    volume: Volume,
+    path: Path,
+    target: str | None,
+    dtype,
+    convert: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> None:
+    """Write a volume with a plain header, in the orientation `target` (None: its own)."""
+    turned = turned_volume(volume, target, dtype, convert)
+    write_volume(path, turned.shape, dtype, turned.affine, turned.slabs, volume.has_orientation)
 
 
 def convert_slices(
@@ -122,6 +153,7 @@ def convert_slices(
         notes.add("no slice with foreground: left out", case.image)
         return [], False
     _note_spacing(image, plane, options, notes)
+    _note_units(value_range(image), image, notes)
     pixels = read_pixels(image, plane, indices, options.window)
     masks = None
     if label is not None:
@@ -131,9 +163,23 @@ def convert_slices(
         case_id = f"{case.id}_s{index:04d}"
         picture = plane.turned(pixels[number])
         mask = None if masks is None else plane.turned(masks[number])
+        if mask is not None and mask.any() and np.ptp(picture) == 0:
+            raise UserError(_without_contrast(image, plane, index, options.window))
         write_slice(writer, case_id, picture, mask, slice_affine(image, plane, index), options)
         case_ids.append(case_id)
     return case_ids, has_foreground
+
+
+def _without_contrast(image: Volume, plane: Plane, index: int, window: tuple[float, float] | None) -> str:
+    """Message on a slice with kidney or tumour whose picture has a single value."""
+    stored = read_slices(image, plane.slices, [index], np.asarray, np.float64)
+    found = f"{image.path}: found values from {stored.min():g} to {stored.max():g} in slice {index}"
+    if window is None:
+        return f"{found}, which is labelled, expected a picture; restore the scan"
+    return (
+        f"{found}, which is labelled and becomes a single grey in the window {window[0]:g} to {window[1]:g}, "
+        "expected HU; subtract what was added to them (often 1024) or give another --window"
+    )
 
 
 def chosen_slices(image: Volume, label: Volume | None, plane: Plane, options: SliceOptions) -> list[int]:

@@ -8,10 +8,12 @@ from typing import Literal
 
 import numpy as np
 
+from dataset_conversion.finished import conversion_of
 from dataset_conversion.parallel import in_parallel
 from dataset_conversion.phantom_ct import LABELS as CT_LABELS
 from dataset_conversion.phantom_ct import phantom_ct_case
 from dataset_conversion.raw_writer import RGB, RawDatasetWriter
+from dataset_conversion.seeds import check_seed
 from dataset_conversion.user_error import UserError
 from dataset_conversion.volumes import write_volume
 
@@ -44,20 +46,24 @@ class ConvertPhantom:
 
     def run(self) -> None:
         """Draw and write. UserError: counts or size out of range, or an unusable `out`."""
+        check_seed(self.seed)
         is_ct = self.kind == "ct"
         size = (96 if is_ct else 256) if self.size is None else self.size
         slices = 16 if self.slices is None else self.slices
-        if self.cases < 1 or self.test_cases < 0 or size < 32 or slices < 4 or self.seed < 0:
+        if self.cases < 1 or self.test_cases < 0 or size < 32 or slices < 4:
             raise UserError(
-                f"found {self.cases} and {self.test_cases} cases, size {size}, {slices} slices, seed "
-                f"{self.seed}, expected at least 1, 0, 32 (pixels), 4, 0; correct the option"
+                f"found {self.cases} and {self.test_cases} cases, size {size}, {slices} slices, "
+                "expected at least 1, 0, 32 (pixels), 4; correct the option"
             )
         if self.slices is not None and not is_ct:
             raise UserError("found --slices with endoscopy images, expected --kind ct; correct one of them")
+        conversion = conversion_of(self)
+        if conversion.is_done():
+            return
         channels, labels = (("CT",), CT_LABELS) if is_ct else (RGB, {"background": 0, "polyp": 1})
         ending = ".nii.gz" if is_ct else ".png"
         with RawDatasetWriter(
-            self.out, channels, labels, file_ending=ending, license="none needed"
+            self.out, channels, labels, file_ending=ending, sign=conversion.sign, license="none needed"
         ) as writer:
 
             def draw(index: int) -> None:

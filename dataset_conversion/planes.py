@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Literal, NamedTuple
 
 import numpy as np
 
 from dataset_conversion.user_error import UserError
-from dataset_conversion.volumes import Volume
+from dataset_conversion.volumes import Volume, read_slabs
 
 PlaneName = Literal["axial", "coronal", "sagittal"]
 
@@ -65,3 +66,46 @@ def slice_affine(volume: Volume, plane: Plane, index: int) -> np.ndarray:
     if np.linalg.det(affine[:3, :3]) < 0:
         affine[:, 2] *= -1
     return affine
+
+
+def orientation(volume: Volume) -> str | None:
+    """Where the axes of its array run to, such as KiTS19's own IPL; None where no header says so."""
+    from nibabel.orientations import aff2axcodes
+
+    return "".join(aff2axcodes(volume.affine)) if volume.has_orientation else None
+
+
+class TurnedVolume(NamedTuple):
+    """A volume with its axes in another order or direction; every voxel keeps its place in the patient."""
+
+    shape: tuple[int, int, int]
+    affine: np.ndarray
+    slabs: Iterator[np.ndarray]
+
+
+def turned_volume(
+    volume: Volume, target: str | None, dtype, convert: Callable[[np.ndarray], np.ndarray] | None = None
+) -> TurnedVolume:
+    """`volume` in the orientation `target` (None: its own), to be written as `dtype` slab by slab.
+
+    The slabs are `convert`ed. A volume that must be turned is held in memory, once, as `dtype`. UserError: as
+    `read_slabs`.
+    """
+    from nibabel.orientations import (
+        apply_orientation,
+        axcodes2ornt,
+        inv_ornt_aff,
+        io_orientation,
+        ornt_transform,
+    )
+
+    slabs = read_slabs(volume) if convert is None else map(convert, read_slabs(volume))
+    if target is None or target == orientation(volume):
+        return TurnedVolume(volume.shape, volume.affine, slabs)
+    values = np.empty(volume.shape, dtype, order="F")
+    for k, slab in enumerate(slabs):
+        values[:, :, k] = slab
+    turn = ornt_transform(io_orientation(volume.affine), axcodes2ornt(target))
+    values = apply_orientation(values, turn)  # a view
+    affine = volume.affine @ inv_ornt_aff(turn, volume.shape)
+    return TurnedVolume(values.shape, affine, (values[:, :, k] for k in range(values.shape[2])))

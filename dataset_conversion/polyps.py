@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import bisect
-import csv
 import functools
 import logging
 import re
@@ -11,10 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from dataset_conversion.finished import conversion_of
 from dataset_conversion.folder import Pair, case_id, convert_pairs, match_files
 from dataset_conversion.images import read_binary_mask, read_rgb
 from dataset_conversion.raw_writer import RGB, RawDatasetWriter
 from dataset_conversion.splits import grouped_splits
+from dataset_conversion.text_files import read_lines, read_table, tidy_name
 from dataset_conversion.user_error import UserError
 
 logger = logging.getLogger(__name__)
@@ -94,15 +95,26 @@ class ConvertPolyps:
             raise UserError(
                 "found no training image, expected --kvasir or --clinicdb to train on; give one of them"
             )
+        files = [path for pair in pairs for path in (pair.image, pair.mask)]
+        conversion = conversion_of(self, files + self._lists())
+        if conversion.is_done():
+            return
         first_frames = read_sequences(self.clinicdb and folder_of("sequences.csv", self.clinicdb))
         groups = split_groups(pairs, first_frames)
         sequences = {pair.case_id: sequence_of(pair.case_id, first_frames) for pair in pairs}
-        with RawDatasetWriter(self.out, RGB, {"background": 0, "polyp": 1}) as writer:
+        labels = {"background": 0, "polyp": 1}
+        with RawDatasetWriter(self.out, RGB, labels, sign=conversion.sign) as writer:
             writer.set_groups({case_id: name for case_id, name in sequences.items() if name is not None})
             writer.set_splits(grouped_splits(groups))
             # Released masks are JPEG (Kvasir-SEG) or blurred by resizing (PraNet): split at half brightness.
             read_mask = functools.partial(read_binary_mask, threshold=127)
             convert_pairs(writer, pairs, read_rgb, read_mask, self.max_side)
+
+    def _lists(self) -> list[Path]:
+        """The lists beside the images that are there."""
+        named = {"val.txt": self.kvasir, "train.txt": self.kvasir, "sequences.csv": self.clinicdb}
+        paths = [folder_of(name, folder) / name for name, folder in named.items() if folder is not None]
+        return [path for path in paths if path.is_file()]
 
     def _pairs_of(self, source: SourceName, folder: Path) -> list[Pair]:
         files = match_files(*find_layout(folder))
@@ -187,20 +199,19 @@ def pranet_pairs(folder: Path) -> list[Pair]:
 
 
 def read_sequences(folder: Path | None) -> list[int]:
-    """First frames of ClinicDB's sequences, from sequences.csv in its folder or as published."""
+    """First frames of ClinicDB's sequences, from sequences.csv in its folder or as published.
+
+    UserError: as `read_table`; a first frame that is no number.
+    """
     path = folder / "sequences.csv" if folder is not None else None
     if path is None or not path.is_file():
         return list(CLINICDB_FIRST_FRAMES)
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            first = sorted(int(row["first"]) for row in csv.DictReader(file))
-        if not first:
-            raise ValueError("no sequences")
-        return first
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{path}: cannot be read ({error!r}), expected columns sequence,first,last; correct it"
-        ) from error
+    found = [row["first"] for row in read_table(path, ("sequence", "first", "last"))]
+    if odd := [text for text in found if not re.fullmatch("[0-9]{1,9}", text)]:
+        raise UserError(f"{path}: found first frame {odd[0]!r}, expected a number; correct the file")
+    if not found:
+        raise UserError(f"{path}: found no sequences, expected columns sequence,first,last; correct it")
+    return sorted(map(int, found))
 
 
 def split_groups(pairs: list[Pair], first_frames: list[int]) -> dict[str, str]:
@@ -246,5 +257,4 @@ def _read_names(path: Path) -> set[str]:
     """Stems listed in a text file, one a line, with or without a file ending; empty when there is no file."""
     if not path.is_file():
         return set()
-    lines = path.read_text(encoding="utf-8-sig").split("\n")
-    return {Path(line.strip()).stem for line in lines if line.strip()}
+    return {tidy_name(Path(line).stem) for line in read_lines(path)}

@@ -21,8 +21,18 @@ from dataset_conversion.dataset_json import (
     label_values,
     load_json,
 )
+from dataset_conversion.grid import reason
+from dataset_conversion.image_files import check_regular, opened
+from dataset_conversion.names import (
+    check_case_id,
+    check_case_ids,
+    check_name,
+    match_key,
+    refuse_lookalikes,
+)
 from dataset_conversion.report_folder import visible_files
 from dataset_conversion.splits import DEFAULT_FOLDS, Split, default_splits, nnunet_folder, splits_files
+from dataset_conversion.text_files import tidy_name
 from dataset_conversion.user_error import UserError
 
 # Files of these kinds hold all colour channels at once: case_0000.png with three channel_names.
@@ -89,7 +99,12 @@ class RawDataset:
     def training_cases(self) -> list[Case]:
         """Cases of imagesTr (or of the `dataset` table of dataset.json), sorted by id; each has a label."""
         if "dataset" in self.json:
-            cases = [self._listed_case(name, files) for name, files in sorted(self.json["dataset"].items())]
+            path, table = self.folder / "dataset.json", self.json["dataset"]
+            if not isinstance(table, dict):
+                raise UserError(f"{path}: found another dataset than a table of case ids; correct it")
+            ids = {name: check_case_id(name, path) for name in table}
+            refuse_lookalikes(table, "case ids", path)
+            cases = [self._listed_case(ids[name], table[name]) for name in sorted(table, key=ids.get)]
         else:
             cases = self._cases_of("Tr")
         for case in cases:
@@ -128,6 +143,8 @@ class RawDataset:
             raise UserError(
                 f'{path}: found other content, expected {{"test set": ["case id", ...], ...}}; correct it'
             )
+        refuse_lookalikes(sets, "test sets", path)
+        sets = {check_name(name, "test set", path): check_case_ids(ids, path) for name, ids in sets.items()}
         known = {case.id for case in self.test_cases}
         unknown = sorted({case_id for ids in sets.values() for case_id in ids} - known)
         if unknown:
@@ -151,15 +168,25 @@ class RawDataset:
             raise UserError(
                 f'{path}: found other content, expected {{"case id": "patient or sequence", ...}}; correct it'
             )
+        refuse_lookalikes(named, "case ids", path)
+        named = {check_case_id(c, path): check_name(g, "group", path) for c, g in named.items()}
         if unknown := sorted(set(named) - set(groups)):
             raise UserError(
                 f"{path}: found {unknown[0]} ({len(unknown)} such), expected ids of cases; correct it"
             )
-        return groups | named
+        groups |= named
+        refuse_lookalikes(sorted(set(groups.values())), "groups", path)
+        return groups
+
+    @cached_property
+    def groups_by_key(self) -> dict[str, str]:
+        """`match_key` of each case id and of each group -> group."""
+        of_groups = {match_key(group): group for group in self.groups.values()}
+        return of_groups | {match_key(case_id): group for case_id, group in self.groups.items()}
 
     def read_image(self, case: Case) -> np.ndarray:
         """Image as nnU-Net reads it: float32 (C, Z, Y, X), Z = 1 in 2D. UserError: NaN, channels."""
-        image = self._read("read_images", case.images)
+        image, _ = self._read("read_images", case.images)
         if len(image) != len(self.channel_names):
             raise UserError(
                 f"{case.images[0]}: found {len(image)} channels, expected {len(self.channel_names)} as in "
@@ -171,9 +198,13 @@ class RawDataset:
 
     def read_label(self, path: Path) -> np.ndarray:
         """Label as integers (Z, Y, X), Z = 1 for 2D. UserError: unreadable, values outside dataset.json."""
-        label = self._read("read_seg", path)[0]
+        label = self.read_stored(path)[0][0]
         check_label_values(label, self.label_values, str(path))
         return label.astype(np.int16)
+
+    def read_stored(self, path: Path) -> tuple[np.ndarray, dict]:
+        """What nnU-Net's reader gives of one file: (C, Z, Y, X) and its properties. UserError: unreadable."""
+        return self._read("read_seg", path)
 
     def read_case(self, case: Case) -> tuple[np.ndarray, np.ndarray]:
         """Image (C, Z, Y, X) and label (Z, Y, X) of a labelled case. UserError: also different sizes."""
@@ -220,6 +251,7 @@ class RawDataset:
         if self.file_ending in (".png", ".bmp") or not self.training_cases:
             return choose()()
         # As nnU-Net, by an example: .tif may be 2D or 3D, and SimpleITK refuses sheared .nii.gz.
+        check_file(self.training_cases[0].images[0])
         try:
             with contextlib.redirect_stderr(io.StringIO()):  # the traceback of each reader that refuses
                 return choose(str(self.training_cases[0].images[0]))()
@@ -243,16 +275,17 @@ class RawDataset:
             files["labels"] = case.label.with_suffix(".json")
         return {kind: path for kind, path in files.items() if path.is_file()}
 
-    def _read(self, method: str, files: Path | tuple[Path, ...]) -> np.ndarray:
+    def _read(self, method: str, files: Path | tuple[Path, ...]) -> tuple[np.ndarray, dict]:
         name = files if isinstance(files, Path) else files[0]
+        for file in [files] if files is name else files:
+            check_file(file)
         try:
             return getattr(self.reader, method)(
                 str(files) if files is name else [str(file) for file in files]
-            )[0]
+            )
         except Exception as error:  # each nnU-Net reader raises its library's own kind
-            first_line = f"{error}".strip().split("\n")[0]
             raise UserError(
-                f"{name}: cannot be read ({first_line}), expected an intact file; replace it"
+                f"{name}: cannot be read ({reason(error)}), expected an intact file; replace it"
             ) from error
 
     def _listed_case(self, name: str, files: dict) -> Case:
@@ -272,28 +305,28 @@ class RawDataset:
             raise UserError(
                 f"{folder}: not found, expected the images of the data set; see nnU-Net's dataset format"
             )
-        pattern = re.compile(r"(.+)_(\d{4})" + re.escape(ending))
+        pattern = re.compile(r"(.+)_(\d{4})" + re.escape(ending), re.DOTALL)
         files: dict[str, list[Path]] = defaultdict(list)
+        as_named: dict[str, None] = {}  # ids as the files' names have them, in order
         names = visible_files(folder)
         for name in names:
             if match := pattern.fullmatch(name):
-                files[match[1]].append(folder / name)
+                files[check_case_id(match[1], folder)].append(folder / name)
+                as_named[match[1]] = None
         if names and not files:
             raise UserError(
                 f"{folder}: found files such as {names[0]}, expected names like case_0000{ending}; "
                 "correct file_ending in dataset.json or rename the files"
             )
+        refuse_lookalikes(as_named, "case ids", folder)
         for case_id, paths in files.items():
             self._check_channel_files(case_id, paths)
-        labels = {case_id: self.folder / f"labels{part}" / (case_id + ending) for case_id in files}
-        return [
-            Case(case_id, tuple(paths), labels[case_id] if labels[case_id].is_file() else None)
-            for case_id, paths in sorted(files.items())
-        ]
+        labels = files_by_id(self.folder / f"labels{part}", ending)
+        return [Case(case_id, tuple(paths), labels.get(case_id)) for case_id, paths in sorted(files.items())]
 
     def _check_channel_files(self, case_id: str, paths: list[Path]) -> None:
         ending = self.file_ending
-        found = [path.name[len(case_id) + 1 : -len(ending)] for path in paths]
+        found = [path.name[: -len(ending)][-4:] for path in paths]
         expected = [f"{channel:04d}" for channel in range(len(self.channel_names))]
         one_colour_file = found == ["0000"] and len(expected) in (3, 4) and ending in COLOUR_ENDINGS
         if found != expected and not one_colour_file:
@@ -303,8 +336,29 @@ class RawDataset:
             )
 
 
+def check_file(path: Path) -> None:
+    """UserError unless it is a file that ends and, of PNG and BMP, none of a format that is not meant.
+
+    The library that reads them for nnU-Net goes by what is in a file, and for some formats starts programs.
+    """
+    check_regular(path)
+    if path.suffix in (".png", ".bmp"):
+        with opened(path):
+            pass
+
+
+def files_by_id(folder: Path, ending: str) -> dict[str, Path]:
+    """Case id -> its file in a folder of labels or predictions, which need not be there.
+
+    The ids are tidy, as `RawDataset` has them, whatever spaces or Unicode form the files' names have.
+    """
+    names = visible_files(folder) if folder.is_dir() else []
+    files = {tidy_name(name.removesuffix(ending)): folder / name for name in names if name.endswith(ending)}
+    return {case_id: path for case_id, path in files.items() if path.is_file()}
+
+
 def read_folds(path: Path) -> list[Split]:
-    """Folds of a file like splits_final.json. UserError: it holds none."""
+    """Folds of a file like splits_final.json, with tidy ids. UserError: it holds none; as `check_case_id`."""
     splits = load_json(path)
     if (
         not isinstance(splits, list)
@@ -315,7 +369,7 @@ def read_folds(path: Path) -> list[Split]:
         raise UserError(
             f'{path}: found no folds, expected [{{"train": [...], "val": [...]}}, ...]; correct it'
         )
-    return splits
+    return [fold | {side: check_case_ids(fold[side], path) for side in ("train", "val")} for fold in splits]
 
 
 def find_dataset(name: str | int | Path) -> RawDataset:

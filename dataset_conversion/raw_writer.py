@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dataset_conversion.dataset_json import check_label_values, check_labels, label_values
+from dataset_conversion.dataset_json import check_label_values, check_labels, label_values, load_json
+from dataset_conversion.names import check_case_id, match_key
 from dataset_conversion.report_folder import new_folder
 from dataset_conversion.splits import Split, nnunet_folder, splits_files
 from dataset_conversion.user_error import UserError, writing
@@ -43,9 +44,12 @@ class RawDatasetWriter:
         regions_class_order: list[int] | None = None,
         file_ending: str = ".png",
         unfinished: Callable[[Path], AbstractContextManager[Path]] = new_folder,
+        sign: Callable[[Path], None] | None = None,
         **about: str,
     ):
         """`unfinished`: makes `.<name>.partial`, here one that can be taken up again (`resumable_folder`).
+
+        `sign`: called with that folder once its files are complete, see `finished.Conversion`.
 
         `about`: further text fields of dataset.json (description, reference, license, ...).
         """
@@ -54,10 +58,10 @@ class RawDatasetWriter:
         self.regions_class_order, self.file_ending, self.about = regions_class_order, file_ending, about
         check_out(self.out)
         check_labels(self.labels, regions_class_order, self.out)
-        self._block = unfinished(self.out)
+        self._block, self._sign = unfinished(self.out), sign
         self._lock = threading.Lock()
         self._training: set[str] = set()
-        self._ids: set[str] = set()  # lower case: file names may not differ by case alone
+        self._ids: set[str] = set()  # as `match_key`: file names may not differ by letter case alone
         self._test_sets: dict[str, list[str]] = defaultdict(list)
         self._splits: list[Split] = []
         self._groups: dict[str, str] = {}
@@ -77,6 +81,8 @@ class RawDatasetWriter:
             self._finish()
             if self._splits:
                 write_splits(self.out, self._splits, self.folder)
+            if self._sign is not None:
+                self._sign(self.folder)
         n_training = len(self._training)
         logger.info("wrote %s: %d training, %d test cases", self.out, n_training, len(self._ids) - n_training)
 
@@ -126,16 +132,18 @@ class RawDatasetWriter:
         self._groups = dict(groups)
 
     def _claim(self, case_id: str) -> None:
+        check_case_id(case_id, self.out)
         if not re.fullmatch(r"[\w.+-]+", case_id):
             raise UserError(
                 f'found case id "{case_id}", expected letters, digits and _ . + -; rename the file'
             )
         with self._lock:
-            if case_id.lower() in self._ids:
+            if match_key(case_id) in self._ids:
                 raise UserError(
-                    f"found case id {case_id} twice, expected unique ids; rename or remove one of the two"
+                    f"found case id {case_id} twice, letter case aside, expected unique ids; rename or "
+                    "remove one of the two"
                 )
-            self._ids.add(case_id.lower())
+            self._ids.add(match_key(case_id))
 
     def _write_image(self, part: str, case_id: str, image: np.ndarray) -> None:
         channels = 1 if image.ndim == 2 else image.shape[2]
@@ -162,7 +170,8 @@ class RawDatasetWriter:
                 f"{image.shape[0]} image, expected the same size; export the mask at the size of its image"
             )
         check_label_values(label, label_values(self.labels), f"case {case_id}")
-        self._save(self.label_path(part, case_id), label.astype(np.uint8))
+        kind = np.uint8 if label.max(initial=0) <= 255 else np.uint16
+        self._save(self.label_path(part, case_id), label.astype(kind))
 
     def _path(self, folder: str, stem: str) -> Path:
         (self.folder / folder).mkdir(exist_ok=True)
@@ -185,7 +194,7 @@ class RawDatasetWriter:
         assert {
             case_id for fold in self._splits for ids in fold.values() for case_id in ids
         } <= self._training
-        assert {case_id.lower() for case_id in self._groups} <= self._ids
+        assert set(map(match_key, self._groups)) <= self._ids
         from nnunetv2.dataset_conversion.generate_dataset_json import generate_dataset_json
 
         generate_dataset_json(
@@ -250,7 +259,7 @@ def write_splits(folder: Path, splits: list[Split], unfinished: Path | None = No
 def refuse_other_splits(folder: Path, splits: list[Split]) -> None:
     """UserError when a splits_final.json of data set `folder` exists and differs from `splits`."""
     for path in splits_files(folder):
-        if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != splits:
+        if path.is_file() and load_json(path) != splits:
             raise UserError(
                 f"{path}: found other splits than the {len(splits)} folds to write, expected the same; "
                 "delete that file (and the models trained with it) or choose another --out"

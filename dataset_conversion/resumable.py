@@ -9,6 +9,7 @@ from pathlib import Path
 
 from dataset_conversion.dataset_json import load_json
 from dataset_conversion.folder_lock import alone
+from dataset_conversion.names import check_inside
 from dataset_conversion.raw_writer import write_json
 from dataset_conversion.report_folder import take_name
 from dataset_conversion.user_error import UserError, writing
@@ -46,7 +47,7 @@ class Journal:
     """What is finished in a `resumable_folder`: one record for each part, written after the part's files.
 
     What the folder holds beside finished parts is deleted: files of a half-written part, or of one whose
-    source has changed since.
+    source has changed since, or of which a file is gone. UserError: a record is not as it was written.
 
     Args:
         stamps: name of each part -> anything that changes with its source (a JSON value).
@@ -56,8 +57,9 @@ class Journal:
         self._folder, self._stamps = folder, stamps
         self._records: dict[str, dict] = {}
         for path in (folder / JOURNAL).glob("*.json"):
-            record = load_json(path)
-            if record["stamp"] == stamps.get(path.stem):
+            record = _read_record(path)
+            is_whole = all((folder / name).is_file() for name in record["files"])
+            if is_whole and record["stamp"] == stamps.get(path.stem):
                 self._records[path.stem] = record
             else:
                 path.unlink()
@@ -79,3 +81,14 @@ class Journal:
         names = [path.relative_to(self._folder).as_posix() for path in files]
         record = {"stamp": self._stamps[name], "files": names, "facts": facts}
         write_json(self._folder / JOURNAL / f"{name}.json", record)
+
+
+def _read_record(path: Path) -> dict:
+    """As `Journal.add` writes it. UserError: it is none, or names files outside of the folder."""
+    record = load_json(path)
+    kinds = {"stamp": list, "files": list, "facts": dict}
+    if not isinstance(record, dict) or not all(isinstance(record.get(key), kinds[key]) for key in kinds):
+        raise UserError(f"{path}: found no record of a finished part, expected one; remove that file")
+    for name in record["files"]:
+        check_inside(name, path)
+    return record

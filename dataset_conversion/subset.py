@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from dataset_conversion.dataset_json import check_label_values
+from dataset_conversion.finished import conversion_of
 from dataset_conversion.images import (
     Notes,
     check_max_side,
@@ -40,9 +41,12 @@ from dataset_conversion.raw_writer import (
     write_splits,
 )
 from dataset_conversion.report_folder import new_folder
+from dataset_conversion.seeds import check_seed
 from dataset_conversion.user_error import UserError
 
 logger = logging.getLogger(__name__)
+
+DESCRIPTIONS = ("dataset.json", "groups.json", "test_sets.json")
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,7 @@ class ConvertSubset:
     def run(self) -> None:
         """Write the subset. UserError: options out of range, or whatever is wrong with source or `out`."""
         out = Path(self.out).resolve()
-        check_out(out)
+        check_seed(self.seed)
         if not 0 < self.fraction <= 1:
             raise UserError(
                 f"found --fraction {self.fraction}, expected above 0 and at most 1; correct the option"
@@ -79,6 +83,10 @@ class ConvertSubset:
         source = find_dataset(self.dataset)
         if self.max_side is not None:
             check_shrinkable(source)
+        conversion = conversion_of(self, source_files(source, self.splits))
+        if conversion.is_done():
+            return
+        check_out(out)
         splits = source_splits(source, self.splits)
         kept = drawn_cases([case.id for case in source.training_cases], splits, self.fraction, self.seed)
         splits = restricted_splits(splits, kept)
@@ -87,6 +95,7 @@ class ConvertSubset:
             self._write(source, kept, partial)
             if splits:
                 write_splits(out, splits, partial)
+            conversion.sign(partial)
         logger.info(
             "wrote %s: %d of %d training cases, %d test cases",
             *(out, len(kept), len(source.training_cases), len(source.test_cases)),
@@ -128,6 +137,15 @@ def check_shrinkable(source: RawDataset) -> None:
             f"{source.folder}: found {source.file_ending} {kind} of {channels} channel(s), expected "
             f"2D {', '.join(COLOUR_ENDINGS)} of 1 or 3 for --max-side; leave it out"
         )
+
+
+def source_files(source: RawDataset, splits: Path | None = None) -> list[Path]:
+    """All files of a data set, and those of its folds; `splits`: the one given instead."""
+    files = [path for name in DESCRIPTIONS if (path := source.folder / name).is_file()]
+    files += [path for path in [splits, *splits_files(source.folder)] if path and path.is_file()]
+    for case in (*source.training_cases, *source.test_cases):
+        files += [*case.images, *([case.label] if case.label else []), *source.spacing_files(case).values()]
+    return files
 
 
 def source_splits(source: RawDataset, given: Path | None = None) -> list[Split]:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import select
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import rich
-from rich.logging import RichHandler
+from dataset_conversion.interrupts import INTERRUPTED, Interrupts
+from dataset_conversion.standard_streams import READER_GONE, OutputLost, standard_streams
 
 
 class UserError(ValueError):
@@ -61,45 +61,69 @@ def writing(path: Path) -> Iterator[None]:
 def run_command(command: Callable[[], None]) -> None:
     """Run a console script's body with its log on stderr; a `UserError` becomes a line there and exit code 2.
 
-    Other exceptions keep their traceback: they are ours to mend. Ctrl-C exits with 130, as shells expect, and
-    where the reader of stdout has gone (`| head`) with 141.
+    Other exceptions keep their traceback: they are ours to mend. Ctrl-C exits with 130, as shells expect.
+    Where the reader of stdout has gone (`| head`) the exit code is 141. Where stdout is closed or full it is
+    2, with a line on stderr. What stderr does not take is dropped. A process calls this as its last act: it
+    keeps answering Ctrl-C.
     """
-    _start_log()
+    interrupts = Interrupts()
+    interrupts.watch()
+    with standard_streams():
+        code = _run(command, interrupts)
+        interrupts.unwatch()
+    if code:
+        sys.exit(code)
+
+
+def _run(command: Callable[[], None], interrupts: Interrupts) -> int:
+    """Exit code of `command`, or whatever it raises that needs a traceback."""
     try:
-        command()
-        sys.stdout.flush()
-    except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        sys.exit(2)
-    except BrokenPipeError:
-        if not _reader_has_gone():
+        _start_log()
+        try:
+            command()
+        except SystemExit:  # after a verb's help, or what it found
+            sys.stdout.flush()
             raise
-        sys.exit(141)
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted\n")
-        sys.exit(130)
+        sys.stdout.flush()
+    except BaseException as error:
+        if interrupts.pressed:
+            interrupts.tell()
+            return INTERRUPTED
+        if isinstance(error, OutputLost) and error.reader_has_gone:
+            return READER_GONE
+        if not isinstance(error, (UserError, OutputLost)):
+            raise
+        sys.stderr.write(f"error: {printable(str(error))}\n")
+        return 2
+    return 0
 
 
-def _reader_has_gone() -> bool:
-    """Whether stdout is a pipe that nobody reads any more; then what is left for it is dropped."""
-    if not hasattr(select, "poll"):  # Windows
-        return False
-    poll, stdout = select.poll(), sys.__stdout__.fileno()
-    poll.register(stdout, 0)
-    gone = any(event & select.POLLERR for _, event in poll.poll(0))
-    if gone:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stdout)  # Python flushes at its end, and would complain
-    return gone
+def printable(text: str) -> str:
+    """`text` on one line that moves no cursor and changes no colour: Python's escapes of such characters."""
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in text)
+
+
+class _PrintableLines(logging.Formatter):
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return printable(super().formatMessage(record))
 
 
 def _start_log() -> None:
     """Log to stderr: stdout is for what a command is asked to print, a script or a list for a cluster."""
+    import rich
+
     rich.reconfigure(stderr=True)  # one console for the log and all bars, so that neither tears the other
     if rich.get_console().is_terminal:
+        from rich.logging import RichHandler
+
         handler: logging.Handler = RichHandler(show_time=False, show_path=False)
+        handler.setFormatter(_PrintableLines("%(message)s"))
     else:  # whole lines, which a file can be searched for
         handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(levelname)-8s %(message)s"))
-    logging.basicConfig(format="%(message)s", handlers=[handler])
+        handler.setFormatter(_PrintableLines("%(levelname)-8s %(message)s"))
+    logging.basicConfig(handlers=[handler])
     for package in OURS:  # of others, only their warnings
         logging.getLogger(package).setLevel(logging.INFO)
+    for library in ("PIL", "tifffile"):  # of a damaged file they log and warn of what they raise
+        logging.getLogger(library).setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", module=r"PIL\.TiffImagePlugin")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import math
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,9 @@ from dataset_conversion.user_error import UserError
 
 MILLIMETRES = {"meter": 1000.0, "micron": 0.001}  # any other unit is read as mm, as ITK does
 HEADER_BYTES = 352  # of a NIfTI-1 file, with the flag that no extension follows
+SHEAR = 1e-3  # cosine of two axes' angle that is taken for a rounded right angle
+ITK_SHEAR = 5e-5  # that ITK reads without fail; it refuses 1e-4
+SAME_READING = 0.01  # of a voxel: how far apart two readers may see a corner of one file
 
 
 @dataclass(frozen=True)
@@ -26,7 +30,7 @@ class Volume:
     path: Path
     shape: tuple[int, int, int]
     affine: np.ndarray
-    """(4, 4) from voxel indices to mm, RAS+."""
+    """(4, 4) from voxel indices to mm, RAS+; the axes are at right angles."""
     has_orientation: bool
     """Whether the header says at all how the patient lies."""
     is_plain: bool
@@ -44,8 +48,7 @@ class Volume:
     @property
     def corners(self) -> np.ndarray:
         """(8, 3) in mm: the centres of the outermost voxels."""
-        ends = np.array(list(np.ndindex(2, 2, 2))) * (np.array(self.shape) - 1)
-        return ends @ self.affine[:3, :3].T + self.affine[:3, 3]
+        return _corners(self.affine, self.shape)
 
 
 class ValueRange(NamedTuple):
@@ -80,12 +83,13 @@ def open_volume(path: Path, notes: Notes) -> Volume:
         notes.add("further axes of length 1 dropped", path)
     affine = affine * np.array([MILLIMETRES.get(header.get_xyzt_units()[0], 1.0)] * 3 + [1.0])[:, None]
     _check_axes(affine, path)
+    is_clear = _is_consistent(header, affine, path, notes) and _is_read_alike(path, affine, header, notes)
     return Volume(
         path=path,
         shape=shape,
-        affine=affine,
-        has_orientation=bool(header["sform_code"] or header["qform_code"]),
-        is_plain=shape == values.shape and _is_unscaled(raw) and _is_consistent(header, affine, path, notes),
+        affine=_at_right_angles(affine, shape),
+        has_orientation=_has_orientation(header),
+        is_plain=shape == values.shape and _is_unscaled(raw) and is_clear,
         dtype=values.dtype,
         offset=values.offset,
         slope=float(values.slope),
@@ -159,17 +163,26 @@ def read_slices(
 
 
 def write_volume(
-    path: Path, shape: tuple[int, int, int], dtype, affine: np.ndarray, slabs: Iterable[np.ndarray]
+    path: Path,
+    shape: tuple[int, int, int],
+    dtype,
+    affine: np.ndarray,
+    slabs: Iterable[np.ndarray],
+    has_orientation: bool = True,
 ) -> None:
-    """Write a .nii.gz from its values [:, :, k] in order; the same values give the same bytes."""
+    """Write a .nii.gz from its values [:, :, k] in order; the same values give the same bytes.
+
+    Without `has_orientation` the header keeps the spacing only.
+    """
     import nibabel as nib
 
+    code = int(has_orientation)
     header = nib.Nifti1Header()
     header.set_data_dtype(dtype)
     header.set_data_shape(shape)
     header.set_xyzt_units("mm")
-    header.set_sform(affine, code=1)
-    header.set_qform(affine, code=1)
+    header.set_sform(affine, code)
+    header.set_qform(affine, code)
     header.set_slope_inter(1, 0)
     header.set_data_offset(HEADER_BYTES)
     with (
@@ -179,6 +192,14 @@ def write_volume(
         header.write_to(file)
         for slab in slabs:
             file.write(np.asarray(slab, header.get_data_dtype()).tobytes(order="F"))
+
+
+def check_window(window: tuple[float, float] | None) -> None:
+    """UserError unless a verb's --window is a range of two finite numbers."""
+    if window is not None and not 0 < window[1] - window[0] < math.inf:
+        raise UserError(
+            f"found --window {window[0]:g} {window[1]:g}, expected two numbers, LOW below HIGH; change it"
+        )
 
 
 @contextmanager
@@ -197,14 +218,41 @@ def _intact(path: Path) -> Iterator[None]:
         ) from error
 
 
+def _corners(affine: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    ends = np.array(list(np.ndindex(2, 2, 2))) * (np.array(shape[:3]) - 1)
+    return ends @ affine[:3, :3].T + affine[:3, 3]
+
+
 def _check_axes(affine: np.ndarray, path: Path) -> None:
     """UserError unless the axes are of finite length and at right angles."""
     lengths = np.linalg.norm(affine[:3, :3], axis=0)
     if not np.isfinite(affine).all() or not (lengths > 0).all():
         raise UserError(f"{path}: found voxels of {lengths} mm, expected a length; correct the header")
-    directions = affine[:3, :3] / lengths
-    if np.abs(directions.T @ directions - np.eye(3)).max() > 1e-3:
+    if _shear(affine) > SHEAR:
         raise UserError(f"{path}: found sheared axes, expected right angles; resample the volume")
+
+
+def _shear(affine: np.ndarray) -> float:
+    """Largest cosine of the angle between two axes."""
+    directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    return float(np.abs(directions.T @ directions - np.eye(3)).max())
+
+
+def _at_right_angles(affine: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+    """The affine with the nearest axes at right angles; lengths and the volume's centre stay."""
+    if _shear(affine) <= ITK_SHEAR:
+        return affine
+    lengths = np.linalg.norm(affine[:3, :3], axis=0)
+    left, _, right = np.linalg.svd(affine[:3, :3] / lengths)
+    straight = affine.copy()
+    straight[:3, :3] = left @ right * lengths
+    middle = (np.array(shape) - 1) / 2
+    straight[:3, 3] += (affine[:3, :3] - straight[:3, :3]) @ middle
+    return straight
+
+
+def _has_orientation(header) -> bool:
+    return bool(header["sform_code"] or header["qform_code"])
 
 
 def _is_unscaled(header) -> bool:
@@ -213,13 +261,43 @@ def _is_unscaled(header) -> bool:
 
 
 def _is_consistent(header, affine: np.ndarray, path: Path, notes: Notes) -> bool:
-    """Whether sform, qform and pixdim say the same; nibabel goes by the first of them, ITK by others."""
+    """Whether sform, qform and pixdim say the same; nibabel goes by the first of them, others by others."""
     import nibabel as nib
 
     lengths = nib.affines.voxel_sizes(affine)
     agree = np.allclose(header.get_zooms()[:3], lengths, rtol=1e-3)
     if agree and header["qform_code"] and header["sform_code"]:
-        agree = np.allclose(header.get_qform(), affine, rtol=1e-3, atol=1e-2)
+        try:
+            agree = np.allclose(header.get_qform(), affine, rtol=1e-3, atol=1e-2)
+        except ValueError:  # the quaternion is none
+            agree = False
     if not agree:
         notes.add("sform, qform, pixdim or unit disagree; nibabel's reading (sform first, mm) written", path)
     return bool(agree)
+
+
+def _is_read_alike(path: Path, affine: np.ndarray, header, notes: Notes) -> bool:
+    """Whether SimpleITK, nnU-Net's first reader, reads the file and sees it where nibabel does."""
+    import SimpleITK as sitk
+
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError:
+        notes.add("header that ITK and so nnU-Net refuses, such as axes not quite at right angles", path)
+        return False
+    spacing = np.array(reader.GetSpacing()[:3])
+    if not _has_orientation(header):  # each reader has a place of its own for these
+        return np.allclose(spacing, np.linalg.norm(affine[:3, :3], axis=0), rtol=1e-3)
+    if reader.GetDimension() != 3:
+        return False
+    seen = np.eye(4)
+    seen[:3, :3] = np.reshape(reader.GetDirection(), (3, 3)) * spacing
+    seen[:3, 3] = reader.GetOrigin()
+    seen[:2] *= -1  # ITK's axes point to the left and to the back
+    apart = np.abs(_corners(seen, reader.GetSize()) - _corners(affine, reader.GetSize())).max()
+    if apart > SAME_READING * spacing.min():
+        notes.add("SimpleITK and nibabel read another place; nibabel's reading (sform first) written", path)
+        return False
+    return True

@@ -1,40 +1,16 @@
-"""The `law-synth` command: one frozen dataclass per verb, read by tyro."""
+"""The `law-synth` command. The imports wait until `run_command` can answer a Ctrl-C: they take a while."""
 
 from __future__ import annotations
 
-from typing import Annotated
-
-import tyro
-
 from dataset_conversion.user_error import run_command
-from law_synth.audit.audit import Audit
-from law_synth.base.init_base import InitBase
-from law_synth.evaluation.evaluate import Evaluate
-from law_synth.experiment.demo import Demo
-from law_synth.experiment.experiment import Experiment
-from law_synth.experiment.report import Report
-from law_synth.generation.generate import Generate
-from law_synth.generation.mining import Mine
-from law_synth.training.train import Train
-
-Verb = (
-    Annotated[InitBase, tyro.conf.subcommand("init-base")]
-    | Annotated[Train, tyro.conf.subcommand("train")]
-    | Annotated[Generate, tyro.conf.subcommand("generate")]
-    | Annotated[Mine, tyro.conf.subcommand("mine")]
-    | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
-    | Annotated[Audit, tyro.conf.subcommand("audit")]
-    | Annotated[Experiment, tyro.conf.subcommand("experiment")]
-    | Annotated[Report, tyro.conf.subcommand("report")]
-    | Annotated[Demo, tyro.conf.subcommand("demo")]
-)
 
 
 def main() -> None:
     """Entry point of the console script."""
-    verb = tyro.cli(
-        tyro.conf.OmitSubcommandPrefixes[Verb],
-        prog="law-synth",
-        description="LAW: synthetic training cases for nnU-Net from a mask-conditioned ControlNet.",
-    )
-    run_command(verb.run)
+    run_command(_read_and_run)
+
+
+def _read_and_run() -> None:
+    from law_synth.verbs import read_verb
+
+    read_verb().run()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from typing import Any
 
@@ -20,7 +21,7 @@ class _Lines(Progress):
     """
 
     def __init__(self, texts: tuple[TextColumn, ...]):
-        super().__init__(disable=True)
+        super().__init__(disable=True, speed_estimate_period=math.inf)
         self._texts, self._left, self._told = texts, TimeRemainingColumn(), time.monotonic()
 
     def update(self, task_id: TaskID, **changes: Any) -> None:
@@ -34,9 +35,25 @@ class _Lines(Progress):
             logger.info("%s %s", task.description, ", ".join([done, *left, *text]))
 
 
+def pace(count: float, seconds: float) -> str:
+    """How fast images go: `1.25 images/s` or, below one a second, `40 s per image`; `-` at first."""
+    if count <= 0 or seconds <= 0:
+        return "-"
+    faster = count >= seconds
+    number = count / seconds if faster else seconds / count
+    text = f"{number:.0f}" if number >= 100 else f"{number:.3g}"
+    return f"{text} images/s" if faster else f"{text} s per image"
+
+
 def progress(*columns: str, disable: bool = False) -> Progress:
     """Description, bar, count, remaining time, then `columns`: texts like `loss {task.fields[loss]}`."""
-    texts = tuple(map(TextColumn, columns))
-    standard = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    bar = Progress(*standard, *texts, disable=disable)
+    texts = tuple(TextColumn(column, markup=False) for column in columns)
+    standard = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    # Over all that is done: in the usual window of 30 seconds slow work ends nothing, and no end is in sight.
+    bar = Progress(*standard, *texts, disable=disable, speed_estimate_period=math.inf)
     return bar if disable or bar.console.is_interactive else _Lines(texts)

@@ -7,11 +7,12 @@ weighting network, for pictures and for going on), law_config.json, samples/ and
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dataset_conversion.dataset_json import load_table
+from dataset_conversion.names import check_case_ids
 from dataset_conversion.raw import nnunet_folder
 from dataset_conversion.user_error import UserError
 from law_synth.base.seen import evenly
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 FORMAT = 2  # 1: no view, one class
 CONFIG = "law_config.json"
 PICTURED = 4  # slices in the pictures of a training
+CASE_LISTS = ("train_cases", "monitor_cases")
 
 
 @dataclass(frozen=True)
@@ -92,21 +94,34 @@ class TrainedRun:
         """sha256 of the weights that generation uses besides the base's."""
         return self.config["weights_hash"]
 
+    @property
+    def is_as_saved(self) -> bool:
+        """Whether the networks are those of law_config.json."""
+        # Earlier versions did not write the second hash.
+        told = self.config.get("configurations_hash")
+        weights_fit = weights_hash(self.folder) == self.hash
+        return weights_fit and told in (None, configurations_hash(self.folder))
+
     def load_student(
         self, base: BaseModel, dtype: torch.dtype
     ) -> tuple[ControlNetModel, UNet2DConditionModel]:
-        """Mask ControlNet and UNet in eval mode. UserError: `base` is not the base of this run."""
+        """Mask ControlNet and UNet in eval mode.
+
+        UserError: `base` is not the base of this run, a network is damaged, its weights are not safetensors.
+        """
         from diffusers import ControlNetModel, UNet2DConditionModel
+
+        from law_synth.base.model import load_model
 
         if base.hash != self.base_hash:
             raise UserError(
                 f"{base.source}: found base model {base.hash[:12]}, expected {self.base_hash[:12]}, the base "
                 f"of {self.folder}; restore it or train again"
             )
-        controlnet = ControlNetModel.from_pretrained(self.folder / "controlnet", torch_dtype=dtype)
+        controlnet = load_model(ControlNetModel, self.folder / "controlnet").to(dtype)
         unet = base.unet.to(dtype)
         if self.config["trains_decoder"]:
-            unet = UNet2DConditionModel.from_pretrained(self.folder / "unet", torch_dtype=dtype)
+            unet = load_model(UNet2DConditionModel, self.folder / "unet").to(dtype)
             base.unet = unet  # the base's own is 3.4 GB that nothing needs
         return controlnet.eval(), unet.eval()
 
@@ -119,14 +134,7 @@ def default_run_folder(dataset_name: str, weighting: str, fold: Fold) -> Path:
 def read_run(folder: Path) -> TrainedRun:
     """Read and check a run folder. UserError: not one, of another version, or without weights yet."""
     path = Path(folder) / CONFIG
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: not found, expected a run of law-synth train; check the folder") from None
-    except ValueError as error:
-        raise UserError(
-            f"{path}: malformed ({error}), expected JSON; restore the file or train again"
-        ) from None
+    config = load_table(path, "a run of law-synth train", "check the folder, or train again")
     if config.get("format") != FORMAT:
         raise UserError(
             f"{path}: found format {config.get('format')}, expected {FORMAT}; use the version of law-order "
@@ -136,7 +144,8 @@ def read_run(folder: Path) -> TrainedRun:
         raise UserError(
             f"{folder}: found no controlnet/, expected a run that has saved weights; finish the training"
         )
-    return TrainedRun(Path(folder), config)
+    lists = {name: check_case_ids(config.get(name), path) for name in CASE_LISTS}
+    return TrainedRun(Path(folder), config | lists)
 
 
 def newest_run() -> TrainedRun:
@@ -174,6 +183,15 @@ def weights_hash(folder: Path) -> str:
         for path in sorted((folder / part).glob("*.safetensors")):
             digest.update(f"{part}/{path.name}".encode())
             feed(digest, path)
+    return digest.hexdigest()
+
+
+def configurations_hash(folder: Path) -> str:
+    """sha256 over the configurations with which the weights of controlnet/ and unet/ are loaded."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("controlnet/*.json")) + sorted(folder.glob("unet/*.json")):
+        digest.update(f"{path.parent.name}/{path.name}".encode())
+        feed(digest, path)
     return digest.hexdigest()
 
 

@@ -16,7 +16,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from dataset_conversion.raw import COLOUR_ENDINGS, Case, RawDataset
+from dataset_conversion.grid import Grid, read_grid
+from dataset_conversion.raw import COLOUR_ENDINGS, RawDataset
 from dataset_conversion.user_error import UserError
 from dataset_conversion.volumes import evenly_spaced
 from law_synth.classes import Classes, lesion_classes
@@ -88,6 +89,7 @@ class SliceView:
         self.classes: Classes = lesion_classes(dataset)
         self._cases = {case.id: case for case in (*dataset.training_cases, *dataset.test_cases)}
         self._last: dict[str, tuple[str, np.ndarray]] = {}
+        self._grids: dict[str, Grid] = {}
         self._lock = threading.RLock()
 
     @property
@@ -149,14 +151,14 @@ class SliceView:
         """Where the slice lies; None in a 2D data set."""
         if not self.is_volumetric:
             return None
-        header = read_header(self._cases[slice_.case])
+        grid = self._grid(slice_.case)
         moved = [0, 0, 0]
         moved[2 - self.axis] = slice_.index
-        size = header.GetSize()[::-1]
-        direction = np.array(header.GetDirection()).reshape(3, 3)
-        origin = np.array(header.GetOrigin()) + direction @ (np.array(header.GetSpacing()) * moved)
-        shape = tuple(size[axis] for axis in range(3) if axis != self.axis)
-        return Geometry(shape, header.GetSpacing(), tuple(origin.tolist()), header.GetDirection(), self.axis)
+        spacing = grid.spacing[::-1]
+        direction = np.array(grid.direction).reshape(3, 3)
+        origin = np.array(grid.origin) + direction @ (np.array(spacing) * moved)
+        shape = tuple(grid.shape[axis] for axis in range(3) if axis != self.axis)
+        return Geometry(shape, spacing, tuple(origin.tolist()), grid.direction, self.axis)
 
     def as_volume(self, pixels: np.ndarray) -> np.ndarray:
         """(C, Y, X) -> (C, Z, Y, X) with one slice, as nnU-Net's reader gives it."""
@@ -192,8 +194,7 @@ class SliceView:
 
     def _chosen(self, case_id: str, per_case: int | None) -> list[int]:
         if self._cases[case_id].label is None:
-            size = read_header(self._cases[case_id]).GetSize()[::-1]
-            found = np.arange(size[self.axis])
+            found = np.arange(self._grid(case_id).shape[self.axis])
         else:
             label = self._volume("label", case_id)
             others = tuple(axis for axis in range(3) if axis != self.axis)
@@ -201,6 +202,13 @@ class SliceView:
         if per_case is not None:
             found = evenly_spaced(found, per_case)
         return found.tolist()
+
+    def _grid(self, case_id: str) -> Grid:
+        """Of a case's first image; kept, as some of nnU-Net's readers read the whole file for it."""
+        with self._lock:
+            if case_id not in self._grids:
+                self._grids[case_id] = volume_grid(self.dataset, self._cases[case_id].images[0])
+            return self._grids[case_id]
 
     def _volume(self, kind: str, case_id: str) -> np.ndarray:
         """Image (C, Z, Y, X) or label (Z, Y, X) of a case; the last one is kept."""
@@ -252,26 +260,19 @@ def slice_axis(dataset: RawDataset, case_ids: Sequence[str]) -> int | None:
     """
     if dataset.file_ending in COLOUR_ENDINGS:
         return None
-    headers = [read_header(dataset.case(case_id)) for case_id in case_ids]
-    return int(np.argmax(np.median([header.GetSpacing()[::-1] for header in headers], axis=0)))
+    grids = [volume_grid(dataset, dataset.case(case_id).images[0]) for case_id in case_ids]
+    return int(np.argmax(np.median([grid.spacing for grid in grids], axis=0)))
 
 
-def read_header(case: Case):
-    """SimpleITK's reader of a case's first image with its information read. UserError: not 3D, unreadable."""
-    import SimpleITK as sitk
-
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(case.images[0]))
-    try:
-        reader.ReadImageInformation()
-    except RuntimeError as error:
-        raise UserError(f"{case.images[0]}: cannot be read, expected an intact file; replace it") from error
-    if reader.GetDimension() != 3:
+def volume_grid(dataset: RawDataset, path: Path) -> Grid:
+    """As `read_grid`. UserError: also a file of two axes."""
+    grid = read_grid(dataset, path)
+    if grid.is_picture:
         raise UserError(
-            f"{case.images[0]}: found {reader.GetDimension()} dimensions, expected a volume of 3; store 2D "
-            "images as .png, or as volumes of one slice"
+            f"{path}: found 2 dimensions, expected a volume of 3; store 2D images as .png, or as volumes of "
+            "one slice"
         )
-    return reader
+    return grid
 
 
 def encode_picture(pixels: np.ndarray, ending: str) -> bytes:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dataset_conversion.image_files import check_regular, opened
 from dataset_conversion.user_error import UserError
 
 if TYPE_CHECKING:
@@ -105,16 +106,20 @@ def stored_dtype(case: Case) -> str:
 
 def _dtype_in_header(path: Path) -> str:
     if path.suffix in (".png", ".bmp", ".tif"):
-        from PIL import Image
-
-        with Image.open(path) as image:
+        with opened(path) as image:
             deep = "int32" if image.format == "TIFF" else "uint16"  # PNG has no more than 16 bit
             return {"I;16": "uint16", "I;16B": "uint16", "I": deep, "F": "float32"}.get(image.mode, "uint8")
     import SimpleITK as sitk
 
+    check_regular(path)
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
-    reader.ReadImageInformation()
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError:
+        if not path.name.endswith(".nii.gz"):
+            raise
+        return _dtype_by_nibabel(path)  # as nnU-Net, which turns to it where ITK refuses a header
     kinds = {
         sitk.sitkUInt8: "uint8",
         sitk.sitkInt8: "int8",
@@ -125,6 +130,18 @@ def _dtype_in_header(path: Path) -> str:
         sitk.sitkFloat64: "float64",
     }
     return kinds.get(reader.GetPixelID(), "float32")
+
+
+def _dtype_by_nibabel(path: Path) -> str:
+    import nibabel
+    from nibabel.filebasedimages import ImageFileError
+
+    try:
+        values = nibabel.load(path).dataobj
+    except (ImageFileError, ValueError) as error:
+        raise OSError(error) from error
+    is_scaled = (values.slope, values.inter) != (1, 0)
+    return "float32" if is_scaled or values.dtype.kind not in "iuf" else values.dtype.name
 
 
 def _percentile_ranges(dataset: RawDataset, cases: Sequence[Case]) -> list[tuple[float, float]]:

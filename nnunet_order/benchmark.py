@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -18,7 +17,9 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from dataset_conversion.parallel import in_processes
 from dataset_conversion.raw_writer import write_json
+from dataset_conversion.seeds import check_seed
 from dataset_conversion.user_error import UserError
 from nnunet_order.complexity import planned_unet
 
@@ -86,6 +87,7 @@ class Benchmark:
                 f"found size {self.size}, {self.input_channels} channels, batch {self.batch_size}, "
                 f"{self.steps} steps, {self.warmup} warm-up, expected at least 8, 1, 1, 1 and 0; correct them"
             )
+        check_seed(self.seed)
         if not self.networks or len(set(self.networks)) < len(self.networks):
             raise UserError(f"found networks {self.networks}, expected each once; correct --networks")
         if self.device == "cuda" and not torch.cuda.is_available():
@@ -180,11 +182,10 @@ def peak_memory(options: Benchmark) -> dict[str, float]:
     """Network -> MiB that two training iterations need at most, in a fresh process each."""
     if sys.platform == "win32" and options.device == "cpu":
         raise UserError("found Windows, expected Linux or macOS for --memory on the CPU; leave it out")
-    context = multiprocessing.get_context("spawn")
     peaks = {}
     for name in track(options.networks, "Memory"):
-        with ProcessPoolExecutor(1, mp_context=context) as pool:
-            peaks[name] = pool.submit(_peak_of_this_process, options, name).result()
+        with in_processes(partial(_peak_of_this_process, options), [name], workers=1) as found:
+            peaks[name] = next(found)
     return peaks
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from dataset_conversion.seeds import check_seed
 from nnunet_order.experiment.runner import Experiment, make_workers
 from nnunet_order.experiment.stage import Stage
 from nnunet_order.trainer_options import OPTIONS_VARIABLE
@@ -38,13 +39,16 @@ class Demo:
     """Image side in pixels."""
     seed: int = 0
     """Of the drawing and of the trainings."""
+    again: bool = False
+    """Run stages that other versions of the packages finished once more, and all that follow them."""
 
     def run(self) -> None:
         """UserError: a command failed, or `out` holds something else."""
         from nnunet_order.evaluate import Evaluate
 
+        check_seed(self.seed)
         start = time.perf_counter()
-        Experiment(self.out, self.stages).run(make_workers(jobs=len(TRAINERS), gpus=()))
+        Experiment(self.out, self.stages).run(make_workers(jobs=len(TRAINERS), gpus=()), self.again)
         predictions = tuple(f"{name}={self.out / 'predictions' / name}" for name in TRAINERS)
         Evaluate(dataset=str(self.out / RAW), predictions=predictions, out=self.out / "evaluation").run()
         logger.info("all of it took %.0f s", time.perf_counter() - start)

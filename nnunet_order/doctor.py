@@ -36,14 +36,15 @@ class Doctor:
 
     def run(self) -> None:
         from rich.console import Console
-        from rich.markup import escape
         from rich.table import Table
+
+        from dataset_conversion.verbatim import verbatim
 
         findings = [*check_nnunet(), *check_trainers(), *check_folders(), check_device()]
         table = Table("", "check", "found", "what to do", box=None, pad_edge=False)
         for finding in findings:
             mark = "[red]x" if finding.advice else "[green]ok"
-            table.add_row(mark, *map(escape, (finding.subject, finding.found, finding.advice)))
+            table.add_row(mark, *map(verbatim, (finding.subject, finding.found, finding.advice)))
         Console().print(table)
         wrong = [finding.subject for finding in findings if finding.advice]
         if wrong:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,11 +12,13 @@ import numpy as np
 from rich.progress import track
 
 from dataset_conversion.folds import fold_cases
-from dataset_conversion.raw import RawDataset, find_dataset
+from dataset_conversion.parallel import in_processes
+from dataset_conversion.raw import RawDataset, files_by_id, find_dataset
 from dataset_conversion.report_folder import check_report_folder
+from dataset_conversion.seeds import check_seed
 from dataset_conversion.user_error import UserError
 from nnunet_order.evaluation_report import FILES, Evaluation, print_summary, write_report
-from nnunet_order.geometry import label_spacing, slice_axis
+from nnunet_order.geometry import check_places, label_spacing, slice_axis
 from nnunet_order.metrics import (
     FOREGROUND_MEAN,
     MEANS,
@@ -38,8 +38,8 @@ class Evaluate:
 
     Writes per_case.csv, summary.csv, summary.json and examples.png (best, median and worst case; of a volume
     the slice with the most of its rarest label). With several folders, the means of each are also compared
-    with the first's and drawn in comparison.png. A volume is one case. A label that neither truth nor
-    prediction of a case has is left out of that label's mean.
+    with the first's and drawn in comparison.png. A volume is one case; its prediction must lie where its
+    label does. A label that neither truth nor prediction of a case has is left out of that label's mean.
     """
 
     dataset: str
@@ -61,10 +61,10 @@ class Evaluate:
 
     def run(self) -> None:
         check_report_folder(self.out, FILES)
-        if self.seed < 0 or self.nsd_tolerance < 0:
+        check_seed(self.seed)
+        if self.nsd_tolerance < 0:
             raise UserError(
-                f"found --seed {self.seed} and --nsd-tolerance {self.nsd_tolerance:g}, expected 0 or more; "
-                "correct the option"
+                f"found --nsd-tolerance {self.nsd_tolerance:g}, expected 0 or more; correct the option"
             )
         if self.fold is not None and self.labels is not None:
             raise UserError("found --fold and --labels, expected one of them; leave one out")
@@ -113,12 +113,12 @@ def named_folders(predictions: tuple[str, ...]) -> dict[str, Path]:
 def truth_files(dataset: RawDataset, labels: Path | None) -> dict[str, Path]:
     """Case id -> label file, of `labels` or else labelsTs. UserError: none, or a test case without one."""
     if labels is not None:
-        files = sorted(Path(labels).glob(f"*{dataset.file_ending}"))
+        files = files_by_id(Path(labels), dataset.file_ending)
         if not files:
             raise UserError(
                 f"{labels}: found no {dataset.file_ending} files, expected labels; check the folder"
             )
-        return {path.name.removesuffix(dataset.file_ending): path for path in files}
+        return files
     missing = [case.id for case in dataset.test_cases if case.label is None]
     if missing or not dataset.test_cases:
         found = f"no label for {missing[0]} ({len(missing)} such)" if missing else "no test cases"
@@ -154,28 +154,28 @@ def score_folders(
 ) -> dict[str, np.ndarray]:
     """Prediction name -> (cases, labels, metrics), in the order of `truths`, `dataset.regions` and `METRICS`.
 
-    UserError: a prediction is missing or unreadable, has another size than its label, or a value outside
-    dataset.json.
+    UserError: a prediction is missing or unreadable, has another size or another place in space than its
+    label, or a value outside dataset.json.
     """
     # Not the truth's file name: dataset.json may list labels of any name.
-    names = {case: f"{case}{dataset.file_ending}" for case in truths}
+    found = {folder: files_by_id(folder, dataset.file_ending) for folder in folders.values()}
     for folder in folders.values():
-        missing = [name for name in names.values() if not (folder / name).is_file()]
+        missing = [case for case in truths if case not in found[folder]]
         if missing:
             raise UserError(
-                f"{folder}: found no {missing[0]} ({len(missing)} of {len(truths)} missing), expected one "
-                "prediction per label; predict the missing cases"
+                f"{folder}: found no {missing[0]}{dataset.file_ending} ({len(missing)} of {len(truths)} "
+                "missing), expected one prediction per label; predict the missing cases"
             )
-    jobs = [(truth, folder / names[case]) for folder in folders.values() for case, truth in truths.items()]
+    predictions = {name: {case: found[folder][case] for case in truths} for name, folder in folders.items()}
+    check_places(dataset, truths, predictions)
+    jobs = [(truth, files[case]) for files in predictions.values() for case, truth in truths.items()]
     score = partial(score_case, dataset, tolerance)
     workers = min(processes, 1 + len(jobs) // CASES_PER_WORKER)
     if workers <= 1:
         results = list(track(map(score, jobs), "Scoring", total=len(jobs)))
     else:
-        # spawn, as nnU-Net: forking a process that holds torch's threads can hang.
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(workers, mp_context=context) as pool:
-            results = list(track(pool.map(score, jobs, chunksize=8), "Scoring", total=len(jobs)))
+        with in_processes(score, jobs, workers, chunk=8) as found:
+            results = list(track(found, "Scoring", total=len(jobs)))
     per_folder = np.array(results).reshape(len(folders), len(truths), len(dataset.regions), len(METRICS))
     return dict(zip(folders, per_folder, strict=True))
 

@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from dataset_conversion.raw import RawDataset
 from dataset_conversion.report_folder import report_folder
+from dataset_conversion.verbatim import verbatim
 from nnunet_order.metrics import EMPTY_MASKS, FOREGROUND_MEAN, MEANS, METRICS, RESAMPLES, UNITS
 
 FILES = ("per_case.csv", "summary.csv", "summary.json", "examples.png", "comparison.png")
@@ -119,7 +119,7 @@ def print_summary(evaluation: Evaluation, out: Path) -> None:
     console.print("Mean and 95 % interval (HD95 in mm or pixels, else %)", style="italic")
     heads = ["N", *MEANS, *["mDice\n- first"] * (len(evaluation.folders) > 1)]
     for title, rows in per_label(evaluation.rows).items():
-        table = Table(title=escape(title), box=SIMPLE_HEAD, padding=(0, 0))
+        table = Table(title=verbatim(title), box=SIMPLE_HEAD, padding=(0, 0))
         table.add_column("Prediction", overflow="fold")
         for head in heads:
             table.add_column(head, justify="right", no_wrap=True)
@@ -128,9 +128,9 @@ def print_summary(evaluation: Evaluation, out: Path) -> None:
             number += f"\n[dim]in {row['groups']}[/dim]" * (row["groups"] < row["N"])
             cells = [_cell(row, column, 1 if column == "HD95" else 100) for column in MEANS]
             cells += [_cell(row, "delta_mDice", 100, "+")] if "delta_mDice" in row else []
-            table.add_row(escape(row["prediction"]), number, *cells)
+            table.add_row(verbatim(row["prediction"]), number, *cells)
         console.print(table)
-    console.print(f"Results in {out}", soft_wrap=True, markup=False)
+    console.print(verbatim(f"Results in {out}"), soft_wrap=True)
 
 
 def per_label(rows: Sequence[Mapping]) -> dict[str, list[Mapping]]:

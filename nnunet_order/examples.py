@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dataset_conversion.raw import COLOUR_ENDINGS, Case, RawDataset
+from dataset_conversion.raw import COLOUR_ENDINGS, Case, RawDataset, files_by_id
 from nnunet_order.figures import Example, displayable, intensity_window
 from nnunet_order.geometry import label_spacing, slice_axis
 from nnunet_order.metrics import METRICS
@@ -63,8 +63,10 @@ def make_example(evaluation: Evaluation, case: Case, rank: str) -> Example:
     """One row of examples.png; of a volume, the slice with the most of its rarest label."""
     dataset = evaluation.dataset
     truth = dataset.read_label(evaluation.truths[case.id])  # (Z, Y, X)
-    file = f"{case.id}{dataset.file_ending}"
-    predictions = {name: dataset.read_label(folder / file) for name, folder in evaluation.folders.items()}
+    files = {
+        name: files_by_id(folder, dataset.file_ending)[case.id] for name, folder in evaluation.folders.items()
+    }
+    predictions = {name: dataset.read_label(path) for name, path in files.items()}
     spacing = label_spacing(dataset, evaluation.truths[case.id])
     axis = slice_axis(spacing, truth.shape)
     index = shown_slice([truth, *predictions.values()], dataset.regions, axis)

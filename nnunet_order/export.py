@@ -8,7 +8,6 @@ import io
 import json
 import logging
 import os
-import pickle
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -16,8 +15,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dataset_conversion.folder_lock import leaving_no_empty_parents
 from dataset_conversion.user_error import UserError, check_writable, writing
 from nnunet_order import registration
+from nnunet_order.torch_file import load_torch
 
 if TYPE_CHECKING:
     import onnx
@@ -60,13 +61,13 @@ class Export:
         model = load_model(self.model, self.fold, self.checkpoint)
         warn_if_unsupported(metadata(model))
         partial = self.out.with_name(f".{self.out.name}.partial")
-        try:
-            with writing(self.out):
-                self.out.parent.mkdir(parents=True, exist_ok=True)
+        with leaving_no_empty_parents(self.out), writing(self.out):
+            self.out.parent.mkdir(parents=True, exist_ok=True)
+            try:
                 difference = write_onnx(model, partial)
                 os.replace(partial, self.out)
-        finally:
-            partial.unlink(missing_ok=True)
+            finally:
+                partial.unlink(missing_ok=True)
         size = self.out.stat().st_size / 1024
         logger.info("%s: %.0f KiB, max |torch - onnxruntime| = %.1e", self.out, size, difference)
 
@@ -160,9 +161,12 @@ def find_fold(folder: Path, fold: str | None, checkpoint_name: str) -> tuple[Pat
 def read_json(path: Path) -> dict:
     """Read a JSON file of a results folder; UserError when it is missing or malformed."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError(f"{type(content).__name__}, not an object")
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error}), expected an nnU-Net results folder") from error
+    return content
 
 
 def load_checkpoint(path: Path) -> dict:
@@ -170,8 +174,6 @@ def load_checkpoint(path: Path) -> dict:
 
     Beside tensors such a file holds NumPy scalars (losses), so their types are allowed.
     """
-    import torch
-
     rebuild_scalar = np.float64(0).__reduce__()[0]
     allowed = [
         np.dtype,
@@ -179,17 +181,8 @@ def load_checkpoint(path: Path) -> dict:
         (rebuild_scalar, "numpy._core.multiarray.scalar"),
         (rebuild_scalar, "numpy.core.multiarray.scalar"),  # its name in files that NumPy 1 wrote
     ]
-    try:
-        with torch.serialization.safe_globals(allowed):
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"{path}: cannot be read ({reason}), expected an nnU-Net checkpoint") from error
-    needed = {"network_weights", "trainer_name", "init_args"}
-    if not isinstance(checkpoint, dict) or not needed <= set(checkpoint):
-        names = ", ".join(sorted(needed))
-        raise UserError(f"{path}: found no {names}, expected an nnU-Net checkpoint")
-    return checkpoint
+    needed = ("network_weights", "trainer_name", "init_args")
+    return load_torch(path, "an nnU-Net checkpoint", "restore it or train again", needed, allowed)
 
 
 def build_network(

@@ -1,11 +1,59 @@
-"""Pixel sizes of label files, and the plane in which a volume is best looked at."""
+"""Place and pixel sizes of label files, and the plane in which a volume is best looked at."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from dataset_conversion.grid import read_grid
 from dataset_conversion.raw import RawDataset
+from dataset_conversion.user_error import UserError
+
+logger = logging.getLogger(__name__)
+
+
+def check_places(
+    dataset: RawDataset, truths: Mapping[str, Path], predictions: Mapping[str, Mapping[str, Path]]
+) -> None:
+    """UserError when predicted volumes lie elsewhere in space than their labels, with other axes or voxels.
+
+    nnU-Net gives a prediction the place of its image. Where that is not the label's own, a warning names the
+    case: nnU-Net itself compares the two voxel by voxel.
+
+    Args:
+        truths: case id -> label file.
+        predictions: name -> case id -> predicted file.
+    """
+    if not dataset.holds_volumes:  # pictures have no place
+        return
+    cases = (*dataset.training_cases, *dataset.test_cases)
+    images = {case.id: case.images[0] for case in cases} | {case.label: case.images[0] for case in cases}
+    beside: list[str] = []
+    for case, truth in truths.items():
+        expected = read_grid(dataset, truth)
+        for files in predictions.values():
+            prediction = files[case]
+            found = read_grid(dataset, prediction)
+            unlike = found.unlike(expected) if found.shape == expected.shape else None
+            if unlike is None:
+                continue
+            image = images.get(truth, images.get(case))
+            if unlike[0] != "spacing" and image and found.unlike(read_grid(dataset, image)) is None:
+                beside.append(case)
+                continue
+            name, here, there = unlike
+            raise UserError(
+                f"{prediction}: found {name} {here}, expected {there} as of its label {truth}; bring the "
+                "prediction into the label's grid, or correct the header that is wrong"
+            )
+    if beside := list(dict.fromkeys(beside)):
+        shown = ", ".join(beside[:5]) + (", ..." if len(beside) > 5 else "")
+        logger.warning(
+            "%d label(s) lie elsewhere than their image and prediction, compared voxel by voxel: %s",
+            len(beside),
+            shown,
+        )
 
 
 def label_spacing(dataset: RawDataset, path: Path) -> tuple[float, float, float]:

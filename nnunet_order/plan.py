@@ -10,7 +10,7 @@ from pathlib import Path
 
 import tyro
 
-from dataset_conversion.dataset_json import load_json
+from dataset_conversion.dataset_json import load_json, load_table
 from dataset_conversion.raw import RawDataset, dataset_folders, find_dataset, nnunet_folder
 from dataset_conversion.raw_writer import write_json
 from dataset_conversion.user_error import UserError
@@ -127,7 +127,7 @@ def read_planned(folder: Path, name: str) -> dict:
             f"found no {path}; run: nnUNetv2_plan_and_preprocess -d {folder.name[7:10]} -c 2d "
             "--verify_dataset_integrity"
         )
-    return load_json(path)
+    return load_table(path, "what nnU-Net's planning wrote", "plan the data set again")
 
 
 def preprocessed_folder(dataset: str) -> Path:

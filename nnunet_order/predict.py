@@ -16,9 +16,9 @@ import numpy as np
 from PIL import Image
 from rich.progress import track
 
-from dataset_conversion.images import IMAGE_ENDINGS, Notes, read_grey, read_rgb
+from dataset_conversion.image_files import IMAGE_ENDINGS, images_in, opened
+from dataset_conversion.images import Notes, read_grey, read_rgb
 from dataset_conversion.raw_writer import write_atomically
-from dataset_conversion.report_folder import visible_files
 from dataset_conversion.user_error import UserError, check_writable
 from nnunet_order.export import INSTALL_HINT, METADATA_KEY
 
@@ -35,7 +35,7 @@ class Predict:
     """Segment images with an exported model; writes one PNG label map per image.
 
     Equals `nnUNetv2_predict --disable_tta` but for single boundary pixels: nnU-Net adds up its tiles in
-    half precision. JPEG files are turned upright as their EXIF tag says; nnU-Net does not read them.
+    half precision. JPEG, WebP and GIF are turned upright as their EXIF tag says; nnU-Net does not read them.
     """
 
     model: Path
@@ -84,13 +84,13 @@ class Segmenter:
     def read(self, path: Path, notes: Notes) -> np.ndarray:
         """Read an image file as the model wants it, (H, W, 3) or (H, W); UserError for other images.
 
-        A JPEG, which nnU-Net does not take, is turned upright as its EXIF tag says, as at conversion.
+        A JPEG and other files that nnU-Net does not take are turned upright as at conversion.
         """
-        is_jpeg = path.suffix.lower() in (".jpg", ".jpeg")
+        is_foreign = path.suffix.lower() not in (*NATURAL_ENDINGS, ".tiff")
         if self.channels == 1:
-            return read_grey(path, notes, upright=is_jpeg)
-        pixels = read_rgb(path, notes, upright=is_jpeg)
-        with Image.open(path) as image:
+            return read_grey(path, notes, upright=is_foreign)
+        pixels = read_rgb(path, notes, upright=is_foreign)
+        with opened(path) as image:
             if image.mode in ("1", "L", "LA"):  # perhaps one of an image's three files, nnU-Net's other way
                 raise UserError(f"{path}: found a grey image, expected RGB as in training; convert it")
         return pixels
@@ -276,8 +276,7 @@ def image_files(paths: Sequence[Path]) -> list[Path]:
     """The image files meant by `--images`; UserError: none, missing, or of an unknown kind."""
     files = list(paths)
     if len(files) == 1 and files[0].is_dir():
-        names = visible_files(files[0])
-        files = [files[0] / name for name in names if Path(name).suffix.lower() in IMAGE_ENDINGS]
+        files = images_in(files[0])
     if not files:
         raise UserError(f"--images: found no image, expected files ending in {', '.join(IMAGE_ENDINGS)}")
     for path in files:

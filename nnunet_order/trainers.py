@@ -27,6 +27,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from pytorch_optimizer import AdEMAMix
 from torch import nn
 
+from dataset_conversion.seeds import check_seed
 from dataset_conversion.user_error import UserError
 from nnunet_order.attention import autocast_off
 from nnunet_order.finite_loss import FiniteLoss
@@ -43,8 +44,10 @@ one_line_errors()
 def environment_seed() -> int | None:
     """NNUNET_ORDER_SEED; None where it is not set, or empty. UserError: not a whole number from 0."""
     text = os.environ.get(SEED_VARIABLE, "")
-    if text and not text.isdigit():
+    if text and not text.isdecimal():
         raise UserError(f"{SEED_VARIABLE}: found {text}, expected a whole number from 0; correct it")
+    if text:
+        check_seed(int(text), SEED_VARIABLE)
     return int(text) if text else None
 
 

@@ -20,9 +20,11 @@ from law_synth.audit import copies, files, origins
 from law_synth.audit.audit import Audit
 from law_synth.audit.finding import NotPossible
 from law_synth.audit.subject import Subject, read_subject
+from law_synth.evaluation.image_sets import read_subject as read_evaluated
 from law_synth.generation.generate import Generate
+from law_synth.generation.manifest import source_slice
 from law_synth.run_folder import read_run
-from law_synth.slices import view_of
+from law_synth.slices import Slice, view_of
 
 NAME = "Dataset950_Phantom"
 
@@ -217,6 +219,30 @@ def test_a_mask_from_elsewhere_is_of_the_patient_that_its_table_said(data, split
         findings = look(origins.check_sources, data)
         assert len(findings) == found
     assert f"its mask a.png is of {split['val'][0]}" in findings[0]
+
+
+def test_evaluate_and_audit_agree_whose_a_mask_is(trained_run, tmp_path):
+    """A file called like a training case is the case's mask if it has its pixels, and anybody's if not."""
+    run = read_run(trained_run)
+    dataset = read_dataset(run.dataset_folder)
+    own, other, third = run.train_cases[:3]
+    folder = tmp_path / "masks"
+    folder.mkdir()
+    shutil.copy(dataset.case(own).label, folder / f"{own}.png")
+    shutil.copy(dataset.case(third).label, folder / f"{other}.png")
+    options = {"trained_run": trained_run, "masks": folder, "samples": 4, "steps": 1, "mask_augment": "flip"}
+    out = tmp_path / "Dataset951"
+    Generate(out=out, **options).run()
+    assert look(files.check_labels, out) == look(origins.check_sources, out) == []
+    evaluated = read_evaluated(str(out), None)
+    assert evaluated.sources == (Slice(own), None) * 2  # the files in turn: own, other, own, other
+    assert [source_slice(row) for row in read_subject(Audit(str(out))).rows] == [*evaluated.sources]
+    train = evaluated.references["train"].ids
+    assert evaluated.pairs == [(0, train.index(own)), (2, train.index(own))]
+    assert evaluated.groups("synthetic") == [own, other] * 2
+    rows = [json.loads(line) for line in (out / "synthesis.jsonl").read_text().splitlines()]
+    assert [row["source_case"] for row in rows] == [own, other] * 2
+    assert [row["source_mask"] for row in rows] == [own, f"{other}.png"] * 2
 
 
 def test_run_and_base_are_looked_at(data, trained_run, split, tmp_path):

@@ -226,6 +226,64 @@ def test_pickled_weights_are_refused(copy):
     refused(copy, "diffusion_pytorch_model.bin in unet/", "safetensors")
 
 
+def sharded(folder: Path, names: tuple[str, str]) -> None:
+    """Split the UNet's weights into two files of these names, and a table of them."""
+    weights = load_file(folder / UNET_WEIGHTS)
+    (folder / UNET_WEIGHTS).unlink()
+    table = {}
+    for number, name in enumerate(names):
+        part = dict(list(weights.items())[number::2])
+        table |= dict.fromkeys(part, name)
+        path = folder / "unet" / name
+        save_file(part, path) if name.endswith(".safetensors") else torch.save(part, path)
+    index = {"metadata": {"total_size": sum(w.numel() * 4 for w in weights.values())}, "weight_map": table}
+    (folder / "unet" / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def test_shards_of_safetensors_load_and_count_in_the_hash(copy, tiny):
+    stem = "diffusion_pytorch_model-0000{}-of-00002.safetensors"
+    sharded(copy, (stem.format(1), stem.format(2)))
+    base, whole = load_base(str(copy)), load_base(str(tiny))
+    for name, weight in whole.unet.state_dict().items():
+        assert torch.equal(base.unet.state_dict()[name], weight)
+    path = copy / "unet" / stem.format(2)
+    save_file({name: weight + 1 for name, weight in load_file(path).items()}, path)
+    assert load_base(str(copy)).hash != base.hash
+
+
+@pytest.mark.parametrize("name", ["weights.bin", "other.safetensors", "../vae/x.safetensors"])
+def test_a_table_of_shards_names_nothing_that_is_in_no_hash(copy, name):
+    """diffusers loads whatever the table names, pickled weights too."""
+    sharded(copy, ("diffusion_pytorch_model-00001-of-00002.safetensors", name))
+    refused(copy, f"found {name} (by diffusion_pytorch_model.safetensors.index.json) in unet/")
+
+
+def test_other_ways_to_other_weights_are_refused(copy):
+    """transformers adds an adapter, pickled or not, and loads weights that the configuration names."""
+    (copy / "text_encoder" / "adapter_config.json").write_text("{}")
+    refused(copy, "found adapter_config.json in text_encoder/")
+    (copy / "text_encoder" / "adapter_config.json").unlink()
+    change_json(copy / "text_encoder" / "config.json", transformers_weights="other.safetensors")
+    refused(copy, "found other.safetensors (by config.json) in text_encoder/")
+
+
+@pytest.mark.parametrize("content", ["", "null", "[]", "{", '"text"'])
+@pytest.mark.parametrize("name", ["model_index.json", "unet/config.json", "scheduler/scheduler_config.json"])
+def test_damaged_configurations_are_one_line(copy, name, content):
+    (copy / name).write_text(content)
+    refused(copy, Path(name).name, "malformed")
+
+
+@pytest.mark.parametrize("size", [0, 5, 1000])
+@pytest.mark.parametrize(
+    "name", ["unet/diffusion_pytorch_model", "vae/diffusion_pytorch_model", "text_encoder/model"]
+)
+def test_truncated_weights_are_one_line(copy, name, size):
+    path = copy / f"{name}.safetensors"
+    path.write_bytes(path.read_bytes()[:size])
+    refused(copy, f"{path.parent}: cannot be loaded")
+
+
 def test_weights_that_do_not_fit(copy):
     weights = load_file(copy / UNET_WEIGHTS)
     save_file({k: v for k, v in weights.items() if k != "conv_in.bias"}, copy / UNET_WEIGHTS)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -30,6 +32,105 @@ def test_help_names_every_verb():
     for program, verbs in (("nnunet-order", ORDER_VERBS), ("law-synth", LAW_VERBS)):
         text = run(program, "--help").stdout
         assert all(f"• {verb} " in text for verb in verbs.split()), text
+
+
+def with_streams(redirection: str, *arguments: object) -> subprocess.CompletedProcess:
+    """Run a command whose streams the shell has redirected, as `>&-` or `>/dev/full`."""
+    program = Path(sys.executable).parent / str(arguments[0])
+    script = f'"$@" {redirection}'
+    return subprocess.run(
+        ["sh", "-c", script, "sh", program, *map(str, arguments[1:])], capture_output=True, text=True
+    )
+
+
+HELP = [("nnunet-order", "--help"), ("nnunet-order", "evaluate", "--help"), ("law-synth", "audit", "--help")]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
+@pytest.mark.parametrize("command", HELP, ids=" ".join)
+def test_help_that_nobody_gets(command):
+    """A traceback before, and exit code 1, which `audit` has for a leak."""
+    for redirection, said in ((">&-", "Bad file descriptor"), (">/dev/full", "No space left on device")):
+        done = with_streams(redirection, *command)
+        assert done.returncode == 2
+        assert done.stderr.startswith(f"error: standard output: found '{said}' while writing")
+        assert len(done.stderr.splitlines()) == 1
+    for redirection in ("2>&-", "2>/dev/full"):
+        done = with_streams(redirection, *command)
+        assert (done.returncode, done.stdout[:6]) == (0, "usage:"), done
+    reader, writer = os.pipe()
+    os.close(reader)
+    program = Path(sys.executable).parent / command[0]
+    done = subprocess.run([program, *command[1:]], stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
+@pytest.mark.parametrize("redirection", [">/dev/full", "2>/dev/full", ">&- 2>&- <&-"])
+def test_bad_input_has_its_exit_code_wherever_the_streams_go(redirection):
+    options = ("--kvasir", "/no/such/folder", "--out", "/no/such/Dataset1_A")
+    done = with_streams(redirection, "nnunet-order", "convert", "polyps", *options)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == ("2>" not in redirection), done
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends a signal")
+@pytest.mark.parametrize("imported", ["tyro.", "numpy.", "torch."])
+def test_ctrl_c_during_imports_is_one_line(imported):
+    """Those of `complexity` take seconds."""
+    process = subprocess.Popen(
+        [Path(sys.executable).parent / "nnunet-order", "complexity"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPROFILEIMPORTTIME": "1"},  # Python says what it has imported
+    )
+    for line in process.stderr:
+        if line.rpartition("|")[2].strip().startswith(imported):
+            break
+    process.send_signal(signal.SIGINT)
+    printed, told = process.communicate(timeout=60)
+    assert [line for line in told.splitlines() if not line.startswith("import time:")] == ["interrupted"]
+    assert (process.returncode, printed) == (130, "")
+
+
+def test_names_like_markup_are_shown_as_they_are(tmp_path):
+    """`[/b]` crashed the table, `:x:` became a cross."""
+    data = tmp_path / "[red]" / "Dataset1_A"
+    assert (
+        run("nnunet-order", "convert", "phantom", "--out", data, "--cases", 5, "--size", 32).returncode == 0
+    )
+    description = json.loads((data / "dataset.json").read_text())
+    description["labels"] = {"background": 0, "tumour [/b]": 1, ":x: [red]": 2}
+    (data / "dataset.json").write_text(json.dumps(description))
+    out = tmp_path / "[bold]:x:"
+    options = ("--labels", data / "labelsTr", "--out", out, "--processes", 1)
+    done = run(
+        "nnunet-order", "evaluate", "--dataset", data, "--predictions", f"[/i]={data}/labelsTr", *options
+    )
+    assert done.returncode == 0, done.stderr
+    for name in ("tumour [/b]", ":x: [red]", "[/i]", f"Results in {out}"):
+        assert name in done.stdout
+
+
+def test_law_synths_tables_show_names_as_they_are(tmp_path, capsys, monkeypatch):
+    from law_synth.audit.finding import Check, Finding
+    from law_synth.audit.report import print_report
+    from law_synth.evaluation.measure import Measure
+    from law_synth.evaluation.report import print_tables
+
+    monkeypatch.setenv("COLUMNS", "200")
+    name, hostile = "tumour [/b] :x:", "\x1b[31mred\n"
+    measures = [
+        Measure("Realism", name, "synthetic", name, 1.0, {"a": 1}, f"of {name}"),
+        Measure("Masks", name, "synthetic", f"{name} {hostile}", 1.0, {"a": 1}, "p", 0.5, 1.5),
+    ]
+    print_tables(SimpleNamespace(skipped={name: hostile}), measures, tmp_path / name)
+    subject = SimpleNamespace(dataset=SimpleNamespace(folder=tmp_path / name))
+    checks = [Check(name, "failed", f"{name}\\", (Finding("leak", f"case {hostile}", name, name),))]
+    print_report(subject, checks, clean=False)
+    shown = capsys.readouterr().out
+    assert shown.count(name) >= 9 and "\x1b" not in shown and r"\x1b[31mred\n" in shown
 
 
 def test_bad_input_is_one_line_and_exit_code_2(tmp_path):

@@ -156,6 +156,15 @@ def test_bad_options_write_nothing(compare, change):
     assert "\n" not in str(error.value) and not compare.out.exists()
 
 
+@pytest.mark.parametrize(
+    ("stage", "message"), [("nothing", "found --stage nothing"), ("plan", "found real not")]
+)
+def test_a_stage_that_cannot_run_writes_nothing(compare, stage, message):
+    with pytest.raises(UserError, match=message):
+        replace(compare, execution=Execution(stage=stage)).run()
+    assert not compare.out.exists()
+
+
 def test_dry_run_and_list_write_nothing(compare, capsys):
     replace(compare, execution=Execution(dry_run=True)).run()
     assert f"nnUNetv2_train Dataset001_Real 2d all -tr {ORDER}" in capsys.readouterr().out

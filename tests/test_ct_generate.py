@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import torch
 from PIL import Image
 
 pytest.importorskip("diffusers", reason="needs the extra synth")
@@ -24,6 +25,7 @@ from law_synth.generation.generate import Generate
 from law_synth.generation.mask_files import MaskFolder
 from law_synth.generation.masks import mask_hash
 from law_synth.generation.nested_masks import filled_organ
+from law_synth.generation.plan import make_plan
 from law_synth.resize import resize_mask
 from law_synth.run_folder import TrainedRun, read_run
 from law_synth.slices import Slice, SliceView, view_of
@@ -290,6 +292,24 @@ def test_masks_without_images(run, view, tmp_path, caplog):
         generate(out, run, **options)
 
 
+def test_a_copy_of_a_cases_volume_is_its_own_mask_where_it_lies_in_the_same_place(run, view, tmp_path):
+    folder = tmp_path / "masks"
+    folder.mkdir()
+    trained = read_run(run)
+    own, moved = TRAIN[:2]
+    shutil.copy(view.dataset.case(own).label, folder)
+    volume = sitk.ReadImage(str(view.dataset.case(moved).label))
+    volume.SetSpacing([2 * size for size in volume.GetSpacing()])
+    sitk.WriteImage(volume, str(folder / f"{moved}.nii.gz"))
+    verb = Generate(out=tmp_path / "Dataset962", trained_run=run, masks=folder, slices_per_mask=5)
+    plan = make_plan(verb, torch.device("cpu"))
+    found = {(one.name, one.index) for one in plan.sources if one.case == own}
+    seen = {one.index for one in trained.slices if one.case == own}  # of the others it has no image
+    assert {index for name, index in found if name == own} == seen
+    assert {index for name, index in found if name == f"{own}.nii.gz"} == {0, 1, 2, 3} - seen
+    assert {one.name for one in plan.sources if one.case == moved} == {f"{moved}.nii.gz"}
+
+
 def refused(run: Path, folder: Path, line: str, **options) -> None:
     with pytest.raises(UserError, match=f"{line}.*it would leak"):
         generate(folder.parent / "Dataset962", run, masks=folder, dry_run=True, **options)
@@ -304,6 +324,9 @@ def test_masks_of_held_out_patients_are_refused(run, view, tmp_path, caplog):
         ("ct_1.png", "of a case outside the training cases of fold 0"),
         ("ct_1_s0012.png", "of patient_0, whose case ct_1 is a validation or test case"),
         ("patient_3-scan.png", "of patient_3, whose case ct_7"),
+        ("CT_1.png", "of a case outside the training cases of fold 0"),
+        ("ct_1 .png", "of a case outside the training cases of fold 0"),
+        ("Patient_3 -scan.png", "of patient_3, whose case ct_7"),
     ):
         save_mask(folder / name, layout(1))
         refused(run, folder, rf"found the mask {name} {line}.*\(1 such\)")
@@ -312,9 +335,15 @@ def test_masks_of_held_out_patients_are_refused(run, view, tmp_path, caplog):
         save_mask(folder / "z.png", view.read_mask(Slice(case, 2)))
         refused(run, folder, f"found the mask z.png equal to that of {case}")
     save_mask(folder / "z.png", layout(2))
-    for name, group in (("z", "patient_0"), ("z.png", "ct_7")):
+    typed = (("z", "patient_0"), ("z.png", "ct_7"), ("z ", "patient_0 "), ("Z.PNG", "PATIENT_3"))
+    for name, group in typed:
         table.write_text(f"case,group\n{name},{group}\n")
-        refused(run, folder, f"found the mask z.png of patient_{0 if name == 'z' else 3}", mask_groups=table)
+        refused(
+            run,
+            folder,
+            f"found the mask z.png of patient_{0 if name.strip() == 'z' else 3}",
+            mask_groups=table,
+        )
     caplog.clear()
     options = {"masks": folder, "mask_groups": table, "drop_held_out_masks": True, "dry_run": True}
     generate(tmp_path / "Dataset962", run, **options)

@@ -232,6 +232,133 @@ def test_spacing_is_that_of_the_data_sets_reader(tmp_path, reader):
     assert float(row["HD95"]) == pytest.approx(1.5, abs=0.01)  # 3 pixels of 0.5 mm, not of 5 mm
 
 
+STRAIGHT = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
+
+
+def write_cube(path: Path, spacing=(0.8, 0.8, 3.0), origin=(10.0, -20.0, 5.0), direction=STRAIGHT) -> None:
+    """A volume (6, 20, 24) with a box of label 1 that lies to one side."""
+    label = np.zeros((6, 20, 24), np.uint8)
+    label[1:4, 4:10, 3:9] = 1
+    image = sitk.GetImageFromArray(label)
+    image.SetSpacing(spacing)
+    image.SetOrigin(origin)
+    image.SetDirection(direction)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sitk.WriteImage(image, str(path))
+
+
+def write_cubes(root: Path, ending: str = ".nii.gz", label: dict | None = None, **prediction) -> Path:
+    """Two test cases in a raw data set and their perfect predictions, the second one's at another place.
+
+    Args:
+        label: place of the second label, if it is another than its image's.
+    """
+    folder = root / "Dataset009_CT"
+    for name in ("imagesTr/a_0000", "labelsTr/a", "imagesTs/b_0000", "imagesTs/c_0000", "labelsTs/b"):
+        write_cube(folder / f"{name}{ending}")
+    write_cube(folder / f"labelsTs/c{ending}", **label or {})
+    write_cube(root / "predicted" / f"b{ending}")
+    write_cube(root / "predicted" / f"c{ending}", **prediction)
+    content = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "box": 1}, "numTraining": 1}
+    (folder / "dataset.json").write_text(json.dumps(content | {"file_ending": ending}))
+    return folder
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".nrrd", ".mha"])
+@pytest.mark.parametrize(
+    ("prediction", "found"),
+    [
+        ({"direction": (-1.0, *STRAIGHT[1:])}, "direction -1 0 0 0 1 0 0 0 1, expected 1 0 0 0 1 0 0 0 1"),
+        ({"spacing": (0.8, 0.8, 6.0)}, "spacing 0.8 0.8 6, expected 0.8 0.8 3"),
+        ({"origin": (10.0, -20.0, 8.0)}, "origin 10 -20 8, expected 10 -20 5"),
+    ],
+    ids=["mirrored", "spacing", "moved"],
+)
+def test_a_prediction_elsewhere_in_space_is_refused(tmp_path, ending, prediction, found):
+    """Voxel by voxel it would score 100."""
+    folder = write_cubes(tmp_path, ending, **prediction)
+    with pytest.raises(UserError) as error:
+        Evaluate(str(folder), (str(tmp_path / "predicted"),), tmp_path / "out").run()
+    assert str(error.value) == (
+        f"{tmp_path}/predicted/c{ending}: found {found} as of its label {folder}/labelsTs/c{ending}; bring "
+        "the prediction into the label's grid, or correct the header that is wrong"
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_rounded_headers_are_one_place(tmp_path):
+    turn = np.deg2rad(0.05)
+    direction = (np.cos(turn), -np.sin(turn), 0.0, np.sin(turn), np.cos(turn), 0.0, 0.0, 0.0, 1.0)
+    folder = write_cubes(
+        tmp_path, spacing=(0.8001, 0.8, 3.0), origin=(10.004, -20.0, 5.0), direction=direction
+    )
+    Evaluate(str(folder), (str(tmp_path / "predicted"),), tmp_path / "out").run()
+    assert [float(row["Dice"]) for row in read_csv(tmp_path / "out" / "per_case.csv")] == [1, 1]
+
+
+def test_a_label_beside_its_image_is_named(tmp_path, caplog):
+    """nnU-Net's prediction lies where its image does, and nnU-Net itself compares voxels."""
+    folder = write_cubes(tmp_path, label={"origin": (0.0, 0.0, 0.0)})
+    with caplog.at_level("WARNING"):
+        Evaluate(str(folder), (str(tmp_path / "predicted"),), tmp_path / "out").run()
+    assert (
+        "1 label(s) lie elsewhere than their image and prediction, compared voxel by voxel: c" in caplog.text
+    )
+    assert [float(row["Dice"]) for row in read_csv(tmp_path / "out" / "per_case.csv")] == [1, 1]
+
+
+def test_a_label_of_another_spacing_than_its_image_is_refused(tmp_path):
+    """HD95 and NSD would be in its millimetres."""
+    folder = write_cubes(tmp_path, label={"spacing": (1.0, 1.0, 1.0)})
+    with pytest.raises(UserError, match=r"c.nii.gz: found spacing 0.8 0.8 3, expected 1 1 1 as of its label"):
+        Evaluate(str(folder), (str(tmp_path / "predicted"),), tmp_path / "out").run()
+
+
+@pytest.mark.parametrize("reader", ["SimpleITKIOWithReorient", "NibabelIOWithReorient", "NibabelIO"])
+def test_places_are_those_of_the_data_sets_reader(tmp_path, reader):
+    """One that turns the axes finds a turned copy of a label in the label's place, another does not."""
+    folder = write_cubes(tmp_path)
+    content = json.loads((folder / "dataset.json").read_text()) | {"overwrite_image_reader_writer": reader}
+    (folder / "dataset.json").write_text(json.dumps(content))
+    path = tmp_path / "predicted" / "c.nii.gz"
+    sitk.WriteImage(sitk.DICOMOrient(sitk.ReadImage(str(path)), "RPS"), str(path))
+    verb = Evaluate(str(folder), (str(tmp_path / "predicted"),), tmp_path / "out")
+    if reader == "NibabelIO":
+        with pytest.raises(UserError, match=r"c.nii.gz: found direction -1 0 0 0 1 0 0 0 1, expected 1 0 0"):
+            verb.run()
+        return
+    verb.run()
+    assert [float(row["Dice"]) for row in read_csv(tmp_path / "out" / "per_case.csv")] == [1, 1]
+    write_cube(path, direction=(-1.0, *STRAIGHT[1:]))
+    with pytest.raises(UserError, match=r"c.nii.gz: found origin"):
+        Evaluate(str(folder), (str(tmp_path / "predicted"),), tmp_path / "again").run()
+
+
+def test_3d_tiff_has_a_spacing_where_a_json_file_says_so(tmp_path):
+    import tifffile
+
+    folder = tmp_path / "Dataset009_Tiff"
+    label = np.zeros((6, 20, 24), np.uint8)
+    label[1:4, 4:10, 3:9] = 1
+    for name in ("imagesTr/a_0000", "labelsTr/a", "imagesTs/b_0000", "labelsTs/b", "../predicted/b"):
+        path = folder / f"{name}.tif"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tifffile.imwrite(path, label)
+        path.with_name(path.name.replace("_0000", "")).with_suffix(".json").write_text(
+            '{"spacing": [3, 1, 1]}'
+        )
+    content = {"channel_names": {"0": "EM"}, "labels": {"background": 0, "box": 1}, "numTraining": 1}
+    (folder / "dataset.json").write_text(json.dumps(content | {"file_ending": ".tif"}))
+    predicted = tmp_path / "predicted" / "b.json"
+    predicted.write_text('{"spacing": [6, 1, 1]}')
+    with pytest.raises(UserError, match=r"b.tif: found spacing 1 1 6, expected 1 1 3 as of its label"):
+        Evaluate(str(folder), (str(tmp_path / "predicted"),), tmp_path / "out").run()
+    for step in (lambda: predicted.write_text('{"spacing": [3, 1, 1]}'), predicted.unlink):
+        step()
+        Evaluate(str(folder), (str(tmp_path / "predicted"),), tmp_path / "out").run()
+        assert [float(row["Dice"]) for row in read_csv(tmp_path / "out" / "per_case.csv")] == [1]
+
+
 def test_several_labels_have_a_group_of_bars_each(tmp_path):
     folder = write_dataset(tmp_path / "Dataset006_CT", {"background": 0, "kidney": 1, "tumour": 2})
     names = tuple(

@@ -440,7 +440,17 @@ def test_broken_synthetic_folders_are_one_line(synthesise, tmp_path):
     manifest.write_text(lines + '{"case": "syn')
     with pytest.raises(UserError, match=r"synthesis.jsonl: malformed"):
         evaluated(folder)
+    for content in ("null\n", "[]\n", '{"kept": true}\n'):
+        manifest.write_text(lines + content)
+        with pytest.raises(UserError, match=r"synthesis.jsonl: malformed"):
+            evaluated(folder)
     manifest.write_text(lines)
+    whole = (folder / "synthesis.json").read_text()
+    for content in ("", "null", "[]", whole[:-9]):
+        (folder / "synthesis.json").write_text(content)
+        with pytest.raises(UserError, match=r"synthesis.json: malformed"):
+            evaluated(folder)
+    (folder / "synthesis.json").write_text(whole)
     record = json.loads((folder / "synthesis.json").read_text())
     record["run"]["train_cases"].append("real_77")
     (folder / "synthesis.json").write_text(json.dumps(record))

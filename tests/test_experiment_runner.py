@@ -21,7 +21,7 @@ from nnunet_order.experiment.execution import Execution, begin
 from nnunet_order.experiment.inputs import files_digest
 from nnunet_order.experiment.runner import Experiment, find_program, make_workers
 from nnunet_order.experiment.segmentation import Segmentation
-from nnunet_order.experiment.stage import Stage, stage_keys
+from nnunet_order.experiment.stage import Stage, stage_keys, versions
 from nnunet_order.experiment.stage_run import StageFiles
 from nnunet_order.registration import VARIABLE
 
@@ -110,10 +110,128 @@ def test_missing_outputs_are_made_again(folder):
     assert lines(folder / "c.txt") == ["c"] and lines(folder / "runs_b") == ["b"]
 
 
+def made_by(folder: Path, stage: str, **others: str | None) -> None:
+    """Let a stage's record name other versions than those that are installed."""
+    path = folder / "stages" / f"{stage}.json"
+    record = json.loads(path.read_text())
+    record["versions"] |= {name.replace("_", "-"): version for name, version in others.items()}
+    path.write_text(json.dumps(record))
+
+
+def test_stages_of_other_versions_are_kept_and_told_in_one_line(folder, caplog):
+    experiment = Experiment(folder, with_folder_b(chain()))
+    experiment.run()
+    assert "other versions" not in caplog.text
+    now = versions()
+    made_by(folder, "a", law_order="0.0.9", torch="1.13.1")
+    made_by(folder, "b", torch="1.13.1")
+    made_by(folder, "c", nnunetv2=".".join(now["nnunetv2"].split(".")[:2]) + ".99", python="3.1")  # no change
+    experiment.run()
+    (line,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert line.startswith(
+        "kept 2 of 3 stages that other versions finished (law-order 0.0.9, torch 1.13.1; now "
+        f"law-order {now['law-order']}, torch {now['torch']}): "
+    )
+    assert line.endswith("give --again to run them, and all that follow them, once more")
+    assert lines(folder / "a.txt") == ["one"] and lines(folder / "runs_b") == ["b"]
+
+
+def test_a_record_without_versions_is_read_and_told(folder, caplog):
+    experiment = Experiment(folder, with_folder_b(chain()))
+    experiment.run()
+    path = folder / "stages" / "c.json"
+    record = json.loads(path.read_text())
+    del record["versions"]
+    path.write_text(json.dumps(record))
+    experiment.run()
+    now = versions()["law-order"]
+    line = f"kept 1 of 3 stages that other versions finished (unknown versions; now law-order {now})"
+    assert line in caplog.text
+    assert lines(folder / "runs_c") == ["c"]
+    experiment.run(again=True)
+    assert lines(folder / "runs_c") == ["c", "c"] and lines(folder / "c.txt") == ["c"]
+    assert lines(folder / "a.txt") == ["one"] and lines(folder / "runs_b") == ["b"]
+    caplog.clear()
+    experiment.run()
+    assert "other versions" not in caplog.text
+
+
+def test_again_runs_stages_of_other_versions_and_what_follows_them(folder):
+    """b is of the installed versions, but was made from what a had left."""
+    experiment = Experiment(folder, with_folder_b(chain()))
+    experiment.run()
+    made_by(folder, "a", law_order="0.0.9")
+    experiment.run(again=True)
+    assert lines(folder / "a.txt") == ["one"]  # from scratch: else it would have two lines
+    assert lines(folder / "b" / "copy.txt") == ["one"]
+    assert lines(folder / "runs_b") == ["b", "b"] and lines(folder / "runs_c") == ["c"]
+    experiment.run(again=True)
+    assert lines(folder / "runs_b") == ["b", "b"]
+
+
+def test_a_kill_amid_again_keeps_nothing_that_is_made_from_older_results(folder, monkeypatch):
+    experiment = Experiment(folder, with_folder_b(chain()))
+    experiment.run()
+    made_by(folder, "a", law_order="0.0.9")
+    with monkeypatch.context() as patch:
+        patch.setattr(Experiment, "_run", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            experiment.run(again=True)
+    assert states(experiment) == {"a": "ready", "b": "waiting", "c": "done"}
+    experiment.run()
+    assert lines(folder / "runs_b") == ["b", "b"]
+
+
+def test_one_stage_may_run_again_and_warns_of_those_before_it(folder, caplog):
+    experiment = Experiment(folder, with_folder_b(chain()))
+    experiment.run()
+    made_by(folder, "a", law_order="0.0.9")
+    experiment.run_stage("b")
+    assert "kept 1 of 3 stages that other versions finished (law-order 0.0.9" in caplog.text
+    experiment.run_stage("a", again=True)
+    assert lines(folder / "runs_b") == ["b"] and experiment.state(experiment.stages[1]) == "ready"
+    experiment.run_stage("b", again=True)
+    assert lines(folder / "runs_b") == ["b", "b"]
+
+
+def test_again_is_for_runs(folder):
+    for execution in (Execution(again=True, dry_run=True), Execution(again=True, list_stages=True)):
+        with pytest.raises(UserError, match="found --again without a run"):
+            execution.carry_out(Experiment(folder, chain()), {"kind": "test"})
+
+
+@pytest.mark.parametrize("content", ["", "null", "[]", '{"key": ', "7"])
+def test_a_damaged_record_is_none(folder, content):
+    """The stage is not done; what lies there is nobody's."""
+    experiment = Experiment(folder, with_folder_b(chain()))
+    experiment.run()
+    (folder / "stages" / "c.json").write_text(content)
+    assert states(experiment)["c"] == "ready"
+    experiment.run()
+    assert lines(folder / "runs_c") == ["c", "c"] and lines(folder / "c.txt") == ["c"]
+
+
 def test_renamed_outputs_do_not_stay_behind(folder):
     Experiment(folder, (Stage("a", ("touch old.txt",), ("old.txt",)),)).run()
     Experiment(folder, (Stage("a", ("touch new.txt",), ("new.txt",)),)).run()
     assert (folder / "new.txt").exists() and not (folder / "old.txt").exists()
+
+
+@pytest.mark.parametrize("output", ["../kept", "", ".", "/", "b/../../kept", 3, None])
+def test_a_record_that_names_what_lies_elsewhere_removes_nothing(folder, output):
+    """No assert guards it: PYTHONOPTIMIZE would take that away."""
+    stage = Stage("a", (append("a.txt", "one"),), ("a.txt",))
+    Experiment(folder, (stage,)).run()
+    kept = folder.parent / "kept"
+    kept.mkdir()
+    record = folder / "stages" / "a.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"outputs": ["a.txt", output]}))
+    with pytest.raises(UserError, match=r"stages/a.json: found the path .*; remove that file"):
+        Experiment(folder, (replace(stage, inputs="other"),)).run()
+    assert kept.is_dir() and lines(folder / "a.txt") == ["one"]
+    record.unlink()
+    (folder / "a.txt").unlink()
+    Experiment(folder, (stage,)).run()
 
 
 def test_what_no_record_explains_is_left_alone(folder):

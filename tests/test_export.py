@@ -16,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
+from dataset_conversion.images import Notes
 from dataset_conversion.user_error import UserError
 from nnunet_order.export import METADATA_KEY, Export, build_network, find_fold, load_checkpoint, load_model
 from nnunet_order.predict import Predict, Segmenter, centre_weights, normalize, tiles, to_labels
@@ -226,6 +227,43 @@ def test_predict_writes_label_maps_without_torch_and_nnunet(order_model, tmp_pat
     written = np.asarray(Image.open(tmp_path / "out" / "b.png"))
     assert written.dtype == np.uint8
     assert np.array_equal(written, Segmenter(order_model)(draw_case(1, 70, 90)[0]))
+
+
+def test_predict_reads_what_nnunet_reads(order_model, tmp_path):
+    """White-is-zero TIFF, one bit, a palette: with the values as stored."""
+    import onnx
+    import tifffile
+    from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
+
+    model = onnx.load(order_model)
+    record = json.loads(model.metadata_props[0].value) | {"channel_names": {"0": "grey"}}
+    record |= {name: record[name][:1] for name in ("normalization_schemes", "use_mask_for_norm")}
+    onnx.helper.set_model_props(model, {METADATA_KEY: json.dumps(record)})
+    onnx.save(model, tmp_path / "grey.onnx")
+    segmenter = Segmenter(tmp_path / "grey.onnx")
+    image, mask = draw_case(0, 64, 64)
+    grey = image[..., 1]
+    tifffile.imwrite(tmp_path / "white.tif", grey, photometric="miniswhite")
+    tifffile.imwrite(tmp_path / "bits.tif", mask > 0)
+    tifffile.imwrite(
+        tmp_path / "palette.tif", grey, photometric="palette", colormap=np.zeros((3, 256), np.uint16)
+    )
+    tifffile.imwrite(tmp_path / "turned.tif", grey, extratags=[(274, 3, 1, 6, True)])
+    Image.fromarray(mask > 0).save(tmp_path / "bits.png")
+    for name in ("white.tif", "bits.tif", "palette.tif", "turned.tif", "bits.png"):
+        expected = NaturalImage2DIO().read_images([str(tmp_path / name)])[0][0, 0]
+        np.testing.assert_array_equal(segmenter.read(tmp_path / name, Notes()), expected, err_msg=name)
+
+
+def test_predict_takes_images_of_other_endings_and_names_the_rest(order_model, tmp_path, caplog):
+    images = write_images(tmp_path / "images", {"a.png": (64, 64), "b.gif": (64, 64), "c.jfif": (64, 64)})
+    Image.fromarray(draw_case(4, 64, 64)[0]).save(images / "d.webp", lossless=True)
+    (images / "e.heic").write_text("")
+    Predict(order_model, (images,), tmp_path / "out").run()
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [f"{name}.png" for name in "abcd"]
+    written = np.asarray(Image.open(tmp_path / "out" / "d.png"))
+    assert np.array_equal(written, Segmenter(order_model)(draw_case(4, 64, 64)[0]))
+    assert "images: 1 left out" in caplog.text and "e.heic" in caplog.text
 
 
 def test_predict_keeps_frame_numbers(order_model, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -302,13 +303,112 @@ def test_groups_give_splits(tmp_path):
         assert not {int(c[1:]) // 2 for c in split["train"]} & {int(c[1:]) // 2 for c in split["val"]}
 
 
-def test_groups_of_test_images_are_kept(tmp_path):
+@pytest.mark.parametrize("typed", ["{} ", "\t{}", "{}\u00a0", "\ufeff{}", '"{}  "'])
+def test_a_group_typed_in_two_ways_is_one_group(tmp_path, typed):
+    """Also images whose names another system has written in the other Unicode form."""
+    names = tuple(f"é{i}" for i in range(12))
+    make_folders(tmp_path, tuple(unicodedata.normalize("NFD", name) for name in names))
+    groups = [f"Zoë {i // 2}" for i in range(12)]
+    rows = [f"{unicodedata.normalize('NFC', n)},{g}" for n, g in zip(names[::2], groups[::2], strict=True)]
+    rows += [f"{n.upper()},{typed.format(g)}" for n, g in zip(names[1::2], groups[1::2], strict=True)]
+    table = tmp_path / "groups.csv"
+    table.write_text("\n".join(["case, group ", *rows]), encoding="utf-8")
+    dataset = convert(tmp_path, groups=table)
+    assert dataset.groups == dict(zip(names, groups, strict=True))
+    for split in dataset.read_splits():
+        sides = [{dataset.groups[case_id] for case_id in split[side]} for side in ("train", "val")]
+        assert sides[1] and not sides[0] & sides[1]
+
+
+def test_groups_and_cases_that_letter_case_alone_tells_apart_are_refused(tmp_path):
+    make_folders(tmp_path, tuple("abcdef"))
+    table = tmp_path / "groups.csv"
+    rows = [f"{name},patient {name}" for name in "bcdef"]
+    table.write_text("\n".join(["case,group", *rows, "a,Patient  B"]))
+    refused(tmp_path, "found the groups 'patient b' and 'Patient  B'", groups=table)
+    table.write_text("\n".join(["case,group", *rows, "a,patient a", "A,patient a"]))
+    refused(tmp_path, "found the cases 'a' and 'A'", groups=table)
+    save(tmp_path / "images" / "A.png", picture())
+    save(tmp_path / "masks" / "A.png", square(255))
+    refused(tmp_path, "found case id . twice, letter case aside")
+
+
+def test_masks_are_found_in_the_other_unicode_form(tmp_path):
+    make_folders(tmp_path, ("a", unicodedata.normalize("NFC", "é")))
+    (tmp_path / "masks" / "é.png").rename(tmp_path / "masks" / unicodedata.normalize("NFD", "é.png"))
+    assert [case.id for case in convert(tmp_path).training_cases] == ["a", "é"]
+    save(tmp_path / "images" / unicodedata.normalize("NFD", "é.png"), picture())
+    with pytest.raises(UserError, match="expected one; remove the other"):
+        convert(tmp_path, out=tmp_path / "new" / "Dataset501_Test")
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_same_command_says_that_it_is_done(tmp_path, caplog):
+    """A kill may come just after the last rename, and leave a lock."""
+    caplog.set_level(logging.INFO)
+    make_folders(tmp_path, tuple("abcdef"))
+    folder = convert(tmp_path).folder
+    made = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    lock = tmp_path / f".{folder.name}.lock"
+    lock.touch()
+    caplog.clear()
+    convert(tmp_path)
+    assert "is finished already" in caplog.text and "wrote" not in caplog.text
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == made and not lock.exists()
+
+    def other(**options) -> None:
+        with pytest.raises(UserError, match="found existing content"):
+            convert(tmp_path, **options)
+
+    other(max_side=32)
+    label = folder / "labelsTr" / "a.png"
+    content = label.read_bytes()
+    label.unlink()
+    other()
+    label.write_bytes(content)
+    convert(tmp_path)
+    (folder / "imagesTr" / "mine.png").touch()
+    other()
+    (folder / "imagesTr" / "mine.png").unlink()
+    (folder / ".conversion.json").write_text("[]")
+    other()
+
+
+def test_other_sources_are_another_command(tmp_path):
+    make_folders(tmp_path, tuple("abcdef"))
+    convert(tmp_path)
+    save(tmp_path / "masks" / "a.png", square(0))
+    with pytest.raises(UserError, match="found existing content"):
+        convert(tmp_path)
+
+
+def test_a_refusal_leaves_no_new_folder(tmp_path):
+    make_folders(tmp_path, ("a", "b"))
+    out = tmp_path / "new" / "er" / "Dataset500_Test"
+    save(tmp_path / "masks" / "a.png", square(0))
+    save(tmp_path / "masks" / "b.png", square(0))
+    with pytest.raises(UserError, match="found only background"):
+        convert(tmp_path, out=out)
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "new").mkdir()
+    with pytest.raises(UserError, match="found only background"):
+        convert(tmp_path, out=out)
+    assert list((tmp_path / "new").iterdir()) == []
+    save(tmp_path / "masks" / "b.png", square(255))
+    assert len(convert(tmp_path, out=out).training_cases) == 2
+
+
+def test_groups_of_test_images_are_kept(tmp_path, caplog):
     make_folders(tmp_path, tuple("abcde"))
     make_folders(tmp_path / "test", ("y", "z"))
     table = tmp_path / "groups.csv"
     table.write_text("case,group\n" + "".join(f"{name},patient {name}\n" for name in "abcdey"))
     dataset = convert(tmp_path, groups=table, test_images=tmp_path / "test" / "images")
     assert dataset.groups == {name: f"patient {name}" for name in "abcdey"} | {"z": "z"}
+    assert "of no image" not in caplog.text
+    table.write_text(table.read_text() + "zz,patient a\n")  # meant z: would be a leak
+    convert(tmp_path, groups=table, test_images=tmp_path / "test" / "images", out=tmp_path / "Dataset501")
+    assert "groups.csv: 1 row(s) of no image left out: zz" in caplog.text
 
 
 def test_groups_of_test_images_with_names_of_training_images(tmp_path):

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from dataset_conversion.raw import find_dataset, read_dataset
 from dataset_conversion.raw_writer import RawDatasetWriter
@@ -31,7 +32,7 @@ from law_synth.generation.masks import case_masks, mask_hash
 from law_synth.generation.quality import QualityFilter, training_thumbnails
 from law_synth.generation.sampling import ImageSampler, Sampling
 from law_synth.resize import resize_mask
-from law_synth.run_folder import newest_run, read_run
+from law_synth.run_folder import configurations_hash, newest_run, read_run, weights_hash
 from law_synth.slices import view_of
 
 PIPELINE = "diffusers.pipelines.controlnet.pipeline_controlnet"
@@ -275,10 +276,100 @@ def test_run_whose_weights_are_not_those_recorded(trained_run, tmp_path):
         )
 
 
+@pytest.mark.parametrize("part", ["controlnet", "unet"])
+def test_pickled_weights_of_a_run_are_refused(trained_run, tmp_path, part):
+    """They would be loaded, and they are in no hash."""
+    run = Path(shutil.copytree(trained_run, tmp_path / "run"))
+    weights = run / part / "diffusion_pytorch_model.safetensors"
+    torch.save(load_file(weights), weights.with_suffix(".bin"))
+    weights.unlink()
+    config = json.loads((run / "law_config.json").read_text()) | {"weights_hash": weights_hash(run)}
+    (run / "law_config.json").write_text(json.dumps(config))
+    line = f"run: found diffusion_pytorch_model.bin in {part}/, expected a .safetensors file"
+    with pytest.raises(UserError, match=line) as error:
+        generate(tmp_path / "Dataset951", trained_run=run)
+    assert "\n" not in str(error.value) and not (tmp_path / "Dataset951").exists()
+
+
+def test_a_configuration_that_is_not_the_runs_is_refused(trained_run, tmp_path):
+    """The same weights in another network: eight heads of attention instead of four."""
+    run = variant(trained_run, tmp_path / "run", configurations_hash=configurations_hash(trained_run))
+    generate(tmp_path / "Dataset951", trained_run=run, samples=1)
+    path = run / "unet" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"attention_head_dim": 8}))
+    with pytest.raises(UserError, match=r"or another config\.json with them"):
+        generate(tmp_path / "Dataset952", trained_run=run, samples=1)
+    assert not (tmp_path / "Dataset952").exists()
+
+
+@pytest.mark.parametrize("content", ["", "null", "[]", '{"format": 2'])
+def test_damaged_records_of_a_run_are_one_line(generated, trained_run, tmp_path, content):
+    run = Path(shutil.copytree(trained_run, tmp_path / "run"))
+    (run / "law_config.json").write_text(content)
+    with pytest.raises(UserError, match=r"law_config\.json: malformed") as error:
+        generate(tmp_path / "Dataset951", trained_run=run)
+    assert "\n" not in str(error.value) and not (tmp_path / "Dataset951").exists()
+    begun = Path(shutil.copytree(generated, tmp_path / generated.name))
+    (begun / "synthesis.json").write_text(content)
+    with pytest.raises(UserError, match=r"synthesis\.json: malformed"):
+        generate(begun)
+
+
+def test_a_damaged_record_of_a_chunk_is_made_again(generated, tmp_path):
+    out = Path(shutil.copytree(generated, tmp_path / generated.name))
+    for chunk, content in enumerate(("", "null", "{}", "[1]")):
+        (out / ".generation" / f"chunk_{chunk:06d}.json").write_text(content)
+    generate(out)
+    assert hashes(out) == hashes(generated)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda run, root: (root / "base" / "unet" / "config.json").write_text("{"),
+        lambda run, root: shutil.rmtree(root / "base"),
+        lambda run, root: (run / "controlnet" / "diffusion_pytorch_model.safetensors").write_bytes(b""),
+        lambda run, root: (
+            root / "data" / "Dataset950_Phantom" / "imagesTr" / "phantom_0000_0000.png"
+        ).write_bytes(b"x"),
+    ],
+)
+def test_what_is_refused_leaves_no_folder(trained_run, tmp_path, damage):
+    source = read_run(trained_run)
+    shutil.copytree(source.base_source, tmp_path / "base")
+    shutil.copytree(source.dataset_folder, tmp_path / "data" / "Dataset950_Phantom")
+    base = {"source": str(tmp_path / "base"), "hash": source.base_hash}
+    dataset = {"name": source.dataset_name, "folder": str(tmp_path / "data" / "Dataset950_Phantom")}
+    run = variant(trained_run, tmp_path / "run", base=base, dataset=dataset)
+    damage(run, tmp_path)
+    with pytest.raises(UserError):
+        generate(tmp_path / "new" / "Dataset951", trained_run=run)
+    assert not (tmp_path / "new").exists()
+
+
+def test_splits_in_the_way_are_found_before_the_work(trained_run, tmp_path):
+    """Those of the same cases are no obstacle, whichever synthetic ones they name."""
+    path = tmp_path / "nnUNet_preprocessed" / "Dataset951" / "splits_final.json"
+    path.parent.mkdir(parents=True)
+    split = dataset_of(trained_run).read_splits()[0]
+    path.write_text(json.dumps([{"train": split["train"], "val": split["train"][:1]}]))
+    out = tmp_path / "nnUNet_raw" / "Dataset951"
+    for options in ({}, {"dry_run": True}):
+        with pytest.raises(UserError, match=r"splits_final\.json: found other splits than fold 0"):
+            generate(out, with_real=True, **options)
+    assert not out.parent.exists()
+    path.write_text(json.dumps([{"train": ["law_000000", *split["train"]], "val": split["val"]}]))
+    generate(out, with_real=True, samples=1)
+    assert json.loads(path.read_text())[0]["train"] == ["law_000000", *split["train"]]
+
+
 @pytest.mark.parametrize(
     ("options", "line"),
     [
         ({"samples": 0}, "--samples 0, expected at least 1"),
+        ({"samples": -3}, "--samples -3, expected at least 1"),
+        ({"samples": 10**12}, "--samples 1000000000000, expected at most 1000000"),
+        ({"chunk_size": 10**9}, "--chunk-size 1000000000, expected at most 10000"),
         ({"steps": 0}, "--steps 0, expected"),
         ({"guidance_scale": 0.5}, "--guidance-scale 0.5, expected 1"),
         ({"shard": "2/2"}, "--shard 2/2, expected i/n"),
@@ -421,6 +512,61 @@ def broken_base(trained_run: Path, folder: Path, change) -> Path:
     return variant(trained_run, folder / "run", base={"source": base.source, "hash": base.hash})
 
 
+def test_a_refusal_leaves_no_folder(trained_run, tmp_path):
+    """Neither of model and base, nor the folders above it."""
+    out = tmp_path / "new" / "Dataset951"
+    shutil.copytree(trained_run, tmp_path / "changed")
+    config = tmp_path / "changed" / "law_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"weights_hash": "0"}))
+    with pytest.raises(UserError, match="found other weights"):
+        generate(out, trained_run=tmp_path / "changed")
+    other = variant(trained_run, tmp_path / "run", base={"source": str(tmp_path / "none"), "hash": "0"})
+    with pytest.raises(UserError):
+        generate(out, trained_run=other)
+    assert not out.parent.exists()
+    for options in ({"shard": "0/2"}, {}):  # of several processes, others may be at work there
+        with pytest.raises(UserError, match=r"dropped all 4 \(4 near copy\)"):
+            for shard in ("1/2", "0/2") if options else ("0/1",):
+                generate(out, samples=4, chunk_size=2, max_similarity=-1, shard=shard)
+        assert out.exists() == bool(options)
+        shutil.rmtree(out, ignore_errors=True)
+    assert not (tmp_path / "new" / ".Dataset951.lock").exists()
+
+
+def test_records_that_name_files_elsewhere_are_refused(generated, trained_run, tmp_path):
+    """Of chunks, of the run, of the real data set's table, of synthesis.jsonl."""
+    out = tmp_path / "Dataset951"
+    shutil.copytree(generated, out)
+    chunk = out / ".generation" / "chunk_000001.json"
+    record = json.loads(chunk.read_text())
+    chunk.write_text(json.dumps(record | {"files": {"../../x": "0"}}))
+    with pytest.raises(UserError, match=r"chunk_000001\.json: found the path '\.\./\.\./x'"):
+        generate(out)
+    chunk.write_text(json.dumps(record | {"rows": [record["rows"][0] | {"case": "../x"}]}))
+    with pytest.raises(UserError, match=r"chunk_000001\.json: found the case id '\.\./x'"):
+        generate(out)
+    cases = read_run(trained_run).config["train_cases"]
+    with pytest.raises(UserError, match=r"law_config\.json: found the case id 'a/b'"):
+        generate(out, trained_run=variant(trained_run, tmp_path / "run", train_cases=[*cases, "a/b"]))
+
+    real, kept = tmp_path / "raw" / "Dataset950_Phantom", tmp_path / "mine" / "labelsTr" / "x.png"
+    shutil.copytree(dataset_of(trained_run).folder, real)
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(b"mine")
+    description = json.loads((real / "dataset.json").read_text())
+    table = {
+        case.id: {"images": [str(case.images[0])], "label": str(case.label)}
+        for case in dataset_of(trained_run).training_cases
+    }
+    first = read_run(trained_run).config["train_cases"][0]
+    table["../../mine/labelsTr/x"] = table.pop(first)
+    (real / "dataset.json").write_text(json.dumps(description | {"dataset": table}))
+    run = variant(trained_run, tmp_path / "run2", dataset={"name": real.name, "folder": str(real)})
+    with pytest.raises(UserError, match=r"dataset\.json: found the case id '\.\./\.\./mine/labelsTr/x'"):
+        generate(tmp_path / "Dataset952", trained_run=run, with_real=True)
+    assert kept.read_bytes() == b"mine" and not (tmp_path / "Dataset952").exists()
+
+
 def test_constant_images_are_dropped_and_counted(trained_run, tmp_path):
     run = broken_base(trained_run, tmp_path, lambda layer: layer.weight.zero_())
     out = tmp_path / "Dataset951"
@@ -433,6 +579,7 @@ def test_non_finite_images_stop_the_run(trained_run, tmp_path):
     run = broken_base(trained_run, tmp_path, lambda layer: layer.bias.fill_(float("nan")))
     with pytest.raises(UserError, match="non-finite images in chunk 0 with --dtype fp32"):
         generate(tmp_path / "Dataset951", trained_run=run, samples=3)
+    assert not (tmp_path / "Dataset951").exists()  # so that --dtype bf16 can be tried there
 
 
 def test_near_copies_are_found(trained_run):
@@ -595,7 +742,7 @@ def test_masks_of_validation_and_test_cases_are_refused(trained_run, tmp_path, c
     out = generate(tmp_path / "Dataset951", masks=folder, samples=2)
     assert "1 of 2 masks are named after no case or group of Dataset950_Phantom" in caplog.text
     assert [row["source_case"] for row in rows(out)] == [None, seen.id]
-    assert [row["source_mask"] for row in rows(out)] == ["empty.png", f"{seen.id}.png"]
+    assert [row["source_mask"] for row in rows(out)] == ["empty.png", seen.id]  # a copy of its own mask
     Image.fromarray(np.ones((64, 64), np.uint8)).save(folder / "empty.png")
     with pytest.raises(UserError, match="found a generation with masks"):
         generate(out, masks=folder, samples=2)

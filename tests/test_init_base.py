@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from law_synth.base import stage as training_stage
 from law_synth.base.init_base import HELD_BACK, InitBase, cases_to_hold_back
 from law_synth.base.losses import Batches, standardize_latents, unet_loss, vae_loss
 from law_synth.base.model import load_base
+from law_synth.base.seen import base_config
 from law_synth.base.tiny import new_scheduler, new_unet, new_vae
 from law_synth.base.train_base import peak_signal_to_noise
 
@@ -207,6 +209,7 @@ def test_tiny(tmp_path, factor):
     assert base.latent_factor == factor
     assert base.scheduler.config.prediction_type == "v_prediction"
     assert json.loads((options.out / "base_config.json").read_text())["options"]["size"] == "tiny"
+    assert base_config(str(options.out))["image_size"] == 64
     options.run()
     with pytest.raises(UserError, match="seed"):
         replace(options, seed=3).run()
@@ -270,6 +273,26 @@ def test_non_finite_loss_stops(phantoms, tmp_path, monkeypatch):
 
 def random_images(count: int, size: int = 32) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("content", ["", "null", "{", "[]"])
+def test_damaged_records_are_one_line(trained, phantoms, tmp_path, content):
+    out = Path(shutil.copytree(trained, tmp_path / "base"))
+    (out / "base_config.json").write_text(content)
+    with pytest.raises(UserError, match=r"base_config\.json: malformed") as error:
+        training(phantoms, out).run()
+    assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match=r"base_config\.json: malformed"):
+        base_config(str(out))
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"null"])
+def test_damaged_checkpoints_are_one_line(tmp_path, content):
+    path = tmp_path / "vae.pt"
+    path.write_bytes(content)
+    stage = training_stage.Stage("VAE", torch.nn.Linear(1, 1), lambda step: None, 10, 1e-3)
+    with pytest.raises(UserError, match=r"vae\.pt: cannot be read .*; remove it and give the same command"):
+        stage.train(path, 5, 4)
 
 
 def test_standardized_latents_and_unchanged_images():

@@ -66,8 +66,8 @@ def save_case(root: Path, number: int, codes: str = KITS, labelled: bool = True,
     return folder
 
 
-def convert(root: Path, name: str = "Dataset019_KiTS", **options) -> RawDataset:
-    ConvertKits19(source=root / "kits19", out=root / name, **options).run()
+def convert(root: Path, name: str = "Dataset019_KiTS", source: Path | None = None, **options) -> RawDataset:
+    ConvertKits19(source=source or root / "kits19", out=root / name, **options).run()
     return read_dataset(root / name)
 
 
@@ -83,8 +83,8 @@ def test_plain_volumes_are_linked_and_nnunet_accepts_them(tmp_path):
     from nnunetv2.experiment_planning.verify_dataset_integrity import check_cases
     from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
-    for number, codes in enumerate([KITS, "LPS", "RAS", "PIR", KITS, KITS]):
-        save_case(tmp_path / "kits19" / "data", number, codes, spacing=(0.7 + number / 50,) * 2 + (2.5,))
+    for number in range(6):
+        save_case(tmp_path / "kits19" / "data", number, spacing=(0.7 + number / 50,) * 2 + (2.5,))
     save_case(tmp_path / "kits19" / "data", 210, labelled=False)
     dataset = convert(tmp_path)
     for case in dataset.training_cases:
@@ -102,6 +102,230 @@ def test_plain_volumes_are_linked_and_nnunet_accepts_them(tmp_path):
     (dataset.folder / "splits_final.json").unlink()
     assert dataset.read_splits() == splits  # nnU-Net's own
     assert not list(tmp_path.glob(".*"))
+
+
+def points(path: Path) -> dict[tuple, float]:
+    """Place in the patient (mm, rounded) -> value, of the tumour and of other voxels here and there."""
+    volume = nib.load(path)
+    values = np.asarray(volume.dataobj)
+    rng = np.random.default_rng(0)
+    indices = np.concatenate([np.argwhere(values == 2), rng.integers(0, values.shape, (300, 3))])
+    places = np.round(indices @ volume.affine[:3, :3].T + volume.affine[:3, 3], 2)
+    return {tuple(place): values[tuple(index)] for place, index in zip(places, indices, strict=True)}
+
+
+def value_at(path: Path, place: tuple) -> float:
+    volume = nib.load(path)
+    index = np.rint(np.linalg.inv(volume.affine) @ (*place, 1))[:3].astype(int)
+    assert np.all(index >= 0), "outside"
+    return np.asarray(volume.dataobj)[tuple(index)]
+
+
+def test_volumes_are_turned_into_the_orientation_of_most(tmp_path, caplog):
+    """So that nnU-Net's 2d cuts every patient along the same plane; every voxel keeps place and value."""
+    from nnunetv2.experiment_planning.verify_dataset_integrity import check_cases
+    from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
+
+    source = tmp_path / "kits19"
+    for number, codes in enumerate(["RAS", KITS, "LPS", "PIR", KITS, "IPR", KITS]):
+        save_case(source, number, codes)
+    save_case(source, 210, "RAS", labelled=False)
+    rewrite(source / "case_00002" / "imaging.nii.gz", dtype=np.uint16)  # with values that int16 has not
+    rewrite(source / "case_00003" / "imaging.nii.gz", dtype=">f8")
+    rewrite(source / "case_00003" / "segmentation.nii.gz", dtype=np.float32)
+    with caplog.at_level(logging.WARNING):
+        dataset = convert(tmp_path)
+    turned = ["case_00000", "case_00002", "case_00003", "case_00005", "case_00210"]
+    for case in (*dataset.training_cases, *dataset.test_cases):
+        image, label = (source / case.id / f"{name}.nii.gz" for name in ("imaging", "segmentation"))
+        assert os.path.samefile(case.images[0], image) == (case.id not in turned)
+        for old, new in [(image, case.images[0])] + [(label, case.label)] * (case.label is not None):
+            volume = nib.load(new)
+            assert "".join(nib.aff2axcodes(volume.affine)) == KITS
+            assert volume.shape == (12, 36, 40)
+            assert all(value_at(new, place) == value for place, value in points(old).items())
+        if case.label is not None:
+            assert check_cases([str(case.images[0])], str(case.label), 1, SimpleITKIO)
+    types = [nib.load(case.images[0]).get_data_dtype().str for case in dataset.training_cases]
+    assert types == ["<i2", "<i2", "<u2", "<f8", "<i2", "<i2", "<i2"]  # plain files keep their type
+    assert "axes brought into the order IPL of most volumes, for nnU-Net's 2d: 5 file(s)" in caplog.text
+
+
+def test_finished_cases_are_turned_again_when_others_decide_otherwise(tmp_path):
+    for number, codes in enumerate([KITS, KITS, "RAS", KITS]):
+        save_case(tmp_path / "kits19", number, codes)
+    damaged = tmp_path / "kits19" / "case_00003" / "imaging.nii.gz"
+    cut(damaged)
+    with pytest.raises(UserError, match="cannot be read"):
+        convert(tmp_path)
+    finished = tmp_path / ".Dataset019_KiTS.partial" / "imagesTr" / "case_00002_0000.nii.gz"
+    assert "".join(nib.aff2axcodes(nib.load(finished).affine)) == KITS
+    for number in (3, 4):
+        save_case(tmp_path / "kits19", number, "RAS")
+    dataset = convert(tmp_path)
+    for case in dataset.training_cases:
+        for path in (case.images[0], case.label):
+            assert "".join(nib.aff2axcodes(nib.load(path).affine)) == "RAS"
+    whole = convert(tmp_path / "again", source=tmp_path / "kits19")
+    assert contents(dataset.folder / "imagesTr") == contents(whole.folder / "imagesTr")
+    assert contents(dataset.folder / "labelsTr") == contents(whole.folder / "labelsTr")
+
+
+def test_headers_silent_on_orientation_stay_so(tmp_path, caplog):
+    for number in range(3):
+        folder = save_case(tmp_path / "kits19", number, "RAS" if number == 2 else KITS)
+    for name in ("imaging", "segmentation"):
+        patch(folder / f"{name}.nii.gz", "sform_code", 0)
+        patch(folder / f"{name}.nii.gz", "qform_code", 0)
+    patch(folder / "imaging.nii.gz", "scl_slope", 2)  # so that it is written anew
+    with caplog.at_level(logging.WARNING):
+        dataset = convert(tmp_path)
+    header = nib.load(dataset.training_cases[2].images[0]).header
+    assert (header["sform_code"], header["qform_code"]) == (0, 0)
+    image, label = (
+        sitk.ReadImage(str(path))
+        for path in (*dataset.training_cases[2].images, folder / "segmentation.nii.gz")
+    )
+    assert image.GetSpacing() == label.GetSpacing() == pytest.approx((0.78, 0.78, 3))
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(image).T, 2.0 * scan(2)[0][::-1, ::-1])
+    assert "header does not say how the patient lies: axes may differ from other volumes': 1" in caplog.text
+
+
+def sheared(path: Path, cosine: float, qform: bool = False) -> None:
+    """Turn the first axis of a volume towards the second by so much, in the sform only."""
+    old = nib.load(path)
+    affine = old.affine.copy()
+    affine[:3, 0] += cosine * affine[:3, 1] * old.header.get_zooms()[0] / old.header.get_zooms()[1]
+    new = nib.Nifti1Image(np.asarray(old.dataobj), affine)
+    new.set_sform(affine, 1)
+    new.set_qform(*((old.affine, 1) if qform else (None, 0)))
+    nib.save(new, path)
+
+
+def no_quaternion(path: Path) -> None:
+    """A qform beside the sform that is no rotation: ITK passes over it, nibabel raises."""
+    for field, value in (("quatern_b", 0.8), ("quatern_c", 0.7), ("quatern_d", 0.2), ("qform_code", 1)):
+        patch(path, field, value)
+
+
+def half_a_turn(path: Path) -> None:
+    """A qform alone whose quaternion's first number is 0.0004: ITK takes it for 0 and turns the volume."""
+    patch(path, "sform_code", 0)
+    for field, value in (("quatern_b", 0), ("quatern_c", 0), ("quatern_d", 1 - 6e-8), ("qform_code", 1)):
+        patch(path, field, value)
+
+
+ITK_TRAPS = {
+    "sform": lambda path: sheared(path, 5e-4),
+    "at ITK's limit": lambda path: sheared(path, 1.05e-4),
+    "sform beside a qform": lambda path: sheared(path, 9e-4, qform=True),
+    "quaternion beside an sform": no_quaternion,
+    "rounded quaternion": half_a_turn,
+}
+
+
+@pytest.mark.parametrize("names", [("imaging", "segmentation"), ("imaging",), ("segmentation",)])
+@pytest.mark.parametrize("trap", ITK_TRAPS)
+def test_every_reader_sees_converted_volumes_at_one_place(tmp_path, trap, names):
+    """Where nibabel sees the source's image, but for the rounding of its axes to right angles."""
+    source, codes = tmp_path / "kits19", "LPS" if trap == "rounded quaternion" else KITS
+    for number in range(2):
+        save_case(source, number, codes)
+    for name in names:
+        ITK_TRAPS[trap](source / "case_00001" / f"{name}.nii.gz")
+    expected = corners(source / "case_00001" / "imaging.nii.gz")
+    dataset = convert(tmp_path)
+    for case in dataset.training_cases:
+        for path in (case.images[0], case.label):
+            np.testing.assert_allclose(corners(path, itk_affine(path)), corners(path), atol=0.005)
+            if case.id == "case_00001":
+                np.testing.assert_allclose(corners(path), expected, atol=0.03)
+        image, label = dataset.read_case(case)
+        in_file = scan(int(case.id[-1]))
+        turn = (lambda array: array.T) if codes == "LPS" else kits_array
+        np.testing.assert_array_equal(image[0], turn(in_file[0]))
+        np.testing.assert_array_equal(label, turn(in_file[1]))
+
+
+def itk_affine(path: Path) -> np.ndarray:
+    """As nibabel's, of what SimpleITK reads."""
+    read, affine = sitk.ReadImage(str(path)), np.eye(4)
+    affine[:3, :3] = np.reshape(read.GetDirection(), (3, 3)) * read.GetSpacing()
+    affine[:3, 3] = read.GetOrigin()
+    return np.diag([-1, -1, 1, 1]) @ affine
+
+
+def corners(path: Path, affine: np.ndarray | None = None) -> np.ndarray:
+    """Places of the outermost voxels, by nibabel's affine or another (4, 4)."""
+    volume = nib.load(path)
+    affine = volume.affine if affine is None else affine
+    ends = np.array(list(np.ndindex(2, 2, 2))) * (np.array(volume.shape) - 1)
+    return ends @ affine[:3, :3].T + affine[:3, 3]
+
+
+def test_nearly_right_angles_in_slices_of_hu(tmp_path):
+    """Their headers are clean, too, and hold the values of the volume."""
+    folder = save_case(tmp_path / "kits19", 0, "LPS")
+    for name in ("imaging", "segmentation"):
+        sheared(folder / f"{name}.nii.gz", 5e-4)
+    dataset = convert(tmp_path, slices=True, keep_hu=True)
+    for case in dataset.training_cases:
+        image = sitk.GetArrayFromImage(sitk.ReadImage(str(case.images[0])))
+        np.testing.assert_array_equal(image[0], scan(0)[0][:, :, int(case.id[-4:])].T)
+        np.testing.assert_allclose(
+            corners(case.images[0], itk_affine(case.images[0])), corners(case.label), atol=1e-3
+        )
+
+
+@pytest.mark.parametrize("axis", ["axial", "coronal"])
+def test_slices_of_a_scan_stored_with_an_offset(tmp_path, caplog, axis):
+    """HU + 1024, as 16-bit exports often are: every slice would be white in the window of HU."""
+    for number in range(2):
+        save_case(tmp_path / "kits19", number, "LPS")
+    image = scan(1)[0]
+    image[:4] = 0
+    image = (image + 1024).astype(np.uint16)
+    save(tmp_path / "kits19" / "case_00001" / "imaging.nii.gz", image, "LPS")
+    first = 2 if axis == "axial" else 8
+    shown = image[:, :, first] if axis == "axial" else image[:, first]
+    with pytest.raises(UserError) as error:
+        convert(tmp_path, slices=True, axis=axis)
+    assert str(error.value).endswith(
+        f"case_00001/imaging.nii.gz: found values from {shown.min()} to {shown.max()} in slice {first}, "
+        "which is labelled and becomes a single grey in the window -160 to 240, expected HU; subtract what "
+        "was added to them (often 1024) or give another --window"
+    )
+    with caplog.at_level(logging.WARNING):
+        dataset = convert(tmp_path, slices=True, axis=axis, window=(-160, 2000))
+    assert "no value below 0, so perhaps not in HU: 1 file(s), e.g. case_00001/imaging.nii.gz" in caplog.text
+    picture = pixels(dataset.case(f"case_00001_s{first:04d}").images[0])
+    expected = shown.T if axis == "axial" else shown[:, ::-1].T
+    assert np.abs(picture - grey(expected.astype(float), -160, 2000)).max() <= 1
+
+
+def test_only_slices_with_foreground_must_have_contrast(tmp_path):
+    """A slice of nothing but air is a fair example of nothing; a labelled one in HU is a damaged scan."""
+    folder = save_case(tmp_path / "kits19", 0, "LPS")
+    image, _ = scan(0)
+    image[:, :, 0] = -1000
+    save(folder / "imaging.nii.gz", image, "LPS")
+    dataset = convert(tmp_path, "Dataset020_A", slices=True, which="all")
+    assert not pixels(dataset.case("case_00000_s0000").images[0]).any()
+    image[:, :, 5] = 0
+    save(folder / "imaging.nii.gz", image, "LPS")
+    refused(
+        tmp_path / "hu",
+        "from 0 to 0 in slice 5, which is labelled",
+        source=tmp_path / "kits19",
+        slices=True,
+        keep_hu=True,
+    )
+
+
+@pytest.mark.parametrize("window", [(-np.inf, np.inf), (0, np.inf), (np.nan, 1), (5, 5), (-1e308, 1e308)])
+def test_a_window_is_a_finite_range(tmp_path, window):
+    save_case(tmp_path / "kits19", 0)
+    refused(tmp_path, "found --window .*, expected two numbers, LOW below HIGH", slices=True, window=window)
 
 
 def test_labels_that_scaling_puts_beside_their_numbers(tmp_path):
@@ -272,7 +496,7 @@ def test_options_are_checked(tmp_path):
     refused(tmp_path, "found --window without --slices", window=(-10, 10))
     refused(tmp_path, "found --slices-per-case without --slices", slices_per_case=2)
     refused(tmp_path, "found --keep-hu with --window", slices=True, keep_hu=True, window=(0, 10))
-    refused(tmp_path, "found --window 10 -10, expected the lower", slices=True, window=(10, -10))
+    refused(tmp_path, "found --window 10 -10, expected two numbers, LOW", slices=True, window=(10, -10))
     refused(tmp_path, "found --slices-per-case 0", slices=True, slices_per_case=0)
     refused(tmp_path, "found --workers 0", workers=0)
     refused(tmp_path, "found --max-side 5", slices=True, max_side=5)
@@ -446,6 +670,23 @@ def test_a_killed_conversion_goes_on(tmp_path, kind):
     assert [path.name for path in out.parent.iterdir()] == [out.name]
 
 
+@pytest.mark.parametrize("slices", [False, True])
+def test_killed_after_its_rename_it_says_that_it_is_done(tmp_path, caplog, slices):
+    for number in range(2):
+        save_case(tmp_path / "kits19", number)
+    folder = convert(tmp_path, slices=slices).folder
+    files = contents(folder)
+    (folder / ".journal").mkdir()  # what is removed last
+    (folder / ".journal" / "options").write_text("{}")
+    (tmp_path / f".{folder.name}.lock").touch()
+    with caplog.at_level(logging.INFO):
+        convert(tmp_path, slices=slices, workers=2)
+    assert "is finished already" in caplog.text and contents(folder) == files
+    assert sorted(path.name for path in tmp_path.iterdir()) == [folder.name, "kits19"]
+    with pytest.raises(UserError, match="found existing content"):
+        convert(tmp_path, slices=slices, regions=True)
+
+
 def test_an_error_keeps_finished_cases_and_other_options_start_anew(tmp_path):
     for number in range(3):
         save_case(tmp_path / "kits19", number)
@@ -467,16 +708,23 @@ def test_an_error_keeps_finished_cases_and_other_options_start_anew(tmp_path):
     assert not journal.exists()
 
 
-@pytest.mark.parametrize("kind", ["slices", "volumes"])
+@pytest.mark.parametrize("kind", ["slices", "volumes", "turned"])
 def test_memory_is_a_few_times_one_volume_however_many_cases(tmp_path, kind):
-    """The peak of one process that converts a small case, four of them, and one of six times the size."""
+    """The peak of one process that converts a small case, four of them, and one of six times the size.
+
+    Turned: they have other axes than most cases.
+    """
     sources = [tmp_path / name for name in ("first", "small", "many", "large")]
     for source, depth, cases in zip(sources, (40, 40, 40, 240), (2, 1, 4, 1), strict=True):
         image, label = np.zeros((2, 256, 256, depth), np.int16)
         label[5:20, 8:16] = 1  # foreground in every slice
+        image[5:10] = 100
         for number in range(cases):
-            save(source / f"case_{number:05d}" / "imaging.nii.gz", image)
-            save(source / f"case_{number:05d}" / "segmentation.nii.gz", label)
+            codes = "RAS" if kind == "turned" else KITS
+            save(source / f"case_{number:05d}" / "imaging.nii.gz", image, codes)
+            save(source / f"case_{number:05d}" / "segmentation.nii.gz", label, codes)
+        for number in range(90, 95 if kind == "turned" else 90):
+            save_case(source, number)
     done = subprocess.run(command(kind, *sources), check=True, capture_output=True, text=True)
     _, small, many, large = (int(text.split()[0]) for text in done.stdout.split("PEAK ")[1:])
     slice_bytes = 256 * 256 * 2

@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from dataset_conversion.phantom import phantom_case
@@ -218,6 +219,34 @@ def test_unusable_mask_files_are_named(view, tmp_path):
     (folder / "broken.png").write_bytes((folder / "two.png").read_bytes()[:60])
     with pytest.raises(UserError, match=r"broken\.png: cannot be read"):
         read_mask(folder / "broken.png", view.classes)
+
+
+def test_masks_of_other_kinds_are_read_or_named(view, tmp_path, caplog):
+    """White-is-zero TIFF as stored, which is said; what has another ending is named."""
+    folder = tmp_path / "masks"
+    folder.mkdir()
+    tifffile.imwrite(folder / "a.tif", disc() > 0)
+    tifffile.imwrite(folder / "b.tif", disc() * 255, photometric="miniswhite")
+    Image.fromarray(disc() * 255).save(folder / "c.gif")
+    (folder / "d.heic").write_bytes(b"")
+    sources = folder_masks(folder, view)
+    assert [source.name for source in sources] == ["a.tif", "b.tif", "c.gif"]
+    for source in sources:
+        np.testing.assert_array_equal(source.read(), disc())
+    assert "white-is-zero TIFF (tag 262 is 0) read as stored" in caplog.text
+    assert "2 file(s), e.g. masks/" in caplog.text
+    assert "masks: 1 left out" in caplog.text and "d.heic" in caplog.text
+    Image.fromarray(disc() * 255).save(folder / "e.webp")
+    with pytest.raises(UserError, match="WEBP mask"):
+        folder_masks(folder, view)
+    caplog.clear()
+    below = tmp_path / "of two readers"
+    below.mkdir()
+    folder.rename(below / "first")
+    (below / "first" / "e.webp").unlink()
+    (below / "e.heic").write_bytes(b"")
+    assert [source.name for source in folder_masks(below, view)] == [f"first/{s.name}" for s in sources]
+    assert "d.heic" in caplog.text and "of two readers: 1 left out" in caplog.text
 
 
 def test_a_mask_belongs_to_the_longest_name_that_it_begins_with(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import unicodedata
 from collections import Counter
 from pathlib import Path
 
@@ -211,6 +212,24 @@ def test_wrong_sources_are_refused(tmp_path):
     with pytest.raises(UserError, match="kvasir_001 twice"):
         ConvertPolyps(out=out, kvasir=kvasir).run()
     assert not out.exists()
+
+
+def test_lists_name_images_in_the_other_unicode_form(tmp_path, caplog):
+    """And the same command says that it is done, unless a list has changed since."""
+    names = [unicodedata.normalize("NFD", f"é{i}") for i in range(8)]
+    kvasir = tmp_path / "kvasir"
+    save_pairs(kvasir / "images", kvasir / "masks", names, ".jpg", ".jpg")
+    (kvasir / "val.txt").write_text("\u00e90 \n\u00e91.jpg\n", encoding="utf-8")
+    verb = ConvertPolyps(out=tmp_path / "new" / "Dataset500_P", kvasir=kvasir)
+    verb.run()
+    made = read_dataset(verb.out)
+    assert made.test_sets == {"Kvasir": ["kvasir_\u00e90", "kvasir_\u00e91"]}
+    with caplog.at_level("INFO"):
+        verb.run()
+    assert "is finished already" in caplog.text
+    (kvasir / "val.txt").write_text("\u00e90\n", encoding="utf-8")
+    with pytest.raises(UserError, match="found existing content"):
+        verb.run()
 
 
 def test_own_sequence_table_is_used(tmp_path):

@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from law_synth import progress as module
-from law_synth.progress import progress
+from law_synth.progress import pace, progress
 from nnunet_order.experiment.stage import Stage
 from nnunet_order.experiment.stage_run import StageFiles, StageRun
 
@@ -40,6 +40,27 @@ def test_between_two_lines_is_time_and_the_end_is_told(caplog):
     caplog.set_level(logging.INFO)
     work(100, 100)
     assert caplog.messages == ["training 100 of 100 (100 %), loss 24.75"]
+
+
+def test_slow_work_has_a_pace_and_an_end_in_sight(caplog, monkeypatch):
+    """A chunk of eight images in 40 seconds, of which no two fall into rich's window of 30 seconds."""
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(module, "EVERY", 0)
+    now = [0.0]
+    with progress("{task.fields[pace]}") as bar:
+        bar.get_time = lambda: now[0]
+        task = bar.add_task("generating", total=32, pace=pace(0, 0))
+        for chunk in range(1, 4):
+            now[0] += 40
+            bar.update(task, completed=8 * chunk, pace=pace(8 * chunk, now[0]))
+    assert caplog.messages[0] == "generating 8 of 32 (25 %), 5 s per image"
+    assert caplog.messages[2] == "generating 24 of 32 (75 %), 0:00:40 left, 5 s per image"
+
+
+def test_pace():
+    assert pace(0, 10) == pace(0, 0) == "-"
+    assert pace(8, 300) == "37.5 s per image" and pace(1, 1234.5) == "1234 s per image"
+    assert pace(10, 10) == "1 images/s" and pace(1234, 100) == "12.3 images/s"
 
 
 def test_a_terminal_has_a_bar_and_other_processes_nothing(caplog, monkeypatch):

@@ -152,6 +152,16 @@ def test_missing_and_malformed_dataset_json(tmp_path):
         read_dataset(tmp_path)
 
 
+def test_a_line_break_in_the_name_of_a_case_is_refused(tmp_path):
+    """nnU-Net would train on it; left out without a word, it would be missed."""
+    dataset = read_dataset(write_dataset(tmp_path / "Dataset500_Polyps"))
+    path = dataset.training_cases[0].images[0]
+    path.rename(path.with_name("case\n000_0000.png"))
+    with pytest.raises(UserError, match=r"case\\n000") as error:
+        _ = read_dataset(dataset.folder).training_cases
+    assert "\n" not in str(error.value)
+
+
 def test_faulty_files_are_named(tmp_path):
     folder = write_dataset(tmp_path / "Dataset500_Polyps")
     dataset = read_dataset(folder)

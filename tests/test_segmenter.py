@@ -115,6 +115,18 @@ def test_stock_model_of_grey_images_averages_folds(stock_model):
     assert agree.any() and np.array_equal(masks[0][agree], masks[1][agree])
 
 
+@pytest.mark.parametrize("content", [b"", b"null", b"[]", b"{", b"PK\x03\x04", None])
+@pytest.mark.parametrize("name", ["plans.json", "dataset.json", "fold_0/checkpoint_final.pth"])
+def test_damaged_judges_are_one_line(stock_model, name, content):
+    """Empty, truncated (None: to the half), or another thing."""
+    path = stock_model(3) / name
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2] if content is None else content)
+    with pytest.raises(UserError, match=f"{name}: cannot be read") as error:
+        Segmenter(path.parents[name.count("/")])
+    assert "\n" not in str(error.value)
+
+
 def test_wrong_judges_are_one_line(stock_model, tmp_path):
     with pytest.raises(UserError, match="in folds: none; expected at least one"):
         Segmenter(tmp_path)

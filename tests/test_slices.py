@@ -185,6 +185,29 @@ class TestSlices:
         assert [one.index for one in view.slices(["ct_6"])] == [0, 1, 2, 3, 4]
         assert view.read_rgb(Slice("ct_6", 4)).shape == (40, 36, 3)
 
+    def test_a_header_that_itk_refuses_is_read_as_nnunet_reads_it(self, altered):
+        """By nibabel, if the first image is refused; the sform is 0.0005 off right angles."""
+        import nibabel as nib
+
+        folder = altered()
+        expected = view_of(read_dataset(folder), ["ct_0", "ct_1"]).read(Slice("ct_1", 2))
+        for path in [*folder.glob("images*/*"), *folder.glob("labels*/*")]:
+            old = nib.load(path)
+            affine = old.affine.copy()
+            affine[1, 0] += 0.0005 * affine[0, 0]
+            new = nib.Nifti1Image(np.asarray(old.dataobj), affine)
+            new.set_qform(None, 0)
+            nib.save(new, path)
+        view = view_of(read_dataset(folder), ["ct_0", "ct_1"])
+        assert (view.axis, view.window.dtype) == (0, "int16")
+        assert [one.index for one in view.slices(["ct_1"])] == [0, 1, 2, 3]
+        for seen, there in zip(view.read(Slice("ct_1", 2)), expected, strict=True):
+            assert np.array_equal(seen, there)
+        geometry = view.geometry(Slice("ct_1", 2))
+        assert geometry.spacing == pytest.approx((0.8, 0.7, 4.5))
+        assert geometry.origin == pytest.approx((-12.5, 40.0, 7.0 + 2 * 4.5))
+        assert geometry.direction == pytest.approx((-1, 0, 0, 0, -1, 0, 0, 0, 1), abs=6e-4)
+
     def test_slices_lie_along_the_largest_spacing(self, view):
         assert (view.axis, view.is_volumetric) == (0, True)
 

@@ -81,7 +81,10 @@ def test_share_of_every_fold_with_all_test_cases(tmp_path, monkeypatch):
     assert set(made.groups) == kept | {"test_0", "test_1", "test_2"}
     assert len({made.groups[case_id] for case_id in kept}) < 10  # and not each its own
     with pytest.raises(UserError, match="found existing content"):
-        ConvertSubset(dataset=str(source.folder), out=out, fraction=0.5).run()
+        ConvertSubset(dataset=str(source.folder), out=out, fraction=0.25).run()
+    made_files = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    ConvertSubset(dataset=str(source.folder), out=out, fraction=0.5).run()  # is done
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == made_files
     ConvertSubset(dataset=str(out), out=tmp_path / "raw" / "Dataset002_Less", fraction=0.5).run()
     assert read_dataset(tmp_path / "raw" / "Dataset002_Less").origin == source.name == source.origin
 

@@ -26,6 +26,7 @@ from accelerate.utils import DistributedType
 from dataset_conversion.folder_lock import hold
 from dataset_conversion.phantom import ConvertPhantom
 from dataset_conversion.user_error import UserError
+from law_synth.base.init_base import InitBase
 from law_synth.base.model import load_base
 from law_synth.base.tiny import write_tiny_base
 from law_synth.run_folder import newest_run, read_run
@@ -146,6 +147,7 @@ def test_two_processes_do_the_same_training(options, tmp_path, world):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
+    assert "FutureWarning" not in done.stderr
     for one, two in zip(log_of(tmp_path / "run"), log_of(tmp_path / "two"), strict=True):
         assert two["loss/total"] == pytest.approx(one["loss/total"], rel=1e-4)
         assert two["loss/dice"] == pytest.approx(one["loss/dice"], rel=1e-3)
@@ -493,6 +495,37 @@ def test_another_training_in_the_folder_is_refused(options, tmp_path):
         replace(options, out=tmp_path / "other").run()
     with pytest.raises(UserError, match="found a file"):
         replace(options, out=tmp_path / "other" / "thesis.txt").run()
+
+
+def test_damaged_files_of_a_run_are_one_line(options):
+    """Empty, truncated, or another thing than was saved."""
+    options.run()
+    on = replace(options, max_steps=6)
+    state = (options.out / ".training" / "state.pt").read_bytes()
+    for name, contents in (
+        (".training/state.pt", (b"", b"PK\x03\x04", b"null", state[:-99])),
+        (".training/config.json", (b"", b"{", b"null", b"[]")),
+        ("log.jsonl", (b"null\n", b"{}\n", b"half a li\n")),
+    ):
+        path = options.out / name
+        whole = path.read_bytes()
+        for content in contents:
+            path.write_bytes(content)
+            with pytest.raises(UserError, match=f"{name}: (cannot be read|malformed)") as error:
+                on.run()
+            assert "\n" not in str(error.value)
+        path.write_bytes(whole)
+    latents = next((options.out / ".training").glob("latents_*.safetensors"))
+    whole = latents.read_bytes()
+    latents.write_bytes(whole[: len(whole) // 2])  # only kept so that they need not be computed again
+    on.run()
+    assert latents.read_bytes() == whole and log_of(options.out)[-1]["step"] == 6
+
+
+def test_a_base_of_init_base_trains_at_its_own_size(options, tmp_path):
+    InitBase(out=tmp_path / "tiny", size="tiny").run()
+    replace(options, base=str(tmp_path / "tiny"), size=None, max_steps=1).run()
+    assert json.loads((options.out / "law_config.json").read_text())["size"] == 64
 
 
 def test_base_that_saw_other_cases_is_refused(options, world, tmp_path, caplog):

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -101,6 +102,107 @@ def test_a_reader_that_has_gone_is_no_traceback(lines):
     process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdout.close()
     assert (process.stderr.read(), process.wait()) == (b"", 141)
+
+
+@pytest.mark.parametrize("how", ["print('x')", "Console().print('x')"])
+def test_a_lost_result_is_no_exit_code_of_the_command(how):
+    """1 is `audit`'s code for a leak, and what rich exits with where stdout is gone."""
+    script = (
+        "import sys; from rich.console import Console\n"
+        "from dataset_conversion.user_error import run_command\n"
+        f"def command(): {how}; sys.exit(1)\n"
+        "run_command(command)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    assert (process.stderr.read(), process.wait()) == (b"", 141)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a shell")
+def test_no_file_takes_the_place_of_a_closed_stream(tmp_path):
+    """What a library or another program prints would be written into it."""
+    script = (
+        "import sys; from pathlib import Path; from dataset_conversion.user_error import run_command\n"
+        "def command():\n"
+        "    with open(sys.argv[1], 'w') as file: file.write(str(file.fileno()))\n"
+        "run_command(command)"
+    )
+    path = tmp_path / "file"
+    shell = ["sh", "-c", '"$@" <&- >&- 2>&-', "sh", sys.executable, "-c", script, path]
+    assert subprocess.run(shell).returncode == 0
+    assert int(path.read_text()) > 2
+
+
+def test_an_error_line_is_one_line_that_colours_nothing(tmp_path):
+    script = (
+        "from dataset_conversion.user_error import UserError, run_command\n"
+        "def command():\n"
+        "    import logging; logging.getLogger('law_synth').info('read %s', 'a\\x1b[2Jb')\n"
+        "    raise UserError('a\\nb\\x1b[31m\\u202e\\udcff é')\n"
+        "run_command(command)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, encoding="utf-8")
+    lines = ["INFO     read a\\x1b[2Jb", "error: a\\nb\\x1b[31m\\u202e\\udcff é"]
+    assert (done.returncode, done.stderr.splitlines()) == (2, lines)
+
+
+INTERRUPTED = {
+    "a library turns it into another error": """
+        try:
+            press()
+        except KeyboardInterrupt:
+            raise ImportError("failed to import")""",
+    "Python would print and forget it": """
+        class Callback:
+            def __del__(self):
+                press()
+        Callback()
+        time.sleep(60)""",
+    "again while it tidies up": """
+        try:
+            press()
+        finally:
+            press()
+            time.sleep(60)""",
+    "again while threads end": """
+        from concurrent.futures import ThreadPoolExecutor
+        ThreadPoolExecutor(1).submit(time.sleep, 60)
+        threading.Timer(0.5, press).start()
+        press()""",
+    "in threads": """
+        from dataset_conversion.parallel import in_parallel
+        threading.Timer(0.5, press).start()
+        in_parallel(lambda item: time.sleep(0.1), range(2000), "sleep", workers=2)""",
+    "while work is handed to threads": """
+        from dataset_conversion.parallel import in_parallel
+        items = (press() if item == 500 else item for item in range(2000))
+        in_parallel(lambda item: time.sleep(0.1), items, "sleep", workers=2)""",
+    "in processes": """
+        from dataset_conversion.parallel import in_processes
+        threading.Timer(0.5, press).start()
+        with in_processes(time.sleep, [0.1] * 2000, 2) as found:
+            list(found)""",
+}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends signals")
+@pytest.mark.parametrize("when", INTERRUPTED)
+def test_ctrl_c_is_one_line(tmp_path, when):
+    """To the whole group of processes, as a terminal sends it."""
+    body = INTERRUPTED[when]
+    (tmp_path / "command.py").write_text(
+        "import os, signal, threading, time\nfrom dataset_conversion.user_error import run_command\n"
+        "def press():\n    os.killpg(0, signal.SIGINT)\n"
+        f"def command():{body}\n"
+        "if __name__ == '__main__':\n    run_command(command)\n"
+    )
+    begun = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, tmp_path / "command.py"], capture_output=True, text=True, start_new_session=True
+    )
+    told = [line for line in done.stderr.splitlines() if not line.startswith("sleep ")]  # a bar
+    assert (done.returncode, told) == (130, ["interrupted"])
+    assert time.monotonic() - begun < 50
 
 
 def test_another_broken_pipe_is_no_readers_fault(capsys):

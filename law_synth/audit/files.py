@@ -13,7 +13,7 @@ from dataset_conversion.raw import splits_files
 from dataset_conversion.user_error import UserError
 from law_synth.audit.finding import Finding, NotPossible, changed, leak
 from law_synth.evaluation.agreement import MEAN, agreement
-from law_synth.generation.manifest import FOLDER
+from law_synth.generation.manifest import FOLDER, source_slice
 from law_synth.generation.masks import augment, mask_hash
 from law_synth.generation.nested_masks import Nesting
 from law_synth.hashing import hash_file
@@ -81,7 +81,7 @@ def check_labels(subject: Subject, options: Audit) -> tuple[list[Finding], str]:
         if mask_hash(resize_mask(mask, subject.run["size"])) != row["mask_sha256"]:
             findings.append(changed(case_id, "its label is not the mask that it was generated from"))
         elif subject.source is not None and not _is_mask_of_source(subject, row, mask):
-            findings.append(changed(case_id, f"its label is not the mask of {subject.source_slice(row).id}"))
+            findings.append(changed(case_id, f"its label is not the mask of {source_slice(row).id}"))
     if subject.source is None and not findings:
         raise NotPossible(f"all have the recorded sha256, but {subject.no_source}")
     return findings, f"{len(subject.kept)} labels against sha256 and source mask"
@@ -164,7 +164,7 @@ def _check_splits_file(subject: Subject, path: Path) -> list[Finding]:
 
 def _is_mask_of_source(subject: Subject, row: dict, mask: np.ndarray) -> bool:
     """Whether a label is made of its source's mask; of masks from elsewhere only the sha256 is known."""
-    source, size = subject.source_slice(row), subject.run["size"]
+    source, size = source_slice(row), subject.run["size"]
     if source is None:
         return True
     nestings = [Nesting(*pair) for pair in subject.options.get("nesting", ())]

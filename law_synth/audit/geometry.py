@@ -6,15 +6,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dataset_conversion.raw import Case
+from dataset_conversion.grid import Grid
 from dataset_conversion.user_error import UserError
 from law_synth.audit.finding import Finding, changed
-from law_synth.slices import Geometry, read_header
+from law_synth.generation.manifest import source_slice
+from law_synth.slices import Geometry, volume_grid
 from law_synth.window import stored_dtype
 
 if TYPE_CHECKING:
-    import SimpleITK as sitk
-
     from law_synth.audit.audit import Audit
     from law_synth.audit.subject import Subject
 
@@ -43,27 +42,27 @@ def _differences(subject: Subject, row: dict) -> list[str]:
         return found
     expected = _expected(subject, row)
     for path in (*case.images, case.label):
-        header = read_header(Case(case.id, (path,), None))
-        found += [f"{path.parent.name}: {what}" for what in _differences_of_file(header, expected)]
+        grid = volume_grid(subject.dataset, path)
+        found += [f"{path.parent.name}: {what}" for what in _differences_of_file(grid, expected)]
     return found
 
 
 def _expected(subject: Subject, row: dict) -> Geometry:
     """Place of the source; of a mask from elsewhere the image's own, which the label must share."""
-    source, size = subject.source_slice(row), subject.run["size"]
+    source, size = source_slice(row), subject.run["size"]
     if source is None:
         return subject.view.geometry(subject.sample(row["case"]))
     geometry = subject.real_view.geometry(source)
     return geometry if subject.options["original_size"] else geometry.resized((size, size))
 
 
-def _differences_of_file(header: sitk.ImageFileReader, expected: Geometry) -> list[str]:
-    slices = header.GetSize()[2 - expected.axis]
+def _differences_of_file(grid: Grid, expected: Geometry) -> list[str]:
+    slices = grid.shape[expected.axis]
     found = [] if slices == 1 else [f"{slices} slices, not one"]
     places = {
-        "spacing": (header.GetSpacing(), expected.spacing),
-        "origin": (header.GetOrigin(), expected.origin),
-        "direction": (header.GetDirection(), expected.direction),
+        "spacing": (grid.spacing[::-1], expected.spacing),
+        "origin": (grid.origin, expected.origin),
+        "direction": (grid.direction, expected.direction),
     }
     for name, (here, there) in places.items():
         if not np.allclose(here, there, rtol=0, atol=TOLERANCE):

@@ -11,10 +11,18 @@ from dataset_conversion.user_error import UserError
 from law_synth.audit.finding import Finding, NotPossible, changed, leak
 from law_synth.audit.subject import RUN_KEYS
 from law_synth.base.files import cached_model
-from law_synth.base.seen import is_of_same_cases
+from law_synth.base.seen import base_config, is_of_same_cases
 from law_synth.generation.leaks import held_out_groups, mask_group
+from law_synth.generation.manifest import source_slice
 from law_synth.generation.mask_files import mask_stem
-from law_synth.run_folder import CONFIG, TrainedRun, read_run, slices_of, weights_hash
+from law_synth.run_folder import (
+    CONFIG,
+    TrainedRun,
+    configurations_hash,
+    read_run,
+    slices_of,
+    weights_hash,
+)
 
 if TYPE_CHECKING:
     from law_synth.audit.audit import Audit
@@ -84,6 +92,9 @@ def check_run(subject: Subject, options: Audit) -> tuple[list[Finding], str]:
         findings.append(
             changed(f"{run.folder}", "other weights than generated", "what they saw is not known")
         )
+    if subject.run.get("configurations_hash") not in (None, configurations_hash(run.folder)):
+        what = "another config.json beside the weights than generated"
+        findings.append(changed(f"{run.folder}", what, "the same weights make another network"))
     for name in RUN_KEYS:
         if run.config.get(name) != subject.run[name]:
             findings.append(
@@ -105,8 +116,7 @@ def check_run(subject: Subject, options: Audit) -> tuple[list[Finding], str]:
 
 def check_base(subject: Subject, options: Audit) -> tuple[list[Finding], str]:
     """The base model is the one recorded, and by its own record saw none of the held-out cases."""
-    from law_synth.base.files import PARTS, hash_base, is_unfinished, read_json
-    from law_synth.base.init_base import CONFIG as BASE_CONFIG
+    from law_synth.base.files import PARTS, hash_base, is_unfinished
 
     recorded = subject.run["base"]
     folder = Path(options.base) if options.base else _find_base(recorded["source"])
@@ -117,8 +127,7 @@ def check_base(subject: Subject, options: Audit) -> tuple[list[Finding], str]:
         raise NotPossible(f"{folder} is no complete base: it has no {missing[0]}/; give --base")
     if hash_base(folder) != recorded["hash"]:
         findings.append(changed(f"{folder}", "another base than the run's", "what that one saw is not known"))
-    path = folder / BASE_CONFIG
-    config = read_json(path) if path.is_file() else {}
+    config = base_config(str(folder))
     if "train_cases" not in config:
         kind = "random weights" if config else "no base of law-synth: trained by its publisher"
         return findings, f"{recorded['source']}: {kind}"
@@ -170,7 +179,7 @@ def check_hard_cases(subject: Subject, options: Audit) -> tuple[list[Finding], s
 
 def _is_slice_of_run(subject: Subject, row: dict) -> bool:
     """Whether the run has seen the slice that owns a mask; a mask from elsewhere is none of its slices."""
-    source = subject.source_slice(row)
+    source = source_slice(row)
     return source is None or source in slices_of(subject.run, [source.case])
 
 

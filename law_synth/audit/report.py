@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dataset_conversion.raw_writer import write_json
+from dataset_conversion.verbatim import verbatim
 from law_synth.audit.finding import Check, Finding
 from law_synth.requirements_hint import package_versions
 
@@ -24,17 +25,17 @@ STYLES = {"passed": "green", "failed": "bold red", "not possible": "yellow"}
 def print_report(subject: Subject, checks: list[Check], clean: bool) -> None:
     """A table of the checks, then every finding on a line of its own, leaks first, then the verdict."""
     console = Console()
-    table = Table(box=SIMPLE_HEAD, title=f"Audit of {subject.dataset.folder.resolve().name}")
+    table = Table(box=SIMPLE_HEAD, title=verbatim(f"Audit of {subject.dataset.folder.resolve().name}"))
     for column in ("Check", "Result", "Looked at"):
         table.add_column(column, overflow="fold")
     for check in checks:
         style = STYLES[check.result]
         count = f" ({len(check.findings)})" if check.findings else ""
-        table.add_row(check.name, f"[{style}]{check.result}{count}[/]", check.detail.replace("[", r"\["))
+        table.add_row(verbatim(check.name), f"[{style}]{check.result}{count}[/]", verbatim(check.detail))
     console.print(table, highlight=False)
     for finding in findings_of(checks):
-        console.print(f"{finding}", markup=False, highlight=False, soft_wrap=True)
-    console.print(verdict(checks, clean), markup=False, highlight=False, soft_wrap=True)
+        console.print(verbatim(finding), highlight=False, soft_wrap=True)
+    console.print(verdict(checks, clean), highlight=False, soft_wrap=True)
 
 
 def findings_of(checks: list[Check]) -> list[Finding]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dataset_conversion.folds import fold_cases
+from dataset_conversion.names import check_case_id, check_case_ids
 from dataset_conversion.raw import (
     COLOUR_ENDINGS,
     Case,
@@ -23,6 +24,7 @@ from dataset_conversion.user_error import UserError
 from law_synth.audit.finding import NotPossible
 from law_synth.generation.leaks import unseen_cases
 from law_synth.generation.manifest import DESCRIPTION
+from law_synth.run_folder import CASE_LISTS
 from law_synth.slices import Slice, SliceView, view_from
 
 if TYPE_CHECKING:
@@ -140,11 +142,6 @@ class Subject:
         """The one image of a generated case."""
         return Slice(case_id, 0 if self.view.is_volumetric else None)
 
-    def source_slice(self, row: dict) -> Slice | None:
-        """The real image that owns a sample's mask; None where the mask came from elsewhere."""
-        taken = row["source_case"] is not None and row["source_case"] == row["source_mask"]
-        return Slice(row["source_case"], row["source_slice"]) if taken else None
-
 
 def read_subject(options: Audit) -> Subject:
     """Find the data set, its manifest and its source. UserError: it is not one that generate has finished."""
@@ -155,6 +152,7 @@ def read_subject(options: Audit) -> Subject:
     record = _load(folder / DESCRIPTION)
     _require(record, ("options", "run", "source_dataset"), folder / DESCRIPTION)
     _require(record["run"], RUN_KEYS, folder / DESCRIPTION)
+    record["run"] |= {name: check_case_ids(record["run"][name], folder / DESCRIPTION) for name in CASE_LISTS}
     _require(record["options"], OPTION_KEYS, folder / DESCRIPTION)
     rows = _load_rows(folder / "synthesis.jsonl")
     try:
@@ -197,6 +195,7 @@ def _load_rows(path: Path) -> list[dict]:
         raise _unreadable(path, error) from error
     for row in rows:
         _require(row, ROW_KEYS, path)
+        row["case"] = check_case_id(row["case"], path)
     return rows
 
 

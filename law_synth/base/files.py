@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from pathlib import Path
 
+from dataset_conversion.dataset_json import load_table
 from dataset_conversion.user_error import UserError
 from law_synth.hashing import feed
 
@@ -70,13 +70,7 @@ def hash_base(folder: Path) -> str:
 
 def read_json(path: Path) -> dict:
     """UserError: missing or malformed."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        reason = "not found" if isinstance(error, FileNotFoundError) else f"malformed ({error})"
-        raise UserError(
-            f"{path}: {reason}, expected JSON of a base model in diffusers layout; get the model again"
-        ) from error
+    return load_table(path, "JSON of a model in diffusers layout", "get the model again")
 
 
 def _files(part: Path) -> list[Path]:
@@ -108,13 +102,33 @@ def _check(folder: Path, source: str) -> None:
         if not (folder / part).is_dir():
             raise UserError(f"{source}: found no {part}/, expected it beside model_index.json; get it again")
     for part in MODELS:
-        names = [path.name for path in (folder / part).iterdir()]
-        if not any(WEIGHTS.fullmatch(name) for name in names):
-            found = ", ".join(name for name in sorted(names) if not name.endswith(".json")) or "no weights"
-            raise UserError(
-                f"{source}: found {found} in {part}/, expected a .safetensors file (pickled weights are not "
-                "loaded: they can run code); get the model with safetensors weights"
-            )
+        check_weights(folder / part)
+
+
+def check_weights(part: Path) -> None:
+    """UserError unless all weights that would be loaded from a model's folder are safetensors.
+
+    Pickled weights can run code, and hashes cover safetensors only. So a table of shards may name nothing
+    else, and neither adapters nor weights of another name may be loaded besides.
+    """
+    names = sorted(path.name for path in part.iterdir()) if part.is_dir() else []
+    weights = [name for name in names if WEIGHTS.fullmatch(name)]
+    odd = [name for name in names if not name.endswith(".json")] if not weights else []
+    for name in names:
+        if name.endswith(".safetensors.index.json"):
+            shards = read_json(part / name).get("weight_map")
+            shards = [*map(str, shards.values())] if isinstance(shards, dict) else ["no weight_map"]
+            odd += [f"{shard} (by {name})" for shard in shards if not WEIGHTS.fullmatch(shard)]
+    if "adapter_config.json" in names:
+        odd.append("adapter_config.json")
+    if "config.json" in names and (named := read_json(part / "config.json").get("transformers_weights")):
+        odd.append(f"{named} (by config.json)")
+    if odd or not weights:
+        found = ", ".join(dict.fromkeys(odd)) or "no weights"
+        raise UserError(
+            f"{part.parent}: found {found} in {part.name}/, expected a .safetensors file and no others "
+            "(pickled weights are not loaded: they can run code); get the model with safetensors weights"
+        )
 
 
 def cached_model(source: str) -> Path:

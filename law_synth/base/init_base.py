@@ -13,13 +13,15 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import numpy as np
 import tyro
 
-from dataset_conversion.dataset_json import load_json
+from dataset_conversion.dataset_json import load_json, load_table
 from dataset_conversion.folder_lock import hold
 from dataset_conversion.folds import Fold
 from dataset_conversion.raw_writer import write_json
+from dataset_conversion.seeds import check_seed
 from dataset_conversion.user_error import UserError, check_writable, writing
+from dataset_conversion.volumes import check_window
 from law_synth.base.losses import Flips
-from law_synth.base.seen import CONFIG, SLICES_PER_CASE, check_window, chosen_slices, evenly
+from law_synth.base.seen import CONFIG, SLICES_PER_CASE, chosen_slices, evenly
 from law_synth.requirements_hint import package_versions, require
 
 if TYPE_CHECKING:
@@ -142,18 +144,16 @@ class InitBase:
             if (value := getattr(self, name)) < 1:
                 raise UserError(f"found --{name.replace('_', '-')} {value}, expected 1 or more")
         check_window(self.window)
-        if self.seed < 0 or not 0 < self.learning_rate < 1:
-            raise UserError(
-                f"found --seed {self.seed}, --learning-rate {self.learning_rate}, expected 0 or more, and "
-                "between 0 and 1"
-            )
+        check_seed(self.seed)
+        if not 0 < self.learning_rate < 1:
+            raise UserError(f"found --learning-rate {self.learning_rate}, expected a number between 0 and 1")
 
     def _write_tiny(self, options: dict) -> dict:
-        from law_synth.base.tiny import write_tiny_base
+        from law_synth.base.tiny import TINY_SIZE, write_tiny_base
 
         claim(self.out, options)
         write_tiny_base(self.out, self.vae_factor, self.seed, self.prediction_type)
-        return {}
+        return {"image_size": TINY_SIZE}
 
     def _train(self, options: dict) -> dict:
         from law_synth.base.train_base import train_base
@@ -251,8 +251,8 @@ def is_finished(out: Path, options: dict) -> bool:
     """
     for record in (out / CONFIG, out / WORK / OPTIONS):
         if record.is_file():
-            content = json.loads(record.read_text(encoding="utf-8"))
-            _check_same(out, content["options"], options)
+            content = load_table(record, "the record of a base", "choose another --out or remove the folder")
+            _check_same(out, content.get("options") or {}, options)
             return record.name == CONFIG
     if out.exists() and (not out.is_dir() or {path.name for path in out.iterdir()} - {WORK}):
         raise UserError(f"{out}: found something other than a base, expected nothing; choose another --out")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dataset_conversion.user_error import UserError
-from law_synth.base.files import find_base, hash_base, read_json
+from law_synth.base.files import check_weights, find_base, hash_base, read_json
 from law_synth.requirements_hint import require
 
 if TYPE_CHECKING:
@@ -141,9 +141,9 @@ def load_base(source: str, device: str | torch.device = "cpu", dtype: torch.dtyp
         raise UserError(f"{source}: found a VAE {vae_class}, expected AutoencoderKL or AutoencoderTiny")
     with quiet():
         models = {
-            "unet": _load(diffusers.UNet2DConditionModel, folder / "unet"),
-            "vae": _load(getattr(diffusers, vae_class), folder / "vae"),
-            "text_encoder": _load(CLIPTextModel, folder / "text_encoder"),
+            "unet": load_model(diffusers.UNet2DConditionModel, folder / "unet"),
+            "vae": load_model(getattr(diffusers, vae_class), folder / "vae"),
+            "text_encoder": load_model(CLIPTextModel, folder / "text_encoder"),
         }
         tokenizer = _read(CLIPTokenizer.from_pretrained, folder / "tokenizer")
         for model in models.values():
@@ -181,8 +181,12 @@ def quiet() -> Iterator[None]:
                 library.enable_progress_bar()
 
 
-def _load(model_class: type, part: Path) -> torch.nn.Module:
-    """A model from its folder. UserError: its weights do not fit its configuration."""
+def load_model(model_class: type, part: Path) -> torch.nn.Module:
+    """A model of diffusers or transformers from its folder, in fp32.
+
+    UserError: damaged, weights that are not safetensors or do not fit the configuration.
+    """
+    check_weights(part)
     model, report = _read(
         lambda path: model_class.from_pretrained(
             path, use_safetensors=True, local_files_only=True, output_loading_info=True
@@ -203,7 +207,7 @@ def _read(load: Callable[[Path], Any], part: Path) -> Any:
     except Exception as error:  # OSError, ValueError, SafetensorError, RuntimeError by what is broken
         reason = " ".join(f"{error}".split())[:200]
         raise UserError(
-            f"{part}: cannot be loaded ({reason}), expected an intact part of a base model; get it again"
+            f"{part}: cannot be loaded ({reason}), expected an intact part of a model; get it again"
         ) from error
 
 

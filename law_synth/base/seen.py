@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dataset_conversion.dataset_json import load_json
+from dataset_conversion.dataset_json import load_table
+from dataset_conversion.names import check_case_ids
 from dataset_conversion.user_error import UserError
 from law_synth.slices import Slice, SliceView, view_from, view_of
 
@@ -19,22 +19,18 @@ SLICES_PER_CASE = 16
 
 
 def base_config(source: str) -> dict:
-    """base_config.json of a base that init-base made; empty for any other."""
+    """base_config.json of a base that init-base made; empty for any other. UserError: malformed, odd ids."""
     path = Path(source) / CONFIG
-    return load_json(path) if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    config = load_table(path, "the record of init-base", "make the base again")
+    lists = [name for name in ("train_cases", "held_back_cases") if name in config]
+    return config | {name: check_case_ids(config[name], path) for name in lists}
 
 
 def is_of_same_cases(of_base: dict, origin: str) -> bool:
     """Whether a base (its `base_config`) knows cases by the same ids as a data set of this `origin`."""
     return origin == of_base.get("dataset_origin", of_base.get("dataset"))
-
-
-def check_window(window: tuple[float, float] | None) -> None:
-    """UserError: not a finite range."""
-    if window is not None and not -math.inf < window[0] < window[1] < math.inf:
-        raise UserError(
-            f"found --window {window[0]:g} {window[1]:g}, expected two numbers, LOW below HIGH; change it"
-        )
 
 
 def view_with_base(

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dataset_conversion.user_error import UserError
-from law_synth.progress import progress
+from law_synth.progress import pace, progress
+from nnunet_order.torch_file import load_torch
 
 if TYPE_CHECKING:
     import torch
@@ -92,11 +93,11 @@ class Stage:
 
     def _restore(self, path: Path, optimizer: torch.optim.Optimizer) -> int:
         """-> the number of steps already done."""
-        import torch
-
         if not path.is_file():
             return 0
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        needed = ("step", "model", "optimizer", "ema", "losses")
+        remedy = "remove it and give the same command again, to train this part anew"
+        state = load_torch(path, "a checkpoint of init-base", remedy, needed)
         self.model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         if self.ema:
@@ -121,11 +122,11 @@ def _progress(
 ) -> Iterator[Callable[[int, float], None]]:
     """A progress bar; yields the function that reports the steps done and the loss."""
     began = time.perf_counter()
-    with progress("loss {task.fields[loss]:.4f}  {task.fields[speed]:.0f} img/s") as bar:
-        task = bar.add_task(f"train {name}", total=steps, completed=start, loss=math.nan, speed=0.0)
+    with progress("loss {task.fields[loss]:.4f}  {task.fields[pace]}") as bar:
+        task = bar.add_task(f"train {name}", total=steps, completed=start, loss=math.nan, pace=pace(0, 0))
 
         def report(done: int, loss: float) -> None:
-            speed = (done - start) * images_per_step / (time.perf_counter() - began)
-            bar.update(task, completed=done, loss=loss, speed=speed)
+            images = (done - start) * images_per_step
+            bar.update(task, completed=done, loss=loss, pace=pace(images, time.perf_counter() - began))
 
         yield report

@@ -10,6 +10,7 @@ from law_synth.base.model import quiet
 from law_synth.requirements_hint import missing, require
 
 CLIP_MERGES = 48_894  # of the CLIP tokenizer; with 512 bytes and 2 marks, 49,408 tokens
+TINY_SIZE = 64  # pixels of an image's side; larger ones work, too
 TINY_MERGES = 1_534  # the most frequent ones: 2,048 tokens, any prompt still tokenises
 
 

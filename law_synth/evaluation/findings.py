@@ -96,7 +96,7 @@ def left_out(options: Evaluate, subject: Subject) -> dict[str, str]:
     """Measures that cannot be taken with these options and data -> why."""
     skipped = {}
     if not subject.pairs:
-        skipped["CLIP-I"] = "no synthetic image is known to own a real image (no source_case)"
+        skipped["CLIP-I"] = "no synthetic image has the own mask of a real image that the model saw"
     elif options.clip_pretrained is None:
         skipped["CLIP-I"] = "no --clip-pretrained PATH was given"
     if options.segmenter is None:

@@ -14,13 +14,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from dataset_conversion import image_files
+from dataset_conversion.dataset_json import load_table
 from dataset_conversion.folds import Fold, fold_cases
+from dataset_conversion.names import check_case_id, check_case_ids
 from dataset_conversion.raw import RawDataset, find_dataset
 from dataset_conversion.user_error import UserError
 from law_synth.base.seen import SLICES_PER_CASE
+from law_synth.generation.manifest import source_slice
 from law_synth.hashing import hash_file
 from law_synth.resize import resize_mask
-from law_synth.run_folder import slices_of
+from law_synth.run_folder import CASE_LISTS, slices_of
 from law_synth.slices import Geometry, Slice, SliceView, view_from, view_of
 
 if TYPE_CHECKING:
@@ -161,6 +165,8 @@ def read_subject(synthetic: str, real: str | None) -> Subject:
     dataset = find_dataset(synthetic)
     record = _read_json(dataset.folder / "synthesis.json")
     run = record.get("run") or {}
+    lists = [name for name in CASE_LISTS if name in run]
+    run |= {name: check_case_ids(run[name], dataset.folder / "synthesis.json") for name in lists}
     source = _source(dataset, record, real)
     kept = _kept_samples(dataset.folder / "synthesis.jsonl")
     known = {case.id: case for case in dataset.training_cases}
@@ -198,12 +204,7 @@ def stored_size(view: SliceView, slice_: Slice) -> Size:
     """(H, W) of an image, from its header. UserError: unreadable."""
     if view.is_volumetric:
         return view.geometry(slice_).shape
-    path = view.dataset.case(slice_.case).images[0]
-    try:
-        with Image.open(path) as image:
-            return image.size[::-1]
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error}), expected an intact image; replace it") from error
+    return image_files.stored_size(view.dataset.case(slice_.case).images[0])
 
 
 def _views(
@@ -246,17 +247,13 @@ def _kept_samples(path: Path) -> dict[str, Slice | None] | None:
         return None
     try:
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-        return {line["case"]: _source_slice(line) for line in lines if line["kept"]}
+        kept = {line["case"]: source_slice(line) for line in lines if line["kept"]}
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path}: malformed ({error}), expected a line of JSON with case and kept for each sample; "
             "run law-synth generate again"
         ) from error
-
-
-def _source_slice(line: dict) -> Slice | None:
-    case = line.get("source_case")
-    return None if case is None else Slice(case, line.get("source_slice"))
+    return {check_case_id(case, path): source for case, source in kept.items()}
 
 
 def _reference_ids(source: RawDataset, run: dict) -> dict[str, list[str]]:
@@ -276,9 +273,4 @@ def _reference_ids(source: RawDataset, run: dict) -> dict[str, list[str]]:
 def _read_json(path: Path) -> dict:
     if not path.is_file():
         return {}
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(
-            f"{path}: malformed ({error}), expected JSON; run law-synth generate again"
-        ) from error
+    return load_table(path, "the record of a generation", "run law-synth generate again")

@@ -15,6 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from dataset_conversion.report_folder import report_folder
+from dataset_conversion.user_error import printable
+from dataset_conversion.verbatim import verbatim
 from law_synth.evaluation.figures import draw_agreement, draw_grid
 from law_synth.evaluation.findings import COPY_MEASURES, Findings, clip_similarities, nearest_training
 from law_synth.evaluation.measure import Measure
@@ -111,17 +113,18 @@ def print_tables(findings: Findings, measures: Sequence[Measure], out: Path) -> 
         if of_section := [one for one in measures if one.section == section]:
             console.print(_pivot(of_section, protocols))
     for number, protocol in enumerate(protocols, 1):
-        console.print(f"[dim]{number:2d} {protocol}[/dim]", highlight=False)
+        console.print(verbatim(f"{number:2d} {protocol}"), style="dim", highlight=False)
     for measure, reason in findings.skipped.items():
-        console.print(f"No {measure}: {reason}.", highlight=False)
-    console.print(f"Results in {out}", soft_wrap=True)
+        console.print(verbatim(f"No {measure}: {reason}."), highlight=False)
+    console.print(verbatim(f"Results in {out}"), soft_wrap=True)
 
 
-def _row(measure: Measure, protocols: Sequence[str]) -> list[str]:
+def _row(measure: Measure, protocols: Sequence[str]) -> list[Text]:
     n = " | ".join(str(count) for count in measure.n.values())
-    name = f"{measure.name} [dim]{1 + protocols.index(measure.protocol)}[/dim]"
+    name = Text.assemble(verbatim(measure.name), (f" {1 + protocols.index(measure.protocol)}", "dim"))
     against = measure.against if measure.images == "synthetic" else f"{measure.images}, {measure.against}"
-    return [name, against, _number(measure.value), f"[dim]{_spread(measure)}[/dim]", n]
+    spread = Text(_spread(measure), "dim")
+    return [name, verbatim(against), Text(_number(measure.value)), spread, Text(n)]
 
 
 def _pivot(measures: Sequence[Measure], protocols: Sequence[str]) -> Table:
@@ -132,27 +135,28 @@ def _pivot(measures: Sequence[Measure], protocols: Sequence[str]) -> Table:
     for name, images in dict.fromkeys((measure.name, measure.images) for measure in measures):
         row = [cells.get((name, images, against)) for against in columns]
         number = 1 + protocols.index(next(cell for cell in row if cell).protocol)
-        rows.append([f"{name} [dim]{number}[/dim]\n{images}", *map(_cell, row)])
+        words = Text.assemble(verbatim(name), (f" {number}", "dim"), "\n", verbatim(images))
+        rows.append([words, *map(_cell, row)])
     return _table([measures[0].section, *columns], rows, left=1)
 
 
-def _cell(measure: Measure | None) -> str:
+def _cell(measure: Measure | None) -> Text:
     if measure is None:
-        return ""
+        return Text()
     n = " | ".join(str(count) for count in measure.n.values())
     lines = [_number(measure.value), *filter(None, [_spread(measure)]), f"N {n}"]
-    return lines[0] + "".join(f"\n[dim]{line}[/dim]" for line in lines[1:])
+    return Text.assemble(lines[0], *((f"\n{line}", "dim") for line in lines[1:]))
 
 
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> Table:
+def _table(heads: Sequence[str], rows: Sequence[Sequence[Text]], left: int) -> Table:
     """The first `left` columns hold words, the others numbers; only words but the first column's may wrap."""
     table = Table(box=SIMPLE_HEAD, padding=0)
     for index, head in enumerate(heads):
-        lines = [line for row in rows for line in Text.from_markup(row[index]).plain.split("\n")]
+        lines = [line for row in rows for line in row[index].plain.split("\n")]
         fixed = index == 0 or index >= left
         width = max(1, *map(len, lines))  # a column may be empty: one image has no interval
-        head = textwrap.fill(head, width, break_long_words=False)
-        table.add_column(head, justify="left" if index < left else "right", no_wrap=fixed)
+        shown = Text(textwrap.fill(printable(head), width, break_long_words=False))
+        table.add_column(shown, justify="left" if index < left else "right", no_wrap=fixed)
     for row in rows:
         table.add_row(*row)
     return table

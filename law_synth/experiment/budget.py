@@ -7,7 +7,7 @@ import numpy as np
 from dataset_conversion.folds import Fold, fold_cases
 from dataset_conversion.raw import RawDataset
 from law_synth.experiment.config import Config
-from law_synth.slices import read_header, slice_axis
+from law_synth.slices import slice_axis, volume_grid
 
 
 def iterations_per_epoch(config: Config, source: RawDataset) -> int:
@@ -29,7 +29,8 @@ def median_slices(dataset: RawDataset) -> float:
     axis = slice_axis(dataset, ids)
     if axis is None:
         return 1
-    return float(np.median([read_header(dataset.case(case_id)).GetSize()[2 - axis] for case_id in ids]))
+    grids = [volume_grid(dataset, dataset.case(case_id).images[0]) for case_id in ids]
+    return float(np.median([grid.shape[axis] for grid in grids]))
 
 
 def samples(config: Config, source: RawDataset, fold: Fold) -> dict[str, int]:

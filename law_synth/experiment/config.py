@@ -13,6 +13,7 @@ from typing import Any, Literal
 import tyro
 
 from dataset_conversion.folds import Fold
+from dataset_conversion.seeds import check_seed
 from dataset_conversion.user_error import UserError
 from law_synth.base.init_base import InitBase
 from law_synth.evaluation.evaluate import Evaluate
@@ -95,8 +96,8 @@ class Config:
             values = getattr(self, name)
             if len(set(values)) < len(values) or (not values and name in ("arms", "seeds")):
                 raise UserError(f"found {name} {list(values)}, expected one or more, each once; correct it")
-        if min(self.seeds) < 0:
-            raise UserError(f"found the seed {min(self.seeds)}, expected 0 or more; correct it")
+        for seed in self.seeds:
+            check_seed(seed, "the seed")
         self._check_arms()
         if not 0 < self.fraction <= 1:
             raise UserError(f"found fraction {self.fraction}, expected above 0 and up to 1; change it")

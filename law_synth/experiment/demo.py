@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from dataset_conversion.seeds import check_seed
 from dataset_conversion.user_error import UserError
 
 logger = logging.getLogger(__name__)
@@ -76,6 +77,8 @@ class Demo:
     """Of drawing, training and generation."""
     jobs: int = 2
     """Stages at a time."""
+    again: bool = False
+    """Run stages that other versions of the packages finished once more, and all that follow them."""
 
     def run(self) -> None:
         from law_synth.experiment.config import make_config
@@ -87,16 +90,17 @@ class Demo:
 
         require("synth", "diffusers", "transformers", "accelerate", "jinja2")
         require("metrics", *METRICS)
-        draw = self.draw_command
+        check_seed(self.seed)
+        draw, workers = self.draw_command, make_workers(self.jobs, ())
         began = time.perf_counter()
         folder = self._folder.resolve()
         dataset = KINDS[self.kind].dataset
         kind = f"law-synth demo --kind {self.kind}"
         begin(folder, {**begun_record(folder), "kind": kind})
-        Experiment(folder / "drawn", (Stage("draw", (draw,), (dataset,)),)).run()
+        Experiment(folder / "drawn", (Stage("draw", (draw,), (dataset,)),)).run(again=self.again)
         plan = make_plan(make_config(self.content, "demo"), folder)
         begin(folder, plan.record("law-synth demo", kind))
-        Experiment(folder, plan.stages).run(make_workers(self.jobs, ()))
+        Experiment(folder, plan.stages).run(workers, self.again)
         minutes = (time.perf_counter() - began) / 60
         logger.info("all of it took %.1f minutes; the report is %s", minutes, folder / "report.html")
 

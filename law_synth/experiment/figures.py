@@ -15,6 +15,7 @@ from law_synth.experiment.display import Display, Plane
 from law_synth.experiment.pictures import SMALLEST, map_picture, mask_picture, photo
 from law_synth.experiment.results import Results, Synthesis
 from law_synth.experiment.sentences import number
+from law_synth.generation.manifest import source_slice
 from law_synth.run_folder import monitored_slices
 from law_synth.slices import Slice
 from nnunet_order.experiment.scores import CaseScores, nan_mean
@@ -185,10 +186,11 @@ def _delta_row(painter: Painter, slice_: Slice, maps: np.ndarray, steps: Sequenc
 def _real_row(painter: Painter, key: tuple[str, str], kept: Mapping[str, Mapping]) -> list[dict]:
     """The real image that owns a mask, where it is known and the mask was not changed."""
     row = next(rows[key] for rows in kept.values() if key in rows)
-    case = painter.results.real_cases.get(row["source_case"] or "")
+    source = source_slice(row)
+    case = source and painter.results.real_cases.get(source.case)
     if case is None or row["mask_augmentation"] != "none":
         return []
-    tiles = _three(painter, painter.results.real, case, row.get("source_slice") or 0, None)
+    tiles = _three(painter, painter.results.real, case, source.index or 0, None)
     return [{"arm": "own real image", "tiles": tiles}]
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from rich.progress import track
 
+from dataset_conversion.dataset_json import load_table
 from dataset_conversion.raw import Case, RawDataset, read_dataset
 from dataset_conversion.user_error import UserError
 from law_synth.run_folder import CONFIG
@@ -207,10 +208,7 @@ def read_stages(folder: Path, names: Iterable[str], missing: list[str]) -> list[
 
 
 def _load_json(path: Path) -> dict:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: malformed ({error}), expected JSON; run its stage again") from None
+    return load_table(path, "the record of a stage", "run its stage again")
 
 
 def _load_lines(path: Path) -> list[dict]:

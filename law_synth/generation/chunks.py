@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -17,13 +18,19 @@ from dataset_conversion.user_error import UserError, writing
 from law_synth.base.model import load_base, quiet
 from law_synth.devices import pick_device
 from law_synth.evaluation.image_sets import stored_size
-from law_synth.generation.finish import finish_dataset
-from law_synth.generation.manifest import count_chunks, open_generation, read_chunk, write_chunk
+from law_synth.generation.finish import finish_dataset, refuse_splits_in_the_way
+from law_synth.generation.manifest import (
+    check_generation,
+    count_chunks,
+    no_ruins,
+    open_generation,
+    read_chunk,
+    write_chunk,
+)
 from law_synth.generation.plan import GenerationPlan, Prepared, make_plan
 from law_synth.generation.quality import QualityFilter, training_thumbnails
 from law_synth.generation.sampling import ImageSampler
-from law_synth.progress import progress
-from law_synth.run_folder import weights_hash
+from law_synth.progress import pace, progress
 
 if TYPE_CHECKING:
     from law_synth.generation.generate import Generate
@@ -40,22 +47,28 @@ def generate(verb: Generate, part: int, parts: int) -> None:
     with _processes(verb.device) as (rank, world, device):
         plan = make_plan(verb, device)
         _announce(plan)
+        out, description = verb.out, plan.description()
+        check_generation(out, description)
+        if verb.with_real:
+            refuse_splits_in_the_way(plan)
         if verb.dry_run:
             return
-        out = verb.out
-        open_generation(out, plan.description())
         mine = range(part * world + rank, len(plan.chunks), parts * world)
         missing = [chunk for chunk in mine if read_chunk(out, chunk) is None]
-        if missing:
-            logger.info("%d of this process's %d chunks are to be generated", len(missing), len(mine))
-            _generate_chunks(plan, missing, show_progress=rank == 0)
-        if (done := count_chunks(out)) < len(plan.chunks):
-            logger.info(
-                "%d of %d chunks are there; the process that ends last completes", done, len(plan.chunks)
-            )
-            return
-        with writing(out):
-            finish_dataset(plan)
+        # What does not fit is refused while they load, before anything is written.
+        networks = _load_networks(plan) if missing else None
+        with no_ruins(out, is_alone=parts * world == 1):
+            open_generation(out, description)
+            if networks:
+                logger.info("%d of this process's %d chunks are to be generated", len(missing), len(mine))
+                _generate_chunks(plan, missing, *networks, show_progress=rank == 0)
+            if (done := count_chunks(out)) < len(plan.chunks):
+                logger.info(
+                    "%d of %d chunks are there; the process that ends last completes", done, len(plan.chunks)
+                )
+                return
+            with writing(out):
+                finish_dataset(plan)
 
 
 @contextmanager
@@ -121,20 +134,15 @@ def _compare_sizes(plan: GenerationPlan) -> None:
         )
 
 
-def _generate_chunks(plan: GenerationPlan, chunks: list[int], show_progress: bool) -> None:
+def _generate_chunks(
+    plan: GenerationPlan, chunks: list[int], sampler: ImageSampler, judge: QualityFilter, show_progress: bool
+) -> None:
     """Sample and judge chunk after chunk; masks are prepared and files written by threads beside it."""
-    sampler = _load_sampler(plan)
-    judge = QualityFilter(
-        plan.view,
-        training_thumbnails(plan.view, plan.run.slices),
-        plan.verb.max_similarity,
-        plan.segmenter,
-        plan.verb.min_agreement,
-    )
     total = sum(len(plan.chunks[chunk]) for chunk in chunks)
-    bar = progress("{task.fields[rate]:.2f} images/s", disable=not show_progress)
+    bar = progress("{task.fields[pace]}", disable=not show_progress)
     with ThreadPoolExecutor(3) as pool, bar:
-        task = bar.add_task("generating", total=total, rate=0)
+        began = time.perf_counter()
+        task = bar.add_task("generating", total=total, pace=pace(0, 0))
         prepared, writing = pool.submit(plan.prepare, chunks[0]), []
         for chunk, following in zip(chunks, [*chunks[1:], None], strict=True):
             ready = prepared.result()
@@ -144,18 +152,33 @@ def _generate_chunks(plan: GenerationPlan, chunks: list[int], show_progress: boo
             writing.append(_write(pool, plan, judge, chunk, images, ready))
             while len(writing) > WAITING:
                 writing.pop(0).result()
-            bar.update(task, advance=len(images), rate=bar.tasks[0].speed or 0)
+            done = bar.tasks[0].completed + len(images)
+            bar.update(task, completed=done, pace=pace(done, time.perf_counter() - began))
         for future in writing:
             future.result()
 
 
+def _load_networks(plan: GenerationPlan) -> tuple[ImageSampler, QualityFilter]:
+    """What makes and what judges images.
+
+    UserError: base or weights are not those of law_config.json, a training image cannot be read.
+    """
+    judge = QualityFilter(
+        plan.view,
+        training_thumbnails(plan.view, plan.run.slices),
+        plan.verb.max_similarity,
+        plan.segmenter,
+        plan.verb.min_agreement,
+    )
+    return _load_sampler(plan), judge
+
+
 def _load_sampler(plan: GenerationPlan) -> ImageSampler:
-    """UserError: base or weights are not those of law_config.json."""
     run = plan.run
-    if weights_hash(run.folder) != run.hash:
+    if not run.is_as_saved:
         raise UserError(
-            f"{run.folder}: found other weights than law_config.json says, expected a run at rest; wait "
-            "until the training has saved them, then give the command again"
+            f"{run.folder}: found other weights than law_config.json says, or another config.json with them, "
+            "expected a run at rest; wait until the training has saved, then give the command again"
         )
     base = load_base(run.base_source)  # the sampler moves what it needs
     with quiet():

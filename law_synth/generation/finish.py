@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+import re
 import tempfile
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dataset_conversion.folds import fold_cases
-from dataset_conversion.raw import Case, nnunet_folder, splits_files
+from dataset_conversion.raw import Case, nnunet_folder, read_folds, splits_files
 from dataset_conversion.raw_writer import link_or_copy, refuse_other_splits, write_atomically, write_json
 from dataset_conversion.user_error import UserError
 from law_synth.generation.manifest import FOLDER, read_chunk, remove_leftovers, write_rows
@@ -37,9 +38,11 @@ def finish_dataset(plan: GenerationPlan) -> None:
     dropped = Counter(row["reason"] for row in rows if not row["kept"])
     counts = ", ".join(f"{number} {reason}" for reason, number in sorted(dropped.items())) or "none"
     if not kept:
+        agreements = [row["scores"]["agreement"] for row in rows if row["scores"]["agreement"] is not None]
+        best = f"; the best agreement was {max(agreements):.3f}" if agreements else ""
         raise UserError(
-            f"{out}: found no image worth keeping, dropped all {len(rows)} ({counts}); train longer, or "
-            "loosen --min-agreement or --max-similarity with another --out"
+            f"{out}: found no image worth keeping, dropped all {len(rows)} ({counts}){best}; train longer, "
+            "or loosen --min-agreement or --max-similarity with another --out"
         )
     remove_leftovers(out, plan.prefix, set(kept))
     write_rows(out / "synthesis.jsonl", rows)
@@ -48,6 +51,21 @@ def finish_dataset(plan: GenerationPlan) -> None:
     _write_dataset_json(plan, len(kept) + len(real))
     logger.info("wrote %s: kept %d of %d images (dropped: %s)", out, len(kept), len(rows), counts)
     _say_next_commands(plan)
+
+
+def refuse_splits_in_the_way(plan: GenerationPlan) -> None:
+    """UserError when nnU-Net's folder holds other splits than `finish_dataset` may write for these cases."""
+    training, validation = fold_cases(plan.dataset, plan.run.fold)
+    made = re.compile(re.escape(plan.prefix) + r"_\d+")
+    for path in splits_files(plan.verb.out) if validation else ():
+        folds = read_folds(path) if path.is_file() else []
+        real = [({case for case in fold["train"] if not made.fullmatch(case)}, fold["val"]) for fold in folds]
+        if folds and real != [(set(training), validation)]:
+            raise UserError(
+                f"{path}: found other splits than fold {plan.run.fold} of {plan.dataset.folder.name} and "
+                "synthetic training cases, expected those or none; delete that file (and the models trained "
+                "with it) or choose another --out"
+            )
 
 
 def _add_real_cases(plan: GenerationPlan, kept: list[str]) -> list[str]:

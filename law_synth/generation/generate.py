@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from dataset_conversion.seeds import check_seed
 from dataset_conversion.user_error import UserError
 
 logger = logging.getLogger(__name__)
 
 PRESETS = {"fast": ("unipc", 20), "paper": ("ddim", 50)}  # sampler and steps
+MOST = {"samples": 1_000_000, "chunk_size": 10_000}  # case ids have six digits
 MOST_STEPS = 999  # of the 1000 that bases are trained on, from the second one on
 
 
@@ -95,6 +97,11 @@ class Generate:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"found --{name.replace('_', '-')} {value}, expected at least 1")
+        for name, most in MOST.items():
+            value = getattr(self, name)
+            if value is not None and value > most:
+                raise UserError(f"found --{name.replace('_', '-')} {value}, expected at most {most}")
+        check_seed(self.seed)
         if self.steps is not None and self.steps > MOST_STEPS:
             raise UserError(f"found --steps {self.steps}, expected at most {MOST_STEPS}; 20 to 50 are usual")
         if self.guidance_scale is not None and not 1 <= self.guidance_scale < math.inf:

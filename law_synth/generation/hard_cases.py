@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from dataset_conversion.folds import Fold
+from dataset_conversion.names import check_case_id
 from dataset_conversion.user_error import UserError
 
 FORMAT = 1
@@ -93,4 +94,4 @@ def _load(path: Path) -> dict:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = "not found" if isinstance(error, FileNotFoundError) else f"malformed ({error})"
         raise UserError(f"{path}: {reason}, expected a file of law-synth mine; run it again") from error
-    return content
+    return content | {"dice": {check_case_id(case, path): dice for case, dice in content["dice"].items()}}

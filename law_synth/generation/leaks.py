@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dataset_conversion.folds import Fold, fold_cases, leak_free_fold
+from dataset_conversion.names import check_case_ids, match_key
 from dataset_conversion.raw import Case, RawDataset, find_dataset
 from dataset_conversion.user_error import UserError
 from law_synth.generation.mask_files import MANY, mask_stem
 from law_synth.generation.masks import MaskSource, mask_hash
 from law_synth.resize import resize_mask
+from law_synth.run_folder import CASE_LISTS
 
 if TYPE_CHECKING:
     from law_synth.evaluation.segmenter import Segmenter
@@ -43,9 +45,11 @@ class HeldOutMasks:
     """
 
     def __init__(self, run: TrainedRun, view: SliceView, mask_groups: Mapping[str, str]):
-        self.run, self.dataset, self.mask_groups = run, view.dataset, mask_groups
+        self.run, self.dataset = run, view.dataset
+        self._given = {match_key(name): group for name, group in mask_groups.items()}
         self._training = set(run.train_cases)
         self._unseen = unseen_cases(self.dataset, self._training)
+        self._unseen_keys = set(map(match_key, self._unseen))
         self._groups = held_out_groups(self.dataset, self._training)
         self._hashes = self._held_out_hashes(view)
 
@@ -92,7 +96,7 @@ class HeldOutMasks:
         """What makes a mask a held-out one."""
         case, group = self._hashes.get(source.sha256_at_size), self._group(source)
         name = self.dataset.folder.name
-        if mask_stem(source.name) in self._unseen:
+        if match_key(mask_stem(source.name)) in self._unseen_keys:
             return f"of a case outside the training cases of fold {self.run.fold} of {name}"
         if case is not None:
             return f"equal to that of {case}, a validation or test case of {name}"
@@ -101,11 +105,12 @@ class HeldOutMasks:
         return None
 
     def _group(self, source: MaskSource) -> str | None:
-        given = self.mask_groups.get(source.name) or self.mask_groups.get(mask_stem(source.name))
+        names = (source.name, mask_stem(source.name))
+        given = next((self._given[key] for key in map(match_key, names) if key in self._given), None)
         by_name = mask_group(source.name, self.dataset, self._groups)
         if by_name in self._groups or given is None:
             return by_name
-        return self.dataset.groups.get(given, given)
+        return self.dataset.groups_by_key.get(match_key(given), given)
 
 
 def unseen_cases(dataset: RawDataset, training: Collection[str]) -> dict[str, Case]:
@@ -123,8 +128,8 @@ def mask_group(name: str, dataset: RawDataset, held_out: Collection[str] = ()) -
     """Group of the case, or the group, after which a mask file is named; None where it is named otherwise.
 
     The name of its path, or of a part of it from some folder on, is that name, or begins with it and goes on
-    with `_`, `-`, `.` or `/`; the longest one counts. Where folders and file tell of several groups, a
-    `held_out` one goes before others.
+    with `_`, `-`, `.` or `/`; the longest one counts, and letter case does not. Where folders and file tell
+    of several groups, a `held_out` one goes before others.
     """
     parts = name.split("/")
     told = [_group_told_by("/".join(parts[first:]), dataset) for first in range(len(parts))]
@@ -133,14 +138,9 @@ def mask_group(name: str, dataset: RawDataset, held_out: Collection[str] = ()) -
 
 
 def _group_told_by(name: str, dataset: RawDataset) -> str | None:
-    groups = set(dataset.groups.values())
     ends = [i for i, letter in enumerate(name) if letter in "_-./"]
-    for end in (len(name), *reversed(ends)):
-        if name[:end] in dataset.groups:
-            return dataset.groups[name[:end]]
-        if name[:end] in groups:
-            return name[:end]
-    return None
+    keys = (match_key(name[:end]) for end in (len(name), *reversed(ends)))
+    return next((dataset.groups_by_key[key] for key in keys if key in dataset.groups_by_key), None)
 
 
 def _refuse_changed_splits(run: TrainedRun, dataset: RawDataset) -> None:
@@ -194,7 +194,8 @@ def cases_behind_judge(dataset: RawDataset, segmenter: Segmenter) -> set[str] | 
         source = record["source_dataset"]
         if source.get("origin", source["name"]) != dataset.origin:
             return None
-        behind = {*record["run"]["train_cases"], *record["run"]["monitor_cases"]}
+        run = record["run"]
+        behind = {case for name in CASE_LISTS for case in check_case_ids(run[name], path)}
     except (UserError, OSError, ValueError, KeyError, TypeError):  # not here, or no synthetic data set
         return None
     return behind | ({case.id for case in dataset.training_cases} & set(seen))

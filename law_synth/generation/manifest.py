@@ -13,12 +13,16 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
+from dataset_conversion.folder_lock import leaving_no_empty_parents
+from dataset_conversion.names import check_case_id, check_inside
 from dataset_conversion.raw_writer import check_out, write_atomically, write_json
-from dataset_conversion.user_error import UserError
+from dataset_conversion.user_error import UserError, check_writable
 from law_synth.hashing import hash_file
+from law_synth.slices import Slice
 
 logger = logging.getLogger(__name__)
 
@@ -26,20 +30,41 @@ FOLDER = ".generation"
 DESCRIPTION = "synthesis.json"
 
 
-def open_generation(out: Path, description: dict) -> None:
-    """Start a generation in a free folder, or check that the one in `out` has the same options.
+def check_generation(out: Path, description: dict) -> None:
+    """UserError where `open_generation` would refuse; writes nothing."""
+    try:
+        if not (out / DESCRIPTION).is_file():
+            check_out(out)
+            check_writable(out)
+            return
+    except UserError:
+        if not (out / DESCRIPTION).is_file():  # else another process started it just now
+            raise
+    _check_same_options(out, description)
 
-    UserError: `out` holds other content, is badly named, or holds a generation with other options.
-    """
-    path = out / DESCRIPTION
-    if not path.is_file():
+
+def open_generation(out: Path, description: dict) -> None:
+    """Start a generation in a free folder, or go on with the same one. UserError: as `check_generation`."""
+    if not (out / DESCRIPTION).is_file():
         try:
             _start(out, description)
         except UserError:
-            if not path.is_file():  # else another process started it just now
+            if not (out / DESCRIPTION).is_file():  # else another process started it just now
                 raise
+    before = _check_same_options(out, description)
+    if before["versions"] != description["versions"]:
+        logger.warning(
+            "begun with %s, goes on with %s: the images may differ in the last bit",
+            before["versions"],
+            description["versions"],
+        )
+
+
+def _check_same_options(out: Path, description: dict) -> dict:
+    """The record of the generation in `out`. UserError: it has other options."""
+    path = out / DESCRIPTION
     before = _read(path)
-    if before is None or "options" not in before:
+    if before is None or not {"options", "versions"} <= before.keys():
         raise UserError(
             f"{path}: malformed, expected the record of a generation; remove {out} and start anew"
         )
@@ -51,12 +76,7 @@ def open_generation(out: Path, description: dict) -> None:
                 f"{out}: found a generation with {name.replace('_', '-')} {found.get(name)}, "
                 f"expected {now.get(name)} as now; give the same options or choose another --out"
             )
-    if before["versions"] != description["versions"]:
-        logger.warning(
-            "begun with %s, goes on with %s: the images may differ in the last bit",
-            before["versions"],
-            description["versions"],
-        )
+    return before
 
 
 def _start(out: Path, description: dict) -> None:
@@ -90,19 +110,58 @@ def write_chunk(
 
 
 def read_chunk(out: Path, chunk: int) -> list[dict] | None:
-    """Rows of a finished chunk; None when it is not there, or not as it was written."""
-    record = _read(_chunk_path(out, chunk))
-    if record is None:
+    """Rows of a finished chunk; None when it is not there, or not as it was written.
+
+    UserError: its record names files outside of `out`.
+    """
+    path = _chunk_path(out, chunk)
+    record = _read(path)
+    if record is None or not {"files", "rows"} <= record.keys():
         return None
+    for row in record["rows"]:
+        check_case_id(row["case"], path)
     for name, digest in record["files"].items():
+        check_inside(name, path)
         if not (out / name).is_file() or hash_file(out / name) != digest:
             return None
     return record["rows"]
 
 
+@contextmanager
+def no_ruins(out: Path, is_alone: bool) -> Iterator[None]:
+    """Where the block ends in a UserError and no image has been kept so far, remove the generation.
+
+    Not where other processes may be at work there, unless `is_alone`.
+    """
+    with leaving_no_empty_parents(out):
+        try:
+            yield
+        except UserError:
+            records = [_read(path) or {} for path in (out / FOLDER).glob("chunk_*.json")]
+            if is_alone and not any(row.get("kept") for record in records for row in record.get("rows", [])):
+                shutil.rmtree(out, ignore_errors=True)
+            raise
+
+
 def count_chunks(out: Path) -> int:
     """Number of chunk files, whoever wrote them."""
     return sum(1 for _ in (out / FOLDER).glob("chunk_*.json"))
+
+
+def source_slice(row: Mapping) -> Slice | None:
+    """The real image that owns the mask of a line of synthesis.jsonl; None for a mask from elsewhere.
+
+    A name proves nothing: a file of --masks that is called like a training case may hold another mask, and
+    then the case's image does not show what it says. So only a mask that `generate` took from the case itself
+    is the case's own, and only that image is compared with the synthetic one. `generate` records a file with
+    the very pixels and place of its case's mask as that mask, see `plan.with_own_masks`.
+
+    Args:
+        row: `source_case` and, unless all masks are the cases' own, `source_mask`; `source_slice` of volumes.
+    """
+    case = row.get("source_case")
+    is_own = case is not None and row.get("source_mask", case) == case
+    return Slice(case, row.get("source_slice")) if is_own else None
 
 
 def write_rows(path: Path, rows: list[dict]) -> None:
@@ -131,6 +190,7 @@ def _chunk_path(out: Path, chunk: int) -> Path:
 
 def _read(path: Path) -> dict | None:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
+    return content if isinstance(content, dict) else None

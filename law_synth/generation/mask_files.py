@@ -12,7 +12,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dataset_conversion.images import IMAGE_ENDINGS, Notes, read_index_mask
+from dataset_conversion.image_files import IMAGE_ENDINGS, check_regular, images_in, warn_left_out
+from dataset_conversion.images import Notes, read_index_mask
+from dataset_conversion.names import check_name
+from dataset_conversion.parallel import dropping_the_rest
+from dataset_conversion.report_folder import visible_files
+from dataset_conversion.text_files import tidy_name
 from dataset_conversion.user_error import UserError
 from dataset_conversion.volumes import evenly_spaced
 from law_synth.classes import VOLUME_ENDINGS, Classes
@@ -47,25 +52,31 @@ class MaskFolder:
 
         if not folder.is_dir():
             raise UserError(f"{folder}: not found, expected the folder of masks; correct --masks")
-        paths = _mask_paths(folder, "*") or _mask_paths(folder, "*/*")
+        paths = _mask_paths(folder)
         if not paths:
             raise UserError(
                 f"{folder}: found no images ({', '.join(ENDINGS)}), expected masks; correct --masks"
             )
-        with ThreadPoolExecutor(READERS) as pool:  # Pillow and SimpleITK let go of the interpreter's lock
-            files = pool.map(functools.partial(self._file_sources, folder), paths, range(len(paths)))
+        for path in paths:
+            check_name(path.as_posix(), "mask", folder)
+        notes = Notes()
+        # Threads suffice: Pillow and SimpleITK let go of the interpreter's lock.
+        with ThreadPoolExecutor(READERS) as pool, dropping_the_rest(pool):
+            read = functools.partial(self._file_sources, folder, notes)
+            files = pool.map(read, paths, range(len(paths)))
             shown = track(files, "reading masks", len(paths), transient=True, disable=len(paths) < MANY)
             sources = [source for of_file in shown for source in of_file]
+        notes.report()
         if not sources:
             raise UserError(f"{folder}: found {len(paths)} masks of background only; correct --masks")
         return sources
 
-    def _file_sources(self, folder: Path, name: Path, number: int) -> list[MaskSource]:
+    def _file_sources(self, folder: Path, notes: Notes, name: Path, number: int) -> list[MaskSource]:
         path = folder / name
         if path.name.lower().endswith(VOLUMES):
             return self._volume_sources(path, name.as_posix())
         read = functools.partial(read_mask, path, self.view.classes)
-        mask = read()
+        mask = read_mask(path, self.view.classes, notes)
         locate = functools.partial(self._borrow, number, mask.shape)
         return [self._source(name.as_posix(), None, mask, read, locate)]
 
@@ -122,18 +133,23 @@ class MaskFolder:
         return sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(direction)
 
 
-def _mask_paths(folder: Path, pattern: str) -> list[Path]:
-    """Mask files as paths below `folder`, sorted."""
-    found = (path for path in folder.glob(pattern) if path.name.lower().endswith(ENDINGS))
+def _mask_paths(folder: Path) -> list[Path]:
+    """Mask files of a folder, or else of its subfolders, as paths below it; a warning names other files."""
+    found = images_in(folder, ENDINGS)
+    if not found:
+        entries = [folder / name for name in visible_files(folder)]
+        found = [path for part in entries if part.is_dir() for path in images_in(part, ENDINGS)]
+        if found and (files := [path for path in entries if not path.is_dir()]):
+            warn_left_out(folder, files, ENDINGS)
     return sorted(path.relative_to(folder) for path in found)
 
 
-def read_mask(path: Path, classes: Classes) -> np.ndarray:
+def read_mask(path: Path, classes: Classes, notes: Notes | None = None) -> np.ndarray:
     """Picture of label values (or of 0 and 255, for one class) as class numbers, uint8 (Y, X).
 
-    UserError: other values, unreadable, JPEG.
+    Remarks on the file go into `notes`. UserError: other values, unreadable, JPEG or WebP.
     """
-    return _numbers(read_index_mask(path, Notes()), path, classes)
+    return _numbers(read_index_mask(path, Notes() if notes is None else notes), path, classes)
 
 
 @functools.lru_cache(maxsize=1)  # its slices are read one after the other
@@ -145,6 +161,7 @@ def read_volume(path: Path, classes: Classes, orientation: str | None) -> tuple[
     """
     import SimpleITK as sitk
 
+    check_regular(path)
     try:
         image = sitk.ReadImage(str(path))
     except RuntimeError as error:
@@ -167,9 +184,9 @@ def place_of(image: sitk.Image, axis: int, index: int) -> Geometry:
 
 
 def mask_stem(name: str) -> str:
-    """A mask file's name without its ending: `.nii.gz` is one."""
+    """A mask file's tidy name without its ending: `.nii.gz` is one."""
     ending = next((ending for ending in ENDINGS if name.lower().endswith(ending)), "")
-    return name[: len(name) - len(ending)]
+    return tidy_name(name[: len(name) - len(ending)])
 
 
 def _numbers(label: np.ndarray, path: Path, classes: Classes) -> np.ndarray:

@@ -26,7 +26,7 @@ class MaskSource:
     name: str
     """Id of the case; for a mask that came from elsewhere the file's name, or path below its folder."""
     case: str | None
-    """The training case that owns the mask; None for a mask that came from elsewhere."""
+    """The training case that owns the mask, or after which its file is named; None where there is neither."""
     group: str
     """Patient or video of the mask; its file's stem where nobody says."""
     index: int | None

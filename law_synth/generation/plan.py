@@ -241,7 +241,23 @@ def _folder_sources(verb: Generate, run: TrainedRun, view: SliceView) -> list[Ma
     """The masks of --masks, none of them of a validation or test case."""
     groups = read_groups(verb.mask_groups) if verb.mask_groups is not None else {}
     sources = MaskFolder(view, run.slices, run.size, verb.slices_per_mask).sources(verb.masks)
-    return HeldOutMasks(run, view, groups).taken_out(sources, verb.drop_held_out_masks)
+    kept = HeldOutMasks(run, view, groups).taken_out(sources, verb.drop_held_out_masks)
+    return with_own_masks(kept, case_masks(view, run.slices))
+
+
+def with_own_masks(sources: list[MaskSource], of_cases: list[MaskSource]) -> list[MaskSource]:
+    """The sources, each file that is a copy of its case's own mask replaced by that mask.
+
+    A copy has the case's name, and the mask's pixels and place. `of_cases`: as `case_masks` gives them.
+    """
+    own = {(source.case, source.index): source for source in of_cases}
+    return [_own_mask(source, own.get((source.case, source.index))) for source in sources]
+
+
+def _own_mask(source: MaskSource, own: MaskSource | None) -> MaskSource:
+    if own is None or mask_hash(own.read()) != source.sha256 or own.locate() != source.locate():
+        return source
+    return own
 
 
 def _nestings(run: TrainedRun, view: SliceView) -> list[Nesting]:

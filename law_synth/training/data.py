@@ -9,6 +9,7 @@ run, or one on another number of processes, sees the same samples with the same 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections import defaultdict
@@ -22,6 +23,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from rich.progress import track
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -171,7 +173,8 @@ def _encode_cached(base: BaseModel, images: Tensor, cache: Path) -> dict[str, Te
     key = digest.hexdigest()[:16]
     path = cache / f"latents_{key}.safetensors"
     if path.is_file():
-        return load_file(path)
+        with contextlib.suppress(SafetensorError, OSError):  # a damaged file is computed anew
+            return load_file(path)
     means, stds = [], []
     for chunk in track(images.split(ENCODED_AT_ONCE), "encoding images"):
         mean, std = base.posterior(chunk.float() / 127.5 - 1)

@@ -299,7 +299,7 @@ def _accelerator(options: Train) -> Accelerator:
             # Others wait while one process reads and encodes, or saves; NCCL's default is ten minutes.
             InitProcessGroupKwargs(timeout=PATIENCE),
             # Else each process holds all gradients twice.
-            DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False),
+            DistributedDataParallelKwargs(gradient_as_bucket_view=True),
         ],
     )
     if options.mixed_precision == "bf16" and not cpu and not has_bf16(accelerator.device):

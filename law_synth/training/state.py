@@ -11,10 +11,12 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from dataset_conversion.dataset_json import load_table
 from dataset_conversion.raw_writer import write_json
 from dataset_conversion.user_error import UserError, check_writable, writing
 from law_synth.objective import TrainingObjective
-from law_synth.run_folder import CONFIG, weights_hash
+from law_synth.run_folder import CONFIG, configurations_hash, weights_hash
+from nnunet_order.torch_file import load_torch
 
 STATE = Path(".training") / "state.pt"
 CONTENT = Path(".training") / "config.json"
@@ -42,7 +44,9 @@ def load_state(folder: Path, objective: TrainingObjective, **others) -> int:
         return 0
     # Mapped, not read: every process of a machine would hold the 20 GB of the paper's preset otherwise.
     mapped = os.name == "posix"  # elsewhere a mapped file cannot be replaced by the next save
-    state = torch.load(folder / STATE, map_location="cpu", weights_only=True, mmap=mapped)
+    path = folder / STATE
+    remedy = "restore it, or start again in another --out"
+    state = load_torch(path, "the state of a training", remedy, ("step", "weights"), mmap=mapped)
     with torch.no_grad():
         for name, parameter in trainable(objective).items():
             parameter.copy_(state["weights"][name])
@@ -67,7 +71,11 @@ def export(folder: Path, objective: TrainingObjective, config: dict) -> None:
             _replace(folder / "unet", networks.unet.save_pretrained)
         if objective.weighter is not None:
             _replace(folder / "weighter", lambda path: _save_weighter(path, objective))
-        write_json(folder / CONFIG, config | {"weights_hash": weights_hash(folder)})
+        hashes = {
+            "weights_hash": weights_hash(folder),
+            "configurations_hash": configurations_hash(folder),
+        }
+        write_json(folder / CONFIG, config | hashes)
 
 
 def is_exported(folder: Path, step: int) -> bool:
@@ -75,8 +83,9 @@ def is_exported(folder: Path, step: int) -> bool:
     path = folder / CONFIG
     if not path.is_file():
         return False
-    config = json.loads(path.read_text(encoding="utf-8"))
-    return config["finished"] and config["step"] == step and config["weights_hash"] == weights_hash(folder)
+    config = load_table(path, "the record of a training", "remove it and give the same command again")
+    found = config.get("finished"), config.get("step"), config.get("weights_hash")
+    return found == (True, step, weights_hash(folder))
 
 
 def check_same_options(folder: Path, content: dict) -> None:
@@ -95,7 +104,7 @@ def check_same_options(folder: Path, content: dict) -> None:
                 "remove it or choose another --out"
             )
         return
-    before = json.loads(path.read_text(encoding="utf-8"))
+    before = load_table(path, "the options of a training", "choose another --out")
     now = json.loads(json.dumps(content))  # tuples as JSON has them
     for key in sorted(before.keys() | now.keys()):
         if before.get(key) != now.get(key):
@@ -116,8 +125,14 @@ def truncate_log(folder: Path, step: int) -> None:
     """Drop the log's lines after `step` (all at 0): a killed run had gone on after its last save."""
     path = folder / LOG
     if path.is_file():
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        whole = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step and step]
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if step else []
+            whole = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{path}: malformed ({error}), expected a line of JSON for each logged step; remove it to go "
+                "on without"
+            ) from None
         partial = path.with_suffix(".partial")
         partial.write_text("".join(whole), encoding="utf-8")
         os.replace(partial, path)

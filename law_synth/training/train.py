@@ -10,8 +10,10 @@ from typing import Annotated, Literal
 
 import tyro
 
+from dataset_conversion.seeds import check_seed
 from dataset_conversion.user_error import UserError
-from law_synth.base.seen import SLICES_PER_CASE, check_window
+from dataset_conversion.volumes import check_window
+from law_synth.base.seen import SLICES_PER_CASE
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +26,7 @@ RANGES = {
     **dict.fromkeys(("learning_rate", "weighter_learning_rate", "tau"), (1e-12, 1e3)),
     **dict.fromkeys(("lambda_dice", "beta_t", "beta_d", "w_min", "w_max"), (0, float("inf"))),
     **dict.fromkeys(("empty_prompts", "gamma"), (0, 1)),
-    **dict.fromkeys(("monitor_cases", "sample_every", "seed"), (0, 1e9)),
+    **dict.fromkeys(("monitor_cases", "sample_every"), (0, 1e9)),
     "ema_decay": (0, 0.999999),
     "size": (8, 1e5),
     "guidance_scale": (1, 1e3),
@@ -133,6 +135,7 @@ class Train:
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
                 raise UserError(f"found --{_flag(name)} {value}, expected {low:g} to {high:g}; change it")
+        check_seed(self.seed)
         if self.w_min > self.w_max:
             raise UserError(f"found --w-min {self.w_min} above --w-max {self.w_max}, expected it below")
         if self.weighting == "adaptive-distillation" and not self.teaches:

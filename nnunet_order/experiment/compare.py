@@ -12,6 +12,7 @@ from typing import Literal
 import tyro
 
 from dataset_conversion.raw import RawDataset, find_dataset
+from dataset_conversion.seeds import check_seed
 from dataset_conversion.user_error import UserError
 from nnunet_order.experiment.comparison_table import print_table, table_rows
 from nnunet_order.experiment.execution import FORMAT, Execution, begun_record
@@ -193,8 +194,10 @@ class Comparison:
     def segmentations(self) -> list[Segmentation]:
         """Trainings in the order of the table."""
         verb = self.verb
-        if not verb.seeds or len(set(verb.seeds)) < len(verb.seeds) or min(verb.seeds) < 0:
+        if not verb.seeds or len(set(verb.seeds)) < len(verb.seeds):
             raise UserError(f"found --seeds {verb.seeds}, expected different numbers from 0; correct them")
+        for seed in verb.seeds:
+            check_seed(seed, "--seeds")
         return [
             Segmentation("real", REAL_DATASET, trainer, fold, seed, fold, self.options, self.on, self.device)
             for trainer in self.paper

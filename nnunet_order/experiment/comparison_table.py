@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from dataset_conversion.report_folder import report_folder
+from dataset_conversion.verbatim import verbatim
 from nnunet_order.evaluation_report import per_label, write_csv
 from nnunet_order.experiment.scores import CaseScores, read_scores
 from nnunet_order.metrics import FOREGROUND_MEAN, MEANS, mean_over_cases, resampled_means, with_interval
@@ -109,7 +110,7 @@ def print_table(rows: Sequence[Mapping], out: Path) -> None:
         "Mean and 95 % interval over cases and seeds, in %; the paper's in brackets", style="italic"
     )
     for title, of_label in per_label(rows).items():
-        table = Table(title=escape(title), box=SIMPLE_HEAD, padding=(0, 0))
+        table = Table(title=verbatim(title), box=SIMPLE_HEAD, padding=(0, 0))
         table.add_column("Trainer", overflow="fold")
         for head in ("Size\nGFLOPs", "N x runs"):
             table.add_column(head, justify="right", no_wrap=True)
@@ -119,17 +120,18 @@ def print_table(rows: Sequence[Mapping], out: Path) -> None:
         for row in of_label:
             table.add_row(*_cells(row))
         console.print(table)
-    console.print(f"Results in {out / TABLE}", soft_wrap=True, markup=False)
+    console.print(verbatim(f"Results in {out / TABLE}"), soft_wrap=True)
 
 
-def _cells(row: Mapping) -> list[str]:
+def _cells(row: Mapping) -> list[Text | str]:
     parameters = row["parameters"]
     size = f"{parameters / 1e3:.1f} K" if parameters < 1e6 else f"{parameters / 1e6:.1f} M"
     size += f"\n[dim]{row[f'gflops_{COUNTED_SIDE}px']:.3g}[/dim]"
     number = f"{row['cases']} x {row['runs']}"
     number += f"\n[dim]in {row['groups']}[/dim]" * (row["groups"] < row["cases"])
     short = row["trainer"].removeprefix("nnUNetTrainer")
-    cells = [row["trainer"] if short[:1] in ("", "_") else short, size, number]  # stock ones keep their names
+    name = row["trainer"] if short[:1] in ("", "_") else short  # stock ones keep their names
+    cells = [verbatim(name), size, number]
     for name in SHOWN:
         published = row[f"paper_{name}"]
         beside = "" if published is None else f" ({100 * published:.1f})"

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from dataset_conversion.dataset_json import load_json
+from dataset_conversion.dataset_json import load_table
 from dataset_conversion.raw_writer import write_json
 from dataset_conversion.user_error import UserError, check_writable
 from nnunet_order.experiment.runner import Experiment, make_workers
@@ -30,6 +30,9 @@ class Execution:
     """Print one line per stage (name, state, stages before it; tabs between) and stop."""
     stage: str | None = None
     """Run this stage alone, on a cluster for example."""
+    again: bool = False
+    """Run stages that other versions of law-order, nnU-Net, PyTorch and the like finished once more, and all
+    that follow them; without it they are kept, with a warning."""
 
     def check_device(self, device: str) -> None:
         """UserError: --gpus for commands that are to run on the CPU."""
@@ -45,17 +48,20 @@ class Execution:
         `record` becomes experiment.json before the first one does. UserError: options that contradict each
         other, a folder with something else in it, or whatever ends a stage.
         """
+        if self.again and (self.dry_run or self.list_stages):
+            raise UserError("found --again without a run, expected it where stages run; drop it")
         workers = make_workers(self.jobs, self.gpus)
         if self.dry_run:
             sys.stdout.write(experiment.script())
         elif self.list_stages:
             experiment.list_stages()
         else:
+            stage = experiment.ready_stage(self.stage) if self.stage is not None else None
             begin(experiment.folder, record)
-            if self.stage is None:
-                experiment.run(workers)
+            if stage is None:
+                experiment.run(workers, self.again)
                 return True
-            experiment.run_stage(self.stage, workers[0])
+            experiment.run_stage(stage.name, workers[0], self.again)
         return False
 
 
@@ -89,4 +95,4 @@ def begin(folder: Path, record: Mapping) -> None:
 def begun_record(folder: Path) -> dict:
     """Content of experiment.json; empty where there is none. UserError: it is damaged."""
     path = folder / "experiment.json"
-    return load_json(path) if path.is_file() else {}
+    return load_table(path, "the record of an experiment", "choose another --out") if path.is_file() else {}

@@ -7,7 +7,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from dataset_conversion.raw_writer import write_atomically
 from dataset_conversion.user_error import UserError
-from nnunet_order.experiment.stage import Stage, stage_keys
+from nnunet_order.experiment.stage import OURS, Stage, stage_keys, versions
 from nnunet_order.experiment.stage_run import StageFiles, StageRun, find_program
 from nnunet_order.registration import VARIABLE
 
@@ -47,13 +47,25 @@ class Experiment:
         """Stage name -> digest of everything that its outputs depend on."""
         return stage_keys(self.stages)
 
-    def run(self, workers: Sequence[Worker] = ({},)) -> None:
-        """Run what is not done, one stage per worker at a time. UserError: a stage failed; the others end."""
+    def run(self, workers: Sequence[Worker] = ({},), again: bool = False) -> None:
+        """Run what is not done, one stage per worker at a time. UserError: a stage failed; the others end.
+
+        A stage that other versions of the packages finished is kept, with a warning; `again` runs it and all
+        that follow it once more.
+        """
+        self._look_at_versions(self.stages, again)
         self._write_script()
         self._run(self.stages, workers)
 
-    def run_stage(self, name: str, worker: Worker | None = None) -> None:
-        """Run one stage. UserError: there is none of this name, or those before it are not done."""
+    def run_stage(self, name: str, worker: Worker | None = None, again: bool = False) -> None:
+        """Run one stage, with `again` as in `run`. UserError: as `ready_stage`, or it fails."""
+        stage = self.ready_stage(name)
+        self._look_at_versions([stage] if again else [*self._before(stage), stage], again)
+        self._write_script()
+        self._run([stage], [worker or {}])
+
+    def ready_stage(self, name: str) -> Stage:
+        """A stage that can run now. UserError: there is none of this name; those before it are not done."""
         stage = {stage.name: stage for stage in self.stages}.get(name)
         if stage is None:
             raise UserError(f"found --stage {name}, expected one of --list-stages; correct the name")
@@ -62,8 +74,7 @@ class Experiment:
             raise UserError(
                 f"found {', '.join(missing)} not done, expected all stages before {name}; run them first"
             )
-        self._write_script()
-        self._run([stage], [worker or {}])
+        return stage
 
     def list_stages(self) -> None:
         """Print a line per stage for scripts: name, state and the stages before it, separated by tabs."""
@@ -89,6 +100,39 @@ class Experiment:
     def _before(self, stage: Stage) -> list[Stage]:
         return [one for one in self.stages if one.name in stage.after]
 
+    def _look_at_versions(self, stages: Sequence[Stage], again: bool) -> None:
+        """Say which of these stages are kept though other versions finished them; `again`: forget those."""
+        done = [stage for stage in stages if self.files(stage).is_done()]
+        found = {stage.name: self.files(stage).other_versions() for stage in done}
+        kept = {name: other for name, other in found.items() if other != []}
+        if not kept:
+            return
+        if again:
+            self._forget(kept)
+            return
+        made_by = sorted({name for other in kept.values() for name in other or ["unknown versions"]})
+        packages = [
+            package for package in versions() if any(name.startswith(f"{package} ") for name in made_by)
+        ]
+        now = [f"{package} {versions()[package] or 'missing'}" for package in packages or [OURS]]
+        logger.warning(
+            "kept %d of %d stages that other versions finished (%s; now %s): their results may have faults "
+            "that were mended since; give --again to run them, and all that follow them, once more",
+            *(len(kept), len(self.stages), ", ".join(made_by), ", ".join(now)),
+        )
+
+    def _forget(self, names: Collection[str]) -> None:
+        """Let these stages and all that follow them count as not done."""
+        behind = set(names)
+        for stage in self.stages:
+            if behind & {*stage.after}:
+                behind.add(stage.name)
+        # The last one first: after a kill none is left that is newer than what it was made from.
+        for stage in reversed(self.stages):
+            if stage.name in behind and self.files(stage).is_done():
+                self.files(stage).forget()
+        logger.info("%d of %d stages run again", len(behind), len(self.stages))
+
     def _script(self, place: str) -> str:
         programs = shlex.quote(str(Path(sys.executable).parent))
         variables = {**user_trainers(), **self.environment}
@@ -110,7 +154,11 @@ class Experiment:
                 "found Windows, expected Linux or macOS for demos, compare and experiment; use WSL, or run "
                 "the commands of --dry-run by hand"
             )
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"))
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            TextColumn("{task.fields[note]}", markup=False),
+        )
         with Progress(*columns, TimeElapsedColumn()) as progress:
             crew = _Crew(self, list(workers), progress, len(stages))
             try:

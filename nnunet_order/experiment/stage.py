@@ -17,6 +17,7 @@ from pathlib import Path
 from nnunet_order.versions import package_versions
 
 PACKAGES = ("law-order", "nnunetv2", "torch", "numpy", "diffusers", "transformers")  # compute the results
+OURS = "law-order"  # whose every version may mend a fault; of the others only the first two numbers count
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,28 @@ def stage_keys(stages: Sequence[Stage]) -> dict[str, str]:
 def versions() -> dict[str, str | None]:
     """Python's version and those of `PACKAGES`."""
     return {"python": platform.python_version(), **package_versions(*PACKAGES)}
+
+
+def other_versions(recorded: object) -> list[str] | None:
+    """What made a stage and is not installed now: ["torch 2.4"]; empty if all is the same.
+
+    Args:
+        recorded: `versions()` of that time, from a record.
+
+    None where the record names no versions.
+    """
+    if not isinstance(recorded, dict) or not all(package in recorded for package in PACKAGES):
+        return None
+    different = [
+        package for package in PACKAGES if _decisive(package, recorded) != _decisive(package, versions())
+    ]
+    return [f"{package} {recorded[package] or 'missing'}" for package in different]
+
+
+def _decisive(package: str, found: Mapping[str, str | None]) -> str | None:
+    """The part of a package's version that decides the results."""
+    version = found[package]
+    return version if version is None or package == OURS else ".".join(f"{version}".split(".")[:2])
 
 
 @cache

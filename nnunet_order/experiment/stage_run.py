@@ -18,10 +18,11 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
+from dataset_conversion.names import check_inside
 from dataset_conversion.raw_writer import write_json
 from dataset_conversion.user_error import UserError
 from nnunet_order.experiment import guard
-from nnunet_order.experiment.stage import Stage, git_commit, machine, versions
+from nnunet_order.experiment.stage import Stage, git_commit, machine, other_versions, versions
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +62,14 @@ class StageFiles:
         """Whether it was finished as it stands now and its outputs are still there."""
         return _read(self.record).get("key") == self.key and not self.missing_outputs()
 
+    def other_versions(self) -> list[str] | None:
+        """As `stage.other_versions`, of the versions that finished it."""
+        return other_versions(_read(self.record).get("versions"))
+
+    def forget(self) -> None:
+        """Let a finished stage count as not done; its record still names the outputs to remove."""
+        write_json(self.record, _read(self.record) | {"key": None})
+
     def has_begun(self) -> bool:
         """Whether it was started as it stands now, and neither finished nor changed since."""
         return _read(self.begun).get("key") == self.key and not self.record.exists()
@@ -69,10 +78,16 @@ class StageFiles:
         return [output for output in self.stage.outputs if not (self.folder / output).exists()]
 
     def clear(self) -> None:
-        """Remove what the stage wrote, also under the names that an earlier form of it gave."""
-        earlier = [output for path in (self.record, self.begun) for output in _read(path).get("outputs", [])]
-        for output in {*earlier, *self.stage.outputs}:
-            assert not Path(output).is_absolute() and ".." not in Path(output).parts, output
+        """Remove what the stage wrote, also under the names that an earlier form of it gave.
+
+        UserError: a record names something outside of the experiment's folder.
+        """
+        outputs = {check_inside(output, self.folder) for output in self.stage.outputs}
+        for path in (self.record, self.begun):
+            recorded = _read(path).get("outputs", [])
+            for output in recorded if isinstance(recorded, list) else [recorded]:
+                outputs.add(check_inside(output, path))
+        for output in outputs:
             _remove(self.folder / output)
         self.record.unlink(missing_ok=True)
         self.begun.unlink(missing_ok=True)
@@ -305,9 +320,10 @@ def telling_line(output: str) -> str:
 def _read(path: Path) -> dict:
     """A record; empty when there is none, or none that is whole."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
+    return record if isinstance(record, dict) else {}
 
 
 def _remove(path: Path) -> None:

@@ -1,0 +1,71 @@
+"""Seeds that a generator would refuse after hours are refused by every verb before it starts."""
+
+from __future__ import annotations
+
+import pytest
+
+from dataset_conversion.phantom import ConvertPhantom
+from dataset_conversion.subset import ConvertSubset
+from dataset_conversion.user_error import UserError
+from law_synth.base.init_base import InitBase
+from law_synth.evaluation.evaluate import Evaluate as EvaluateSynthesis
+from law_synth.experiment.demo import Demo as LawDemo
+from law_synth.experiment.experiment import Experiment
+from law_synth.generation.generate import Generate
+from law_synth.training.train import Train
+from nnunet_order.benchmark import Benchmark
+from nnunet_order.demo import Demo
+from nnunet_order.evaluate import Evaluate
+from nnunet_order.experiment.compare import Compare
+from nnunet_order.trainers import environment_seed
+
+
+def law_experiment(out, data, seed):
+    config = data.parent / "config.toml"
+    config.write_text(f"dataset = '{data}'\narms = ['real']\nseeds = [{seed}]\n")
+    return Experiment(config, out=out)
+
+
+VERBS = {
+    "phantom": lambda out, data, seed: ConvertPhantom(out=out, seed=seed),
+    "subset": lambda out, data, seed: ConvertSubset(dataset=str(data), out=out, seed=seed),
+    "evaluate": lambda out, data, seed: Evaluate(str(data), (str(data / "labelsTr"),), out, seed=seed),
+    "benchmark": lambda out, data, seed: Benchmark(seed=seed),
+    "demo": lambda out, data, seed: Demo(out=out, seed=seed),
+    "compare": lambda out, data, seed: Compare(str(data), out, "paper-table3", seeds=(0, seed), device="cpu"),
+    "init-base": lambda out, data, seed: InitBase(out=out, source=str(data), seed=seed),
+    "train": lambda out, data, seed: Train(dataset=str(data), out=out, seed=seed),
+    "generate": lambda out, data, seed: Generate(out=out, seed=seed),
+    "law-synth evaluate": lambda out, data, seed: EvaluateSynthesis(str(data), out=out, seed=seed),
+    "law-synth demo": lambda out, data, seed: LawDemo(out=out, seed=seed),
+    "experiment": law_experiment,
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("raw") / "Dataset900_Phantom"
+    ConvertPhantom(out=folder, cases=6, test_cases=2, size=32).run()
+    return folder
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 10**30])
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_seed_that_some_generator_refuses_is_found_before_the_work(data, tmp_path, monkeypatch, verb, seed):
+    monkeypatch.chdir(tmp_path)
+    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(
+        UserError, match=f" {seed}, expected 0 or more, at most 4294967295; correct the option"
+    ):
+        VERBS[verb](tmp_path / "new" / "Dataset901_New", data, seed).run()
+    assert not [*tmp_path.iterdir()]
+
+
+def test_the_trainers_seed_too(monkeypatch):
+    for seed in ("4294967296", "-1", "\N{SUPERSCRIPT TWO}", "1e3"):
+        monkeypatch.setenv("NNUNET_ORDER_SEED", seed)
+        with pytest.raises(UserError, match=r"NNUNET_ORDER_SEED.* expected"):
+            environment_seed()
+    monkeypatch.setenv("NNUNET_ORDER_SEED", "4294967295")
+    assert environment_seed() == 4294967295
