@@ -1,7 +1,6 @@
 """ORDER for stock nnU-Net v2: network, trainers, measuring.
 
-Attributes are imported on first use (PEP 562): this package is imported at every start of Python, see
-`registration`, and must not pull torch in.
+Attributes are imported on first use (PEP 562), so that prediction from an ONNX file does without torch.
 """
 
 from __future__ import annotations

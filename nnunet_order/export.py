@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
-import io
 import json
 import logging
 import os
@@ -17,8 +15,12 @@ import numpy as np
 
 from dataset_conversion.folder_lock import leaving_no_empty_parents
 from dataset_conversion.user_error import UserError, check_writable, writing
+<<<<<<< HEAD
 from nnunet_order import registration
 from nnunet_order.torch_file import load_torch
+=======
+from nnunet_order.trusted_networks import check_architecture, find_trainer
+>>>>>>> w-order
 
 if TYPE_CHECKING:
     import onnx
@@ -43,7 +45,8 @@ class Export:
     """
 
     model: Path
-    """Results folder, <trainer>__<plans>__2d, or one of its fold_x folders."""
+    """Results folder, <trainer>__<plans>__2d, or one of its fold_x folders. Networks of other packages than
+    nnU-Net's want your trust: NNUNET_ORDER_TRUSTED_NETWORKS="my_package"."""
     out: Path
     """ONNX file to write."""
     fold: str | None = None
@@ -109,7 +112,8 @@ def require_onnx() -> None:
 def load_model(folder: Path, fold: str | None, checkpoint_name: str) -> TrainedModel:
     """Build the network of a results folder through its own trainer class and load its weights.
 
-    Raises UserError: files missing or damaged, a 3D configuration, a trainer that is not installed.
+    Raises UserError: files missing or damaged, a 3D configuration, a trainer that is not installed, a network
+    that is not trusted.
     """
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
@@ -188,19 +192,15 @@ def load_checkpoint(path: Path) -> dict:
 def build_network(
     plans: PlansManager, configuration: ConfigurationManager, dataset_json: dict, trainer_name: str
 ) -> nn.Module:
-    """The network as its trainer class builds it for inference; UserError when the trainer is not found."""
-    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+    """The network as its trainer class builds it for inference.
+
+    UserError: the trainer is not found, or plans.json names code that is not trusted (`trusted_networks`).
+    """
     from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 
-    registration.register()
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints every folder that it searches
-            trainer = recursive_find_trainer_class_by_name(trainer_name)
-    except RuntimeError as error:
-        raise UserError(
-            f"found no trainer {trainer_name}, which trained this model; install its package or add its "
-            f"folder to {registration.VARIABLE}"
-        ) from error
+    trainer = find_trainer(trainer_name)
+    own = getattr(trainer, "network_class", None)  # of a trainer that is made of ours
+    check_architecture(configuration.configuration["architecture"], [own] if own else [])
     architecture = (plans, configuration)
     if "plans_manager" not in inspect.signature(trainer.build_network_architecture).parameters:
         architecture = (  # the older signature, which nnU-Net takes, too

@@ -1,11 +1,10 @@
 """Make `nnUNetv2_train -tr nnUNetTrainerORDER` find our trainers right after `pip install`.
 
 nnU-Net looks for trainers in its own package and then in the folders that the environment variable
-`nnUNet_extTrainer` lists. Python runs `register` at start-up (`nnunet_order.pth`, and from Python 3.15 on
-`nnunet_order.start`, PEP 829, both beside the package in site-packages), and so does every worker process
-that nnU-Net spawns. Nothing is written into nnunetv2, and uninstalling removes both files.
-
-This module must stay cheap: every Python process of the environment imports it.
+`nnUNet_extTrainer` lists. At its start Python runs the line of `nnunet_order.pth`, which lies beside the
+package in site-packages, and so does every worker process that nnU-Net spawns. That line does what `register`
+does, but imports nothing: every Python process of the environment pays for it, also where the package is
+broken or gone. Nothing is written into nnunetv2, and uninstalling removes the file.
 """
 
 from __future__ import annotations
@@ -26,12 +25,9 @@ def shim_folder() -> str:
 
 
 def register() -> None:
-    """Append the shim folder to `nnUNet_extTrainer`, after the user's folders. Idempotent; never raises."""
-    try:
-        if os.environ.get(OPT_OUT, "") not in ("", "0"):
-            return
-        folders = [folder for folder in os.environ.get(VARIABLE, "").split(os.pathsep) if folder]
-        if shim_folder() not in folders:
-            os.environ[VARIABLE] = os.pathsep.join([*folders, shim_folder()])
-    except Exception:  # a fault here would break every Python start of the environment
-        pass
+    """Append the shim folder to `nnUNet_extTrainer`, after the user's folders. Idempotent."""
+    if os.environ.get(OPT_OUT, "") not in ("", "0"):
+        return
+    folders = [folder for folder in os.environ.get(VARIABLE, "").split(os.pathsep) if folder]
+    if shim_folder() not in folders:
+        os.environ[VARIABLE] = os.pathsep.join([*folders, shim_folder()])

@@ -23,16 +23,18 @@ HYPER_PARAMETERS = (
     "maximum_validation_iterations",
     "checkpoint_every",
 )
+# These change nothing about the training, and so may differ when it goes on.
+CHOICES = {"final_validation": ("full", "none")}
 # What the optimizer's state and plans.json were made with.
 FIXED = ("optimizer_name", "samples_per_step", "largest_patch")
 MAY_BE_ZERO = ("decoupled_weight_decay", "rotation_probability")  # which turns them off
 
 
 def trainer_options(recipe: type, text: str | None = None) -> dict[str, int | float | str]:
-    """Hyper-parameter -> value from "epochs=5 learning_rate=5e-3"; by default from NNUNET_ORDER_OPTIONS.
+    """Name -> value from "epochs=5 learning_rate=5e-3"; by default from NNUNET_ORDER_OPTIONS.
 
     Types are those of the attributes of `recipe`. UserError: not NAME=VALUE, an unknown name, a value of
-    another type or not positive.
+    another type or not positive, or none of its `CHOICES`.
     """
     text = os.environ.get(OPTIONS_VARIABLE, "") if text is None else text
     return dict(_parse(option, recipe) for option in text.split())
@@ -56,12 +58,21 @@ def check_resumed(begun: Mapping[str, Any], recipe: Mapping[str, Any], given: Co
         )
 
 
+def check_choice(name: str, value: str) -> str:
+    """The value. UserError: it is not one of those that `CHOICES` gives for the name."""
+    if value not in CHOICES[name]:
+        raise UserError(f"found {name}={value}, expected {' or '.join(CHOICES[name])}; correct it")
+    return value
+
+
 def _parse(text: str, recipe: type) -> tuple[str, int | float | str]:
     name, _, given = text.partition("=")
+    if name in CHOICES:
+        return name, check_choice(name, given)
     if name not in HYPER_PARAMETERS:
         raise UserError(
             f'{OPTIONS_VARIABLE}: found "{text}", expected NAME=VALUE with a name out of '
-            f"{', '.join(HYPER_PARAMETERS)}; correct it"
+            f"{', '.join((*HYPER_PARAMETERS, *CHOICES))}; correct it"
         )
     default = getattr(recipe, name)
     if isinstance(default, str):

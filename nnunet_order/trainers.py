@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import random
+from pathlib import Path
 from types import MethodType
 from typing import Any
 
@@ -30,11 +31,12 @@ from torch import nn
 from dataset_conversion.seeds import check_seed
 from dataset_conversion.user_error import UserError
 from nnunet_order.attention import autocast_off
+from nnunet_order.final_validation import SKIPPED, leave_empty_summary
 from nnunet_order.finite_loss import FiniteLoss
 from nnunet_order.one_line_errors import one_line_errors
 from nnunet_order.plans import with_network
 from nnunet_order.schedule import CosineSchedule, one_pass
-from nnunet_order.trainer_options import HYPER_PARAMETERS, check_resumed, trainer_options
+from nnunet_order.trainer_options import HYPER_PARAMETERS, check_choice, check_resumed, trainer_options
 
 SEED_VARIABLE = "NNUNET_ORDER_SEED"
 SHORT_RUN_LEARNING_RATE = 5e-3  # the paper's 1e-4 needs its 100 epochs; see docs/reproduction.md
@@ -85,6 +87,8 @@ class PaperRecipeTrainer(nnUNetTrainer):
     minimum_iterations = 50
     maximum_validation_iterations = 10  # per epoch, for the progress picture and checkpoint_best alone
     checkpoint_every = 5  # epochs
+    final_validation: str | None = None  # full or none; None: none for fold all, whose cases all trained it
+    _first_epoch: int | None = None  # of the training in this process whose weights it holds
 
     def __init__(
         self,
@@ -115,6 +119,9 @@ class PaperRecipeTrainer(nnUNetTrainer):
         self.num_epochs, self.initial_lr = self.epochs, self.learning_rate
         self.weight_decay, self.save_every = self.decoupled_weight_decay, self.checkpoint_every
         self.enable_deep_supervision = False
+        if self.final_validation is None:
+            self.final_validation = "none" if fold == "all" else "full"
+        check_choice("final_validation", self.final_validation)
         self.seed = environment_seed()
         self.print_to_log_file(
             f"{type(self).__name__}: patch {self.configuration_manager.patch_size}, "
@@ -190,6 +197,7 @@ class PaperRecipeTrainer(nnUNetTrainer):
     def load_checkpoint(self, filename: str) -> None:
         """For --c and --val. UserError: other hyper-parameters than the training began with."""
         super().load_checkpoint(filename)
+        self._first_epoch = None  # --val_best loads the best weights after a training
         begun = self.my_init_kwargs.get("recipe", {})  # nnU-Net has taken the checkpoint's
         check_resumed(begun, self.recipe, given=trainer_options(PaperRecipeTrainer))
         self.my_init_kwargs["recipe"] = self.recipe
@@ -200,6 +208,19 @@ class PaperRecipeTrainer(nnUNetTrainer):
             group["weight_decay"] = self.weight_decay
             if "t_alpha_beta3" in group:
                 group["t_alpha_beta3"] = self._ademamix_warm_up
+
+    def run_training(self) -> None:
+        self._first_epoch = self.current_epoch
+        super().run_training()
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        """As nnU-Net's; with final_validation "none" only where --val, --val_best or --npz ask for it."""
+        if self.final_validation == "full" or self._first_epoch is None or save_probabilities:
+            super().perform_actual_validation(save_probabilities)
+            return
+        self.print_to_log_file(SKIPPED)
+        if self.local_rank == 0:  # --c may have found the training finished, and validated
+            leave_empty_summary(Path(self.output_folder), replace=self._first_epoch < self.current_epoch)
 
     def set_deep_supervision_enabled(self, enabled: bool) -> None:
         """These trainers build their networks without deep supervision; there is nothing to switch."""

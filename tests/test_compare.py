@@ -142,6 +142,7 @@ def test_numbered_folds_are_measured_on_their_validation_cases(compare):
         {"folds": ("5",)},
         {"folds": ("first",)},
         {"on": "validation"},
+        {"folds": ("0",), "trainer_options": "final_validation=none"},
         {"fraction": 0.0},
         {"seeds": (-1,)},
         {"trainers": ("nnUNetTrainerODRER",)},

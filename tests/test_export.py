@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import pickle
@@ -14,11 +15,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from PIL import Image
 
 from dataset_conversion.images import Notes
 from dataset_conversion.user_error import UserError
 from nnunet_order.export import METADATA_KEY, Export, build_network, find_fold, load_checkpoint, load_model
+from nnunet_order.plans import with_network
 from nnunet_order.predict import Predict, Segmenter, centre_weights, normalize, tiles, to_labels
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
@@ -113,8 +116,6 @@ class nnUNetTrainerOfBefore(nnUNetTrainer):
 
 
 def test_trainers_of_the_older_signature_are_built(workplace, tmp_path, monkeypatch):
-    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-
     (tmp_path / "old_trainer.py").write_text(OLD_TRAINER)
     monkeypatch.setenv("nnUNet_extTrainer", str(tmp_path))
     preprocessed = workplace / "nnUNet_preprocessed" / DATASET
@@ -421,6 +422,50 @@ def test_models_that_cannot_be_built_are_named(workplace, tmp_path):
     (other / "plans.json").write_text("{")
     with pytest.raises(UserError, match=r"plans\.json: cannot be read"):
         load_model(other, None, "checkpoint_final.pth")
+
+
+def test_code_that_plans_name_is_not_run(workplace, tmp_path):
+    """The real command: torch.hub.load as network would run hubconf.py."""
+    folder, mark = copied_model(workplace, tmp_path / "model"), tmp_path / "ran"
+    (tmp_path / "hubconf.py").write_text(f"open({str(mark)!r}, 'w')\ndef entry(**options): pass\n")
+    plans = json.loads((folder / "plans.json").read_text())
+    hub = {"repo_or_dir": str(tmp_path), "model": "entry", "source": "local", "strides": [[32, 32]]}
+    network = {"network_class_name": "torch.hub.load", "arch_kwargs": hub, "_kw_requires_import": []}
+    plans["configurations"]["2d"]["architecture"] = network
+    (folder / "plans.json").write_text(json.dumps(plans))
+    program = Path(sys.executable).parent / "nnunet-order"
+    command = [program, "export", "--model", folder, "--out", tmp_path / "model.onnx"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and not mark.exists() and not (tmp_path / "model.onnx").exists()
+    (line,) = [line for line in done.stderr.splitlines() if "hub" in line]
+    assert line.startswith("error: plans.json: found torch.hub.load") and "NNUNET_ORDER_TRUSTED" in line
+
+
+def test_the_users_own_networks_are_built(workplace, tmp_path, monkeypatch):
+    """A trainer of two lines names a network itself; that of a plans file wants the user's trust."""
+    (tmp_path / "my_nets.py").write_text(
+        "from nnunet_order.networks import MKUNet\nclass Net(MKUNet): pass\n"
+    )
+    trainers = tmp_path / "trainers"
+    trainers.mkdir()
+    (trainers / "mine.py").write_text(
+        "from nnunet_order.trainers import nnUNetTrainerMKUNet\n"
+        "class nnUNetTrainerMine(nnUNetTrainerMKUNet):\n    network_class = 'my_nets.Net'\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("nnUNet_extTrainer", str(trainers))
+    preprocessed = workplace / "nnUNet_preprocessed" / DATASET
+    dataset_json = json.loads((preprocessed / "dataset.json").read_text())
+    plans = json.loads((preprocessed / "nnUNetPlans.json").read_text())
+    plans = PlansManager(
+        with_network(plans, "2d", "my_nets.Net", {}, batch_size=2, largest_patch=64, sigmoid_head=True)
+    )
+    build = functools.partial(build_network, plans, plans.get_configuration("2d"), dataset_json)
+    assert type(build("nnUNetTrainerMine").network).__name__ == "Net"
+    with pytest.raises(UserError, match=r'found my_nets\.Net, .*export NNUNET_ORDER_TRUSTED_.*="my_nets"'):
+        build("nnUNetTrainer")
+    monkeypatch.setenv("NNUNET_ORDER_TRUSTED_NETWORKS", "my_nets")
+    assert type(build("nnUNetTrainer").network).__name__ == "Net"
 
 
 class Intruder:

@@ -17,6 +17,8 @@ pytest.importorskip("diffusers", reason="needs the extra synth")
 from dataset_conversion.raw import read_dataset
 from dataset_conversion.user_error import UserError
 from law_synth.audit.audit import Audit
+from law_synth.cli import main
+from law_synth.evaluation.evaluate import Evaluate
 from law_synth.evaluation.segmenter import Segmenter, judge_of_fold
 from law_synth.generation.generate import Generate
 from law_synth.generation.hard_cases import HardCases, read_hard_cases
@@ -302,3 +304,45 @@ def test_audit_asks_for_the_judges_and_looks_at_them(trained_run, judge, tmp_pat
     checks = checks_of(data, out, segmenter=(folder,))
     assert {name for name, check in checks.items() if check["result"] == "failed"} == {"judge", "hard cases"}
     assert val in {finding["what"].split()[-1] for finding in checks["judge"]["findings"]}
+
+
+HUB = """
+import pathlib
+pathlib.Path({mark!r}).touch()
+def entry(**options):
+    raise SystemExit("ran")
+"""
+
+
+@pytest.mark.parametrize("by", ["network", "layer"])
+def test_code_that_a_model_folder_names_is_not_run(trained_run, judge, tmp_path, monkeypatch, by):
+    """Of all commands that take a judge: the checkpoint is harmless, plans.json names a function."""
+    folder, data, mark = judge((0,)), tmp_path / "Dataset951", tmp_path / "ran"
+    Mine(dataset="950", segmenter=folder, out=tmp_path / "hard.json", device="cpu").run()
+    generate(data, segmenter=folder, samples=4)
+    (tmp_path / "hubconf.py").write_text(HUB.format(mark=str(mark)))
+    plans = json.loads((folder / "plans.json").read_text())
+    architecture = plans["configurations"]["2d"]["architecture"]
+    if by == "network":
+        architecture["network_class_name"] = "torch.hub.load"
+        hub = {"repo_or_dir": str(tmp_path), "model": "entry", "source": "local"}
+        architecture |= {"arch_kwargs": hub, "_kw_requires_import": []}
+    else:
+        command = {"command": f"touch {mark}"}
+        architecture["arch_kwargs"] |= {"nonlin": "os.system", "nonlin_kwargs": command}
+    (folder / "plans.json").write_text(json.dumps(plans))
+    commands = [
+        Mine(dataset="950", segmenter=folder, out=tmp_path / "again.json", device="cpu"),
+        Generate(out=tmp_path / "Dataset952", segmenter=folder, samples=4),
+        Evaluate(str(data), segmenter=folder, device="cpu", dry_run=True),
+        Audit(str(data), segmenter=(folder,), device="cpu"),
+    ]
+    for command in commands:
+        with pytest.raises(
+            UserError, match=r"plans\.json: found (torch\.hub\.load|os\.system), which would run"
+        ):
+            command.run()
+    monkeypatch.setattr("sys.argv", ["law-synth", "audit", str(data), "--segmenter", str(folder)])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2 and not mark.exists() and not (tmp_path / "again.json").exists()

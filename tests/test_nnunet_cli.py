@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import time
+import zipfile
 
 import numpy as np
 import pytest
@@ -122,6 +123,26 @@ def test_export_and_import_keep_the_predictions(nnunet, trained, predictions, tm
     )
     for file in predictions.glob("*.png"):
         assert (out / file.name).read_bytes() == file.read_bytes()
+
+
+def test_fold_all_is_trained_without_predicting_its_own_cases(nnunet, tmp_path):
+    """It is shared all the same, and --val predicts them when they are wanted."""
+    train = ("nnUNetv2_train", 901, "2d", "all", "-tr", "nnUNetTrainerORDER_quick", "-device", "cpu")
+    output = nnunet.run(*train)
+    assert "No final validation" in output and "predicting" not in output
+    model = nnunet.results / "Dataset901_Phantom" / "nnUNetTrainerORDER_quick__nnUNetPlans__2d"
+    validation = model / "fold_all" / "validation"
+    assert [path.name for path in validation.iterdir()] == ["summary.json"]
+    archive = tmp_path / "all.zip"
+    nnunet.run(
+        "nnUNetv2_export_model_to_zip",
+        *("-d", 901, "-o", archive, "-c", "2d", "-tr", "nnUNetTrainerORDER_quick", "-f", "all"),
+    )
+    names = zipfile.ZipFile(archive).namelist()
+    assert any(name.endswith("fold_all/checkpoint_final.pth") for name in names)
+    nnunet.run(*train, "--val")
+    assert len(list(validation.glob("*.png"))) == 12
+    assert len(json.loads((validation / "summary.json").read_text())["metric_per_case"]) == 12
 
 
 def test_find_best_configuration_compares_our_trainers(nnunet, trained):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -91,19 +92,78 @@ def test_register_appends_once_and_keeps_the_users_folders(monkeypatch):
     ]
 
 
-def test_register_never_raises(monkeypatch):
-    monkeypatch.setattr(registration, "os", None)
-    registration.register()
+START = """
+import os, sys, site
+before = set(sys.modules)
+site.addsitedir(sys.argv[1])
+new = [name for name in set(sys.modules) - before if not name.startswith("encodings")]  # reads .pth files
+print(os.environ.get("nnUNet_extTrainer"), sorted(new))
+"""
 
 
-def test_start_up_line_is_silent_without_the_package(tmp_path):
-    """An editable install whose folder was removed must not disturb every Python start."""
-    line = (REPOSITORY / "packaging" / "nnunet_order.pth").read_text()
-    code = f"import sys; sys.path[:] = [p for p in sys.path if 'site-packages' not in p]\n{line}"
+def start(site_folder: Path, *flags: str, code: str = START, **variables: str) -> str:
+    """What a Python prints that processes the .pth file of a folder; nothing on stderr."""
+    command = [sys.executable, "-S", *flags, "-c", code, site_folder]
+    place = site_folder.parent  # which is on the path of -c
     done = subprocess.run(
-        [sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True
+        command, capture_output=True, text=True, env=clean_environment(**variables), cwd=place
     )
-    assert done.stderr == "" == done.stdout
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout.strip()
+
+
+@pytest.fixture
+def site_folder(tmp_path) -> Path:
+    """A folder as pip leaves site-packages, with our package and the .pth file."""
+    folder = tmp_path / "site packages"
+    shutil.copytree(REPOSITORY / "nnunet_order", folder / "nnunet_order")
+    shutil.copy(REPOSITORY / "packaging" / "nnunet_order.pth", folder)
+    return folder
+
+
+@pytest.mark.parametrize("flags", [(), ("-I",), ("-E",)])
+def test_start_up_registers_and_imports_nothing(site_folder, flags):
+    shim = str(site_folder / "nnunet_order" / "ext_trainer")
+    assert start(site_folder, *flags) == f"{shim} []"
+    mine = os.pathsep.join(["/mine", "/yours"])
+    assert start(site_folder, *flags, nnUNet_extTrainer=mine) == f"{mine}{os.pathsep}{shim} []"
+    assert start(site_folder, *flags, nnUNet_extTrainer=shim) == f"{shim} []"  # in worker processes
+    assert start(site_folder, *flags, NNUNET_ORDER_NO_AUTOLOAD="0") == f"{shim} []"
+    assert start(site_folder, *flags, NNUNET_ORDER_NO_AUTOLOAD="1") == "None []"
+
+
+def test_start_up_finds_the_package_that_would_be_imported(site_folder, tmp_path):
+    """An editable install has its folder in another .pth file, whose name is an earlier one."""
+    checkout = tmp_path / "checkout"
+    checkout.mkdir()
+    (site_folder / "nnunet_order").rename(checkout / "nnunet_order")
+    assert start(site_folder) == "None []"
+    (site_folder / "_editable_impl_law_order.pth").write_text(f"{checkout}\n")
+    assert start(site_folder) == f"{checkout / 'nnunet_order' / 'ext_trainer'} []"
+    imported = "import nnunet_order.registration as r; print(r.shim_folder() == os.environ[r.VARIABLE])"
+    assert start(site_folder, code=START + imported).endswith("True")
+
+
+def test_start_up_is_silent_whatever_is_left_of_the_package(site_folder):
+    """Code of the package is not looked at, so what is broken in it cannot show."""
+    package = site_folder / "nnunet_order"
+    shim = f"{package / 'ext_trainer'} []"
+    for name in ("registration.py", "trainers.py", "__init__.py"):
+        (package / name).write_text("this is no Python")
+    assert start(site_folder) == shim
+    for name in ("registration.py", "__init__.py"):
+        (package / name).unlink()
+    assert start(site_folder) == shim
+    (package / "ext_trainer" / "nnunet_order_shim.py").unlink()
+    assert start(site_folder) == "None []"
+    shutil.rmtree(package / "ext_trainer")
+    assert start(site_folder) == "None []"
+    shutil.rmtree(package)
+    assert start(site_folder) == "None []"
+    package.write_text("a file")
+    assert start(site_folder) == "None []"
+    odd = START.replace("before", "sys.path.insert(0, None)\nbefore", 1)  # a fault of somebody else's
+    assert start(site_folder, code=odd) == "None []"
 
 
 def test_registration_does_not_import_torch():

@@ -286,10 +286,71 @@ def test_pretrained_weights_carry_over_to_other_labels(make, monkeypatch, tmp_pa
             assert all(torch.equal(loaded[name], original[name]) for name in carried)
 
 
+def test_only_fold_all_has_no_final_validation(make, monkeypatch, tmp_path):
+    """Which says nothing about the training: checkpoints do not hold it, and --val may differ in it."""
+    from nnunet_order.trainers import nnUNetTrainerORDER
+
+    class Careless(nnUNetTrainerORDER):
+        final_validation = "none"
+
+    class WithTypo(nnUNetTrainerORDER):
+        final_validation = "All"
+
+    found = [
+        make(one, fold=fold).final_validation for one in (nnUNetTrainerORDER, Careless) for fold in (0, "all")
+    ]
+    assert found == ["full", "none", "none", "none"]
+    with pytest.raises(UserError, match="found final_validation=All, expected full or none"):
+        make(WithTypo)
+    monkeypatch.setenv(OPTIONS_VARIABLE, "final_validation=full")
+    trainer = make(Careless, fold="all")
+    assert trainer.final_validation == "full" and "final_validation" not in trainer.recipe
+    trainer.initialize()
+    trainer.save_checkpoint(str(tmp_path / "checkpoint.pth"))
+    monkeypatch.setenv(OPTIONS_VARIABLE, "final_validation=none")
+    make(nnUNetTrainerORDER, fold="all").load_checkpoint(str(tmp_path / "checkpoint.pth"))
+
+
+def test_a_skipped_validation_keeps_what_belongs_to_the_same_weights(make, monkeypatch):
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+    from nnunet_order.trainers import nnUNetTrainerMKUNet
+
+    monkeypatch.setenv(
+        OPTIONS_VARIABLE, "epochs=1 iterations_per_epoch=1 samples_per_step=2 largest_patch=32"
+    )
+    validated = []
+    monkeypatch.setattr(nnUNetTrainer, "perform_actual_validation", lambda self, npz: validated.append(npz))
+    trainer = make(nnUNetTrainerMKUNet, fold="all")
+    fold = Path(trainer.output_folder)
+    summary = fold / "validation" / "summary.json"
+    summary.parent.mkdir()
+    summary.write_text("of an earlier training")
+    trainer.run_training()
+    trainer.perform_actual_validation()
+    skipped = json.loads(summary.read_text())
+    assert skipped["metric_per_case"] == [] and "--val" in skipped["skipped"]
+    assert skipped["skipped"] in Path(trainer.log_file).read_text() and not validated
+    trainer.perform_actual_validation(True)  # --npz
+    trainer.load_checkpoint(str(fold / "checkpoint_best.pth"))
+    trainer.perform_actual_validation()  # --val_best
+    assert validated == [True, False]
+
+    summary.write_text("by --val")
+    finished = make(nnUNetTrainerMKUNet, fold="all")
+    finished.load_checkpoint(str(fold / "checkpoint_final.pth"))
+    finished.perform_actual_validation()  # --val
+    assert validated == [True, False, False]
+    finished.run_training()  # --c of a finished training trains nothing
+    finished.perform_actual_validation()
+    assert summary.read_text() == "by --val" and len(validated) == 3
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("epoch=5", r'found "epoch=5", .* epochs, optimizer_name, .*checkpoint_every'),
+        ("epoch=5", r'found "epoch=5", .* epochs, optimizer_name, .*checkpoint_every, final_validation'),
+        ("final_validation=some", "found final_validation=some, expected full or none"),
         ("network_class=x", "network_class=x"),
         ("epochs", "found epochs=, expected a whole number above 0"),
         ("epochs=5.5", "found epochs=5.5, expected a whole number"),

@@ -39,7 +39,8 @@ class Audit:
     """Folder of the run's base model; default: where the run had it."""
     segmenter: tuple[Path, ...] = ()
     """nnU-Net model folders of the judges: generate's --segmenter, and mine's. Their place is not recorded,
-    only their sha256."""
+    only their sha256. Networks of other packages than nnU-Net's want your trust:
+    NNUNET_ORDER_TRUSTED_NETWORKS="my_package"."""
     max_similarity: float = Generate.max_similarity
     """More than this like a validation or test image, and more than like any training image, is a copy: by
     correlation of 32 x 32 thumbnails and by cosine of EfficientNet-Lite0 features, mirrored too."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from dataset_conversion.user_error import UserError
 from law_synth.audit import copies, files, geometry, origins
 from law_synth.audit.finding import Check, Finding, NotPossible, changed
+from nnunet_order.trusted_networks import UntrustedCode
 
 if TYPE_CHECKING:
     from law_synth.audit.audit import Audit
@@ -48,6 +49,8 @@ def _run(name: str, check: Callable[[], Outcome]) -> Check:
         findings, detail = check()
     except NotPossible as reason:
         return Check(name, "not possible", f"{reason}")
+    except UntrustedCode:  # in the user's --segmenter: no finding about the data set
+        raise
     except UserError as error:  # a file of the source, or of the model, that cannot be read
         finding = changed(name, f"{error}", "the check could not end")
         return Check(name, "failed", "could not end", (finding,))

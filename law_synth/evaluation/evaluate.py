@@ -34,7 +34,8 @@ class Evaluate:
     """Real data set; default: the one that synthesis.json names."""
     segmenter: Path | None = None
     """nnU-Net model folder (.../<trainer>__<plans>__2d) judging whether images follow their masks; it knows
-    the data set's labels. Of a model of the real data set only the synthetic cases' own fold judges."""
+    the data set's labels. Of a model of the real data set only the synthetic cases' own fold judges.
+    Networks of other packages than nnU-Net's want your trust: NNUNET_ORDER_TRUSTED_NETWORKS="my_package"."""
     inception: Path | None = None
     """Weights for FID and KID, weights-inception-2015-12-05-6726825d.pth; default: download them."""
     clip_model: str = "ViT-B-32"

@@ -33,7 +33,7 @@ class Segmenter:
     `predict` gives nnU-Net's label map of a volume, `find` and `find_slice` the mask of one image.
 
     Folds are averaged as nnUNetv2_predict does; no mirroring. UserError: not a model folder, damaged files, a
-    3D configuration, a trainer that is not installed.
+    3D configuration, a trainer that is not installed, a network that is not trusted.
     """
 
     def __init__(

@@ -311,7 +311,7 @@ def make_plan(config: Config, folder: Path) -> ExperimentPlan:
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
     judge = [config.judging_trainer] if config.judging_trainer else []
-    check_trainers({*config.segmenters, *judge}, config.trainer_options)
+    check_trainers({*config.segmenters, *judge}, config.trainer_options, on)
     iterations = iterations_per_epoch(config, source)
     refuse_shared_groups(source, config.folds, on)
     if config.base and config.synthetic_arms:

@@ -70,7 +70,8 @@ class Generate:
     """By default the run's."""
 
     segmenter: Path | None = None
-    """nnU-Net model folder (.../nnUNetTrainerORDER__nnUNetPlans__2d) that looks for the lesions."""
+    """nnU-Net model folder (.../nnUNetTrainerORDER__nnUNetPlans__2d) that looks for the lesions. Networks of
+    other packages than nnU-Net's want your trust: NNUNET_ORDER_TRUSTED_NETWORKS="my_package"."""
     min_agreement: float = 0.0
     """Drop images whose lesion the segmenter finds with a lower Dice."""
     max_similarity: float = 0.98

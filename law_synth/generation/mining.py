@@ -34,7 +34,8 @@ class Mine:
     dataset: str
     """Id, name or folder of the nnU-Net raw data set that the synthesis was trained on."""
     segmenter: Path
-    """nnU-Net model folder (.../nnUNetTrainerORDER__nnUNetPlans__2d); its fold --fold, if it is there."""
+    """nnU-Net model folder (.../nnUNetTrainerORDER__nnUNetPlans__2d); its fold --fold, if it is there.
+    Networks of other packages than nnU-Net's want your trust: NNUNET_ORDER_TRUSTED_NETWORKS="my_package"."""
     fold: Fold = 0
     """The synthesis' fold; all for all training cases."""
     out: Path = Path("hard_cases.json")

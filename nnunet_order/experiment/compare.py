@@ -210,7 +210,7 @@ class Comparison:
         verb = self.verb
         if not 0 < verb.fraction <= 1:
             raise UserError(f"found --fraction {verb.fraction}, expected above 0, at most 1; correct it")
-        check_trainers(self.paper, self.options)
+        check_trainers(self.paper, self.options, self.on)
         refuse_shared_groups(self.source, self.folds, self.on)
         stages = prepare_real(self.source, verb.fraction, SCALES[verb.scale].max_side)
         for segmentation in self.segmentations:

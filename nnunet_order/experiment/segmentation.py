@@ -167,13 +167,20 @@ def prepare_real(source: RawDataset, fraction: float, max_side: int | None) -> l
     ]
 
 
-def check_trainers(trainers: Iterable[str], options: str) -> None:
-    """UserError: a trainer that nnUNetv2_train would not find, or options that ours do not know."""
+def check_trainers(trainers: Iterable[str], options: str, on: str) -> None:
+    """UserError: a trainer that nnUNetv2_train would not find, or options that ours do not know or that do
+    not predict the validation cases which are measured `on`.
+    """
     from nnunet_order.trainers import PaperRecipeTrainer
 
-    trainer_options(PaperRecipeTrainer, options)
+    given = trainer_options(PaperRecipeTrainer, options)
     for trainer in trainers:
-        trainer_class(trainer)
+        own = getattr(trainer_class(trainer), "final_validation", None)
+        if on == "validation" and takes_options(trainer) and given.get("final_validation", own) == "none":
+            raise UserError(
+                f"found final_validation=none for {trainer}, expected full, since its validation cases are "
+                "measured; leave it out, or measure on test cases"
+            )
 
 
 @cache
