@@ -15,12 +15,8 @@ import numpy as np
 
 from dataset_conversion.folder_lock import leaving_no_empty_parents
 from dataset_conversion.user_error import UserError, check_writable, writing
-<<<<<<< HEAD
-from nnunet_order import registration
 from nnunet_order.torch_file import load_torch
-=======
 from nnunet_order.trusted_networks import check_architecture, find_trainer
->>>>>>> w-order
 
 if TYPE_CHECKING:
     import onnx
