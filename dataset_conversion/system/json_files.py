@@ -1,0 +1,72 @@
+"""JSON files read as the types that their format has; what does not fit is refused in one line.
+
+A format is a frozen dataclass, and its module is the only one that reads or writes such files. msgspec checks
+types, names the place of a wrong one, needs no other package and is quick to import.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from dataset_conversion.system.errors import UserError
+
+Kind = TypeVar("Kind")
+
+RESTORE = "restore the file"
+WRONG_TYPE = re.compile(r"Expected `(?P<expected>.+)`(?: \S+ \S+)?, got `(?P<found>.+)`")
+PLACE = re.compile(r" - at `(?:key )?\$?\.?(?P<place>.*)`$")
+
+
+def read_json(path: Path, kind: type[Kind], remedy: str = RESTORE) -> Kind:
+    """The content of a JSON file as `kind`: a dataclass, or what msgspec knows, such as dict[str, str].
+
+    Keys that `kind` does not know are left out. UserError: no such file, no JSON, a wrong type or a missing
+    key; it names the file and the key and ends in `remedy`.
+    """
+    try:
+        content = Path(path).read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"{path}: not found, expected a JSON file; {remedy}") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); {remedy}") from error
+    return parse_json(content, kind, path, remedy)
+
+
+def parse_json(content: bytes | str, kind: type[Kind], path: Path | str, remedy: str = RESTORE) -> Kind:
+    """As `read_json`, of a text; `path` says in errors where it stands."""
+    try:
+        return msgspec.json.decode(content, type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise UserError(f"{path}: {_explained(error)}; {remedy}") from None
+
+
+def converted(content: Any, kind: type[Kind], path: Path | str, remedy: str = RESTORE) -> Kind:
+    """As `read_json`, of what another reader has made of a file: TOML, or JSON as dicts and lists."""
+    try:
+        return msgspec.convert(content, type=kind)
+    except msgspec.MsgspecError as error:
+        raise UserError(f"{path}: {_explained(error)}; {remedy}") from None
+
+
+def as_json(record: Any) -> Any:
+    """A dataclass, and what it holds, as the dicts, lists, numbers and texts of JSON."""
+    return msgspec.to_builtins(record)
+
+
+def _explained(error: Exception) -> str:
+    """msgspec's words as found and expected, with the place in the file."""
+    text = f"{error}"
+    place = ""
+    if match := PLACE.search(text):
+        text, place = text[: match.start()], f" at {match['place']}" if match["place"] else ""
+    if match := WRONG_TYPE.fullmatch(text):
+        return f"found {match['found']}{place}, expected {match['expected'].replace('` or `', ' or ')}"
+    if match := re.fullmatch(r"Object missing required field `(.+)`", text):
+        return f"found no key {match[1]}{place}, expected one"
+    if isinstance(error, msgspec.ValidationError):
+        return f"found another value{place} ({text[:1].lower()}{text[1:]})"
+    return f"malformed ({text[:1].lower()}{text[1:]}), expected JSON"

@@ -1,0 +1,45 @@
+"""What a number on the command line may be: said beside the option, checked in one place."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple, get_type_hints
+
+from dataset_conversion.system.errors import UserError
+
+
+class Range(NamedTuple):
+    """The numbers that an option takes, as metadata of its field: `samples: Annotated[int, Range(1)] = 8`."""
+
+    low: float
+    high: float = math.inf
+    above: bool = False
+    """Whether `low` itself is too low."""
+
+    def __contains__(self, value: object) -> bool:
+        """Whether a number lies in it; NaN lies in none."""
+        return (value > self.low if self.above else value >= self.low) and value <= self.high
+
+    def __str__(self) -> str:
+        start = f"above {self.low:g}" if self.above else f"{self.low:g}"
+        if self.high == math.inf:
+            return start if self.above else f"{start} or more"
+        return f"{start}, at most {self.high:g}" if self.above else f"{start} to {self.high:g}"
+
+
+def flag(name: str) -> str:
+    """The option of a field: `batch_size` -> `--batch-size`."""
+    return "--" + name.replace("_", "-")
+
+
+def check_ranges(options: Any) -> None:
+    """Check every field of a dataclass that has a `Range`; of a tuple each number, None never.
+
+    UserError: one lies outside.
+    """
+    for name, kind in get_type_hints(type(options), include_extras=True).items():
+        for allowed in (one for one in getattr(kind, "__metadata__", ()) if isinstance(one, Range)):
+            value = getattr(options, name)
+            for number in value if isinstance(value, tuple) else (value,):
+                if number is not None and number not in allowed:
+                    raise UserError(f"found {flag(name)} {number}, expected {allowed}; change it")
