@@ -32,7 +32,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from law_synth.base.tiny import new_scheduler, new_unet
 from law_synth.denoiser import StudentTeacher
 from law_synth.objective import Batch, TrainingObjective, total_loss
-from law_synth.weighting import LEARNED, LearnableAdaptiveWeighter
+from law_synth.weighting import LearnableAdaptiveWeighter
+from law_synth.weightings import WEIGHTINGS
 
 VARIANTS = {  # name -> weighting, teacher
     "uniform": ("uniform", False),
@@ -74,7 +75,9 @@ class Step:
         factor, hint = options.factor, (16, 32, 96, 256)[: options.factor.bit_length()]
         make = lambda: ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=hint)  # noqa: E731
         networks = StudentTeacher(unet, make(), make() if teaches else None)
-        weighter = LearnableAdaptiveWeighter(weighting=weighting) if weighting in LEARNED else None
+        weighter = (
+            LearnableAdaptiveWeighter(weighting=weighting) if WEIGHTINGS[weighting].is_learned else None
+        )
         alphas = new_scheduler().alphas_cumprod
         self.objective = TrainingObjective(networks, alphas, weighting=weighting, weighter=weighter)
         if options.device != "cpu":  # fake tensors cannot be moved

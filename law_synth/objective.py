@@ -13,12 +13,12 @@ from law_synth.weighting import (
     Bounds,
     LearnableAdaptiveWeighter,
     SpatialWeights,
-    Weighting,
     dice_alignment_loss,
     difficulty_loss,
     has_several,
     spatial_weights,
 )
+from law_synth.weightings import WEIGHTINGS, WeightingName
 
 
 class Batch(NamedTuple):
@@ -76,7 +76,7 @@ class TrainingObjective(nn.Module):
         networks: StudentTeacher,
         alphas_cumprod: Tensor,
         velocity_target: bool = False,
-        weighting: Weighting = "law",
+        weighting: WeightingName = "law",
         bounds: Bounds = PAPER_BOUNDS,
         weighter: LearnableAdaptiveWeighter | None = None,
         dice: bool = True,
@@ -94,24 +94,25 @@ class TrainingObjective(nn.Module):
     def forward(self, batch: Batch) -> Losses:
         alpha_bar = self.alphas_cumprod[batch.timestep]
         noisy = add_noise(batch.latents, batch.noise, alpha_bar)
-        target = velocity(batch.latents, batch.noise, alpha_bar) if self.velocity_target else batch.noise
+        goal = velocity(batch.latents, batch.noise, alpha_bar) if self.velocity_target else batch.noise
         predictions: Predictions = self.networks(
             noisy, batch.timestep, batch.text, batch.condition, batch.image
         )
         student, teacher = predictions
         weights = spatial_weights(self.weighting, student, batch.mask, self.bounds, self.weighter)
 
-        terms = {"student": weighted_error(student, target, weights.student)}  # equation 8
+        terms = {"student": weighted_error(student, goal, weights.student)}  # equation 8
         if teacher is not None:
-            terms["teacher"] = weighted_error(teacher, target, None)  # equation 10
+            terms["teacher"] = weighted_error(teacher, goal, None)  # equation 10
             # The teacher does not learn from the student: ADC detaches it, the paper does not say.
             terms["distillation"] = weighted_error(student, teacher.detach(), weights.distillation)  # 11
-        if self.weighting == "law" and self.dice:
+        target = WEIGHTINGS[self.weighting].target
+        if target == "mask" and self.dice:
             # The Dice of an empty mask is 1 whatever delta is: such images are left out of the mean.
             dice = dice_alignment_loss(weights.delta, batch.mask)
             terms["dice"] = mean_over(dice, has_several(batch.mask), batch.several)
-        if self.weighting == "difficulty":
-            terms["difficulty"] = difficulty_loss(weights.delta, (student - target).square())
+        if target == "error":
+            terms["difficulty"] = difficulty_loss(weights.delta, (student - goal).square())
         return Losses(terms, weights)
 
 

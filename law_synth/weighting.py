@@ -11,20 +11,19 @@ distillation of ADC do not see it, as in ADC's code. Equation 7 divides 0 by 0 t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Weighting = Literal["uniform", "ratio", "ratio-clamped", "adaptive-distillation", "law", "difficulty"]
+from law_synth.weightings import WEIGHTINGS, WeightingName
 
 EPS_S = 1e-6  # equation 9
 # The weight of an image for which equation 7 is 0/0: what the background weighs as its lesion vanishes,
 # 1 / (2 (1 - r)) for r -> 0. Measured against 0 and 1 in docs/reproduction.md.
 NOTHING_TO_BALANCE = 0.5
-LEARNED = ("law", "difficulty")
 
 
 class Bounds(NamedTuple):
@@ -141,6 +140,35 @@ def difficulty_loss(delta: Tensor, error: Tensor) -> Tensor:
         return F.binary_cross_entropy(delta, relative_difficulty(error), reduction="none").mean((1, 2, 3))
 
 
+def law_weights(mask: Tensor, delta: Tensor, gamma: float) -> Tensor:
+    """w_adapt = w_ratio mu, equation 6: masks and delta maps (B, K, h, w) -> (B, 1, h, w)."""
+    return ratio_prior(mask) * multiplier(joined_delta(delta, mask), gamma)
+
+
+def difficulty_weights(mask: Tensor, delta: Tensor, gamma: float) -> Tensor:
+    """The squared error that a `relative_difficulty` stands for, over the image's mean: (B, 1, h, w)."""
+    return delta / (1 - delta).clamp(min=EPS_S)
+
+
+# Name of each weighting of `WEIGHTINGS` -> its formula: of mask and bounds, ...
+FIXED: dict[str, Callable[[Tensor, Bounds], SpatialWeights]] = {
+    "uniform": lambda mask, bounds: SpatialWeights(),
+    "ratio": lambda mask, bounds: on_both(ratio_prior(mask)),
+    "ratio-clamped": lambda mask, bounds: on_both(bounded(ratio_prior(mask), bounds)),
+    "adaptive-distillation": lambda mask, bounds: SpatialWeights(None, ratio_prior(mask)),
+}
+# ... or, where delta is learned, of mask, delta and gamma; `bounded` follows.
+LEARNED: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
+    "law": law_weights,
+    "difficulty": difficulty_weights,
+}
+
+
+def on_both(weights: Tensor) -> SpatialWeights:
+    """The same weights for the student's loss and the distillation."""
+    return SpatialWeights(weights, weights)
+
+
 class LearnableAdaptiveWeighter(nn.Module):
     """phi and what follows from it: delta = sigmoid(phi(f_t, m) / tau), equation 4, and the weights.
 
@@ -149,18 +177,18 @@ class LearnableAdaptiveWeighter(nn.Module):
 
     Args:
         channels: of the prediction f_t.
-        weighting: `law`: ratio prior times mu (equations 5 and 6). `difficulty`: delta is trained to be the
-            share of `relative_difficulty`, and the weight is the error it stands for, delta / (1 - delta).
+        weighting: one of `LEARNED`. `law`: ratio prior times mu (equations 5 and 6). `difficulty`: delta is
+            trained to be the share of `relative_difficulty`, and the weight is the error it stands for.
         joint: let the weighted loss train phi as well, as the paper has it. It teaches phi to look away from
             hard pixels (docs/law.md), so it is off.
-        classes: K; phi sees a mask channel of each and gives `law` a delta map of each.
+        classes: K; phi sees a mask channel of each, and gives a delta map of each if the mask is its target.
     """
 
     def __init__(
         self,
         channels: int = 4,
         hidden: int = 32,
-        weighting: Literal["law", "difficulty"] = "law",
+        weighting: WeightingName = "law",
         tau: float = 3.0,
         gamma: float = 0.2,
         bounds: Bounds = PAPER_BOUNDS,
@@ -169,12 +197,13 @@ class LearnableAdaptiveWeighter(nn.Module):
     ):
         super().__init__()
         self.weighting, self.tau, self.gamma, self.bounds, self.joint = weighting, tau, gamma, bounds, joint
+        maps = classes if WEIGHTINGS[weighting].target == "mask" else 1
         self.phi = nn.Sequential(
             nn.Conv2d(channels + classes, hidden, 3, padding=1),
             nn.SiLU(),
             nn.Conv2d(hidden, hidden, 3, padding=1),
             nn.SiLU(),
-            nn.Conv2d(hidden, classes if weighting == "law" else 1, 3, padding=1),
+            nn.Conv2d(hidden, maps, 3, padding=1),
         )
         nn.init.zeros_(self.phi[-1].weight)
         nn.init.zeros_(self.phi[-1].bias)
@@ -192,15 +221,11 @@ class LearnableAdaptiveWeighter(nn.Module):
 
     def weights(self, delta: Tensor, mask: Tensor) -> Tensor:
         """w_final of delta maps: equations 5 to 7."""
-        if self.weighting == "law":
-            adapted = ratio_prior(mask) * multiplier(joined_delta(delta, mask), self.gamma)
-        else:
-            adapted = delta / (1 - delta).clamp(min=EPS_S)
-        return bounded(adapted, self.bounds)
+        return bounded(LEARNED[self.weighting](mask, delta, self.gamma), self.bounds)
 
 
 def spatial_weights(
-    weighting: Weighting,
+    weighting: WeightingName,
     features: Tensor,
     mask: Tensor,
     bounds: Bounds = PAPER_BOUNDS,
@@ -211,17 +236,10 @@ def spatial_weights(
     `ratio` is ArSDM's prior as it is; `ratio-clamped` is LAW with delta = 0.5; `adaptive-distillation`
     weights the distillation only, as the released code of ADC does. Learned weightings need their `weighter`.
     """
-    if weighting == "uniform":
-        return SpatialWeights()
-    if weighter is not None:
-        weights, delta = weighter(features, mask)
-        return SpatialWeights(weights, weights, delta)
-    prior = ratio_prior(mask)
-    if weighting == "adaptive-distillation":
-        return SpatialWeights(None, prior)
-    if weighting == "ratio-clamped":
-        prior = bounded(prior, bounds)
-    return SpatialWeights(prior, prior)
+    if weighter is None:
+        return FIXED[weighting](mask, bounds)
+    weights, delta = weighter(features, mask)
+    return SpatialWeights(weights, weights, delta)
 
 
 @torch.no_grad()

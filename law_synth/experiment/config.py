@@ -20,9 +20,9 @@ from law_synth.evaluation.evaluate import Evaluate
 from law_synth.experiment.command_line import parse
 from law_synth.generation.generate import Generate
 from law_synth.training.train import DEFAULT_BASE, Train
+from law_synth.weightings import WEIGHTINGS
 
 REAL = "real"
-WEIGHTINGS = ("uniform", "ratio", "ratio-clamped", "adaptive-distillation", "law", "difficulty")
 
 TRAIN = ("dataset", "fold", "base", "out", "seed", "device", "dry_run")
 

@@ -43,7 +43,8 @@ from law_synth.training.state import (
     truncate_log,
 )
 from law_synth.view.slices import Slice
-from law_synth.weighting import LEARNED, Bounds, LearnableAdaptiveWeighter, weight_statistics
+from law_synth.weighting import Bounds, LearnableAdaptiveWeighter, weight_statistics
+from law_synth.weightings import WEIGHTINGS
 
 if TYPE_CHECKING:
     from law_synth.training.train import Train
@@ -333,7 +334,7 @@ def _objective(options: Train, base: BaseModel, classes: int) -> TrainingObjecti
                 network.enable_gradient_checkpointing()
     weighter = None
     bounds = Bounds(options.normalize, options.w_min, options.w_max)
-    if options.weighting in LEARNED:
+    if WEIGHTINGS[options.weighting].is_learned:
         weighter = LearnableAdaptiveWeighter(
             base.latent_channels,
             weighting=options.weighting,

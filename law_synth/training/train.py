@@ -14,6 +14,7 @@ from dataset_conversion.system.errors import UserError
 from dataset_conversion.system.seeds import check_seed
 from dataset_conversion.volumes import check_window
 from law_synth.base.seen import SLICES_PER_CASE
+from law_synth.weightings import WEIGHTINGS, WeightingName
 
 logger = logging.getLogger(__name__)
 
@@ -48,9 +49,7 @@ class Train:
     """Train on this fold's training cases (its validation cases are never seen), or on all."""
     base: str = DEFAULT_BASE
     """Stable-Diffusion-1.x-like model: folder in diffusers layout, or hub id."""
-    weighting: Literal["uniform", "ratio", "ratio-clamped", "adaptive-distillation", "law", "difficulty"] = (
-        "law"
-    )
+    weighting: WeightingName = "law"
     """What the loss looks at: see docs/law.md."""
     preset: Literal["paper", "light"] = "paper"
     """paper: with the teacher (about twice the memory and time). light: without."""
@@ -138,9 +137,9 @@ class Train:
         check_seed(self.seed)
         if self.w_min > self.w_max:
             raise UserError(f"found --w-min {self.w_min} above --w-max {self.w_max}, expected it below")
-        if self.weighting == "adaptive-distillation" and not self.teaches:
+        if WEIGHTINGS[self.weighting].needs_teacher and not self.teaches:
             raise UserError(
-                "found --weighting adaptive-distillation with --preset light, expected the teacher that it "
+                f"found --weighting {self.weighting} with --preset light, expected the teacher that it "
                 "distils from; give --preset paper"
             )
         if self.weighting == "law" and not self.dice and not self.joint:
@@ -150,17 +149,14 @@ class Train:
 
     def _refuse_without_effect(self) -> None:
         """UserError: an option that this weighting or preset has no use for."""
-        learned = self.weighting in ("law", "difficulty")
-        bounded = learned or self.weighting == "ratio-clamped"
-        useful = {
-            **dict.fromkeys(("gamma", "dice"), self.weighting == "law"),
-            **dict.fromkeys(("tau", "joint", "weighter_learning_rate"), learned),
-            "lambda_dice": self.weighting == "difficulty" or (self.weighting == "law" and self.dice),
-            **dict.fromkeys(("normalize", "w_min", "w_max"), bounded),
-            **dict.fromkeys(("beta_t", "beta_d", "detach_mask_control"), self.teaches),
-        }
+        of_some = {option for weighting in WEIGHTINGS.values() for option in weighting.options}
+        useless = of_some.difference(WEIGHTINGS[self.weighting].options)
+        if not self.dice:
+            useless.add("lambda_dice")
+        if not self.teaches:
+            useless.update(("beta_t", "beta_d", "detach_mask_control"))
         for option in fields(self):
-            if not useful.get(option.name, True) and getattr(self, option.name) != option.default:
+            if option.name in useless and getattr(self, option.name) != option.default:
                 raise UserError(
                     f"found --{_flag(option.name)} with --weighting {self.weighting} --preset {self.preset}, "
                     "expected it only where it has an effect; drop it"
