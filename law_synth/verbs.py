@@ -14,7 +14,7 @@ from law_synth.experiment.experiment import Experiment
 from law_synth.experiment.page.report import Report
 from law_synth.generation.generate import Generate
 from law_synth.mining.mine import Mine
-from law_synth.training.train import Train
+from law_synth.training.options import Train
 
 Verb = (
     Annotated[InitBase, tyro.conf.subcommand("init-base")]

@@ -209,7 +209,7 @@ def test_torchrun_leaves_our_options_alone():
     from torch.distributed.run import get_args_parser
 
     from law_synth.generation.generate import Generate
-    from law_synth.training.train import Train
+    from law_synth.training.options import Train
 
     its = [flag for action in get_args_parser()._actions for flag in action.option_strings]
     ours = {f"--{field.name.replace('_', '-')}" for verb in (Train, Generate) for field in fields(verb)}

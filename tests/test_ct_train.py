@@ -25,8 +25,8 @@ from law_synth.base.model import load_base
 from law_synth.base.seen import chosen_slices, evenly, view_with_base
 from law_synth.records.run import TrainedRun, monitored_slices, read_run, slices_of
 from law_synth.training.data import Draw, load_training_data
+from law_synth.training.options import Train
 from law_synth.training.settle import settle
-from law_synth.training.train import Train
 from law_synth.view.slices import Slice, view_of
 
 

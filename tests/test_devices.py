@@ -18,7 +18,7 @@ from law_synth.base.tiny import write_tiny_base
 from law_synth.devices import pick_device
 from law_synth.evaluation.evaluate import Evaluate
 from law_synth.generation.generate import Generate
-from law_synth.training.train import Train
+from law_synth.training.options import Train
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 

@@ -12,7 +12,7 @@ from law_synth.evaluation.evaluate import Evaluate as EvaluateSynthesis
 from law_synth.experiment.demo import Demo as LawDemo
 from law_synth.experiment.experiment import Experiment
 from law_synth.generation.generate import Generate
-from law_synth.training.train import Train
+from law_synth.training.options import Train
 from nnunet_order.benchmark import Benchmark
 from nnunet_order.comparing.compare import Compare
 from nnunet_order.demo import Demo

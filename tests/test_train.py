@@ -22,6 +22,7 @@ pytest.importorskip("accelerate", reason="needs the extra synth")
 
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
+from law_synth.training.loop import _objective
 
 from dataset_conversion.phantom import ConvertPhantom
 from dataset_conversion.system.errors import UserError
@@ -31,9 +32,8 @@ from law_synth.base.model import load_base
 from law_synth.base.tiny import write_tiny_base
 from law_synth.records.run import newest_run, read_run
 from law_synth.training.data import Sampler, latent_mask, set_aside
-from law_synth.training.loop import _objective
+from law_synth.training.options import Train
 from law_synth.training.state import load_state, save_state
-from law_synth.training.train import Train
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from law_synth.base.init_base import InitBase
 from law_synth.evaluation.evaluate import Evaluate
 from law_synth.experiment.command_line import parse
 from law_synth.generation.generate import Generate
-from law_synth.training.train import DEFAULT_BASE, Train
+from law_synth.training.options import DEFAULT_BASE, Train
 from law_synth.weightings import WEIGHTINGS
 
 REAL = "real"

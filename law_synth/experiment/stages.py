@@ -22,7 +22,7 @@ from law_synth.experiment.command_line import command_line
 from law_synth.experiment.config import PATHS, REAL, Config, Options
 from law_synth.experiment.synthesis import Synthesis
 from law_synth.generation.generate import Generate
-from law_synth.training.train import Train
+from law_synth.training.options import Train
 from law_synth.view.classes import lesion_classes
 from law_synth.view.slices import refuse_shared_ids
 from nnunet_order.comparing.segmentation import (

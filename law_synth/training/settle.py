@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import subprocess
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from dataset_conversion.raw.dataset import RawDataset, find_dataset
 from dataset_conversion.raw.folds import leak_free_fold
@@ -15,11 +15,9 @@ from law_synth.base.model import BaseModel
 from law_synth.base.seen import base_config, chosen_slices, is_of_same_cases, view_with_base
 from law_synth.records.run import FORMAT, default_run_folder, slices_of
 from law_synth.training.data import set_aside
+from law_synth.training.options import Train
 from law_synth.view.classes import joined, lesion_classes
 from law_synth.view.slices import Slice, SliceView
-
-if TYPE_CHECKING:
-    from law_synth.training.train import Train
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +36,10 @@ class Plan(NamedTuple):
         """Samples per optimizer step."""
         used = self.config["options"]
         return used["batch_size"] * used["gradient_accumulation"] * self.config["processes"]
+
+    def config_at(self, step: int, last: int) -> dict:
+        """`config` as a save after `step` of `last` steps writes it."""
+        return self.config | {"step": step, "finished": step >= last}
 
     @property
     def content(self) -> dict:

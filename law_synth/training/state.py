@@ -18,8 +18,9 @@ from law_synth.objective import TrainingObjective
 from law_synth.records.run import CONFIG, configurations_hash, weights_hash
 from nnunet_order.torch_file import load_torch
 
-STATE = Path(".training") / "state.pt"
-CONTENT = Path(".training") / "config.json"
+WORK = ".training"  # of a run folder: what only the training itself reads
+STATE = Path(WORK) / "state.pt"
+CONTENT = Path(WORK) / "config.json"
 LOG = "log.jsonl"
 
 

@@ -4,185 +4,287 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Literal
 
-import tyro
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object, set_seed
+from diffusers.training_utils import EMAModel
+from torch.nn import Parameter
 
 from dataset_conversion.system.errors import UserError
-from dataset_conversion.system.seeds import check_seed
-from dataset_conversion.volumes import check_window
-from law_synth.base.seen import SLICES_PER_CASE
-from law_synth.weightings import WEIGHTINGS, WeightingName
+from dataset_conversion.system.lock import hold
+from dataset_conversion.system.terminal import progress
+from law_synth.base.model import BaseModel, load_base
+from law_synth.objective import Losses, total_loss
+from law_synth.records.run import monitored_slices, slices_of
+from law_synth.training.build import new_accelerator, new_objective, new_optimizer
+from law_synth.training.data import Draw, Sampler, TrainingData, load_training_data
+from law_synth.training.monitor import Monitor
+from law_synth.training.options import Train
+from law_synth.training.settle import Plan, chosen_dataset, describe, settle
+from law_synth.training.state import (
+    WORK,
+    check_same_options,
+    claim,
+    export,
+    is_exported,
+    load_state,
+    save_state,
+    truncate_log,
+)
+from law_synth.view.slices import Slice
+from law_synth.weighting import weight_statistics
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_BASE = "stable-diffusion-v1-5/stable-diffusion-v1-5"
-RANGES = {
-    **dict.fromkeys(
-        ("max_steps", "batch_size", "gradient_accumulation", "save_every", "log_every", "slices_per_case"),
-        (1, 1e9),
-    ),
-    **dict.fromkeys(("learning_rate", "weighter_learning_rate", "tau"), (1e-12, 1e3)),
-    **dict.fromkeys(("lambda_dice", "beta_t", "beta_d", "w_min", "w_max"), (0, float("inf"))),
-    **dict.fromkeys(("empty_prompts", "gamma"), (0, 1)),
-    **dict.fromkeys(("monitor_cases", "sample_every"), (0, 1e9)),
-    "ema_decay": (0, 0.999999),
-    "size": (8, 1e5),
-    "guidance_scale": (1, 1e3),
-}
+REMEDY = (
+    "give --mixed-precision no to go on after the last save, or start again in another --out with a lower "
+    "--learning-rate"
+)
+MAX_SKIPPED = 25  # fp16's first scale of 65536 is below 1 after 17
+MAX_GRADIENT_NORM = 1.0  # that of diffusers' own ControlNet script; the papers do not say
 
 
-@dataclass(frozen=True)
-class Train:
-    """Train a mask ControlNet, and the UNet's decoder, whose loss looks where lesions are.
+def train(options: Train) -> Path:
+    """Train as `options` say; returns the run folder. UserError: bad input, non-finite loss."""
+    options.check()
+    accelerator = new_accelerator(options)
+    dataset = chosen_dataset(options)
+    base = load_base(options.base)
+    plan = settle(options, dataset, base, accelerator.num_processes)
+    check_same_options(plan.folder, plan.content)
+    describe(plan)
+    if options.dry_run:
+        return plan.folder
 
-    The defaults are the paper's but for what docs/law.md lists. A killed run goes on where it was saved last
-    when the same command is given again; a higher --max-steps continues a finished one. Several GPUs: start
-    it with `torchrun --nproc_per_node N -m law_synth train ...` or `accelerate launch`.
+    set_seed(options.seed)
+    objective = new_objective(options, base, plan.view.classes.count).to(accelerator.device)
+    data, monitored = load_data(options, plan, base, accelerator)
+    with claimed(plan, accelerator):
+        sampler = new_sampler(options, data, base)
+        trained = [p for p in objective.networks.parameters() if p.requires_grad]
+        optimizer = new_optimizer(options, objective, accelerator)
+        averages = options.ema_decay > 0 and accelerator.is_main_process  # which alone looks and saves
+        ema = EMAModel(trained, decay=options.ema_decay) if averages else None
+        state = {"optimizer": optimizer, "ema": ema, "scaler": accelerator.scaler}
+        start = same_start(plan.folder, load_state(plan.folder, objective, **state))
+        if ema:
+            ema.to(accelerator.device)
+        model, optimizer = accelerator.prepare(objective, optimizer)
+        monitor = None
+        if accelerator.is_main_process:
+            truncate_log(plan.folder, start)
+            monitor = Monitor(plan.folder, base, monitored, plan.config, accelerator, start)
+
+        def look(step: int) -> None:
+            """Fixed-noise loss and pictures of what a save would export."""
+            if monitor and options.sample_every:
+                with averaged(ema, trained):
+                    monitor.look(step, objective)
+
+        def save(step: int) -> None:
+            """State for a resume, and the folders that generation reads: of the averaged weights, if any."""
+            if accelerator.is_main_process:
+                save_state(plan.folder, step, objective, **state)
+                with averaged(ema, trained):
+                    export(plan.folder, objective, plan.config_at(step, options.max_steps))
+            accelerator.wait_for_everyone()
+
+        last, names, skipped = options.max_steps, plan.view.classes.names, 0
+        tell_start(plan.folder, start, last)
+        if not start:
+            look(0)
+        elif start >= last and not is_exported(plan.folder, start):
+            save(start)  # it was killed in its last save, or this has become its last
+        with progress("loss {task.fields[loss]:.4f}", disable=not accelerator.is_main_process) as bar:
+            task = bar.add_task("training", total=last, completed=start, loss=math.nan)
+            for step in range(start + 1, last + 1):
+                logs = monitor and (step % options.log_every == 0 or step == last)
+                passes, several = drawn_passes(options, sampler, data, step, accelerator)
+                entries = []
+                for draws in passes:
+                    batch = data.batch(draws, accelerator.device, options.teaches, several)
+                    with accelerator.accumulate(model):
+                        losses = model(batch)
+                        loss = total_loss(losses.terms, coefficients(options))
+                        entries.append(finite_terms(accelerator, step, losses, loss))
+                        if logs:
+                            w, bounds = losses.weights, objective.bounds
+                            entries[-1] |= weight_statistics(w, batch.mask, bounds, names)
+                        accelerator.backward(loss)
+                        if accelerator.sync_gradients:
+                            clip_gradient(accelerator, options, step, trained)
+                        optimizer.step()
+                        optimizer.zero_grad()
+                skipped = count_skipped(accelerator, step, skipped)
+                if ema and not skipped:
+                    ema.step(trained)
+                means = mean_of(entries)
+                if logs:
+                    monitor.log(step, means)
+                bar.update(task, advance=1, loss=means["loss/total"])
+                if step % (options.sample_every or last) == 0 or step == last:
+                    look(step)
+                if step % options.save_every == 0 or step == last:
+                    save(step)
+        if monitor:
+            monitor.close()
+            logger.info("wrote %s", plan.folder)
+        accelerator.end_training()
+    return plan.folder
+
+
+def load_data(
+    options: Train, plan: Plan, base: BaseModel, accelerator: Accelerator
+) -> tuple[TrainingData, TrainingData]:
+    """What is trained on, and what the fixed-noise loss and the pictures show. UserError: no lesion."""
+
+    def load(slices: list[Slice]) -> TrainingData:
+        size, prompt = plan.config["size"], plan.config["prompt"]
+        cache = plan.folder / WORK
+        return load_training_data(plan.view, slices, base, size, prompt, options.mask_downsampling, cache)
+
+    base.vae.to(accelerator.device)
+    with accelerator.main_process_first():  # it encodes, the others read what it kept
+        data = load(slices_of(plan.config, plan.config["train_cases"]))
+        monitored = load(monitored_slices(plan.config))
+    base.text_encoder = None  # both prompts are encoded
+    if not data.masks.any():
+        raise UserError(
+            f"{options.dataset}: found no lesion in {len(data.slices)} training masks, expected some to "
+            "weigh the loss by; correct the labels"
+        )
+    return data, monitored
+
+
+@contextmanager
+def claimed(plan: Plan, accelerator: Accelerator) -> Iterator[None]:
+    """Hold the run folder as the only training that writes there, and record what it trains.
+
+    Entered only when the data have been read: what is wrong with them leaves no run behind.
     """
-
-    dataset: str
-    """Id, name or folder of an nnU-Net raw data set: pictures, or volumes, whose 2D slices are trained on."""
-    fold: Annotated[int | Literal["all"], tyro.conf.arg(name="fold")] = 0
-    """Train on this fold's training cases (its validation cases are never seen), or on all."""
-    base: str = DEFAULT_BASE
-    """Stable-Diffusion-1.x-like model: folder in diffusers layout, or hub id."""
-    weighting: WeightingName = "law"
-    """What the loss looks at: see docs/law.md."""
-    preset: Literal["paper", "light"] = "paper"
-    """paper: with the teacher (about twice the memory and time). light: without."""
-    freeze_decoder: bool = False
-    """Train the ControlNets only, not the UNet's decoder."""
-    out: Path | None = None
-    """Run folder; $nnUNet_results/law_synth/<data set>/<weighting>__fold_<k> by default."""
-
-    max_steps: int = 500
-    """Optimizer steps."""
-    batch_size: int = 4
-    """Images per process and pass."""
-    gradient_accumulation: int = 8
-    """Passes per step; the effective batch is batch size x this x processes."""
-    learning_rate: float = 1e-5
-    """AdamW's, for ControlNets and decoders."""
-    weighter_learning_rate: float = 1e-3
-    """AdamW's for phi; at the paper's 1e-5 delta stays near 0.5 for 500 steps."""
-    ema_decay: float = 0.0
-    """Above 0: an exponential moving average of the trained weights is what is saved, e.g. 0.999."""
-    size: int | None = None
-    """Side of the square training images in pixels; by default the base's own (init-base), else 384."""
-    slices_per_case: int = SLICES_PER_CASE
-    """Of a volume: evenly spaced slices with lesions, at most so many."""
-    window: tuple[float, float] | None = None
-    """Values shown as black and white; by default the base's (init-base on the same data), else 0 255 for
-    8-bit files, the 0.5 and 99.5 percentile of CT's foreground and of other images' pixels, plus a tenth."""
-    prompt: str | None = None
-    """Text of every image; "a medical image of a <label> and a <label>" by default."""
-    empty_prompts: float = 0.05
-    """Share of samples with an empty prompt, for classifier-free guidance."""
-    guidance_scale: float | None = None
-    """For sample pictures, and what generate takes by default; the base's own (init-base), else 9."""
-    mask_downsampling: Literal["area", "nearest"] = "area"
-    """How the mask comes to latent size; nearest (ADC) loses small lesions."""
-
-    tau: float = 3.0
-    """Temperature of delta, equation 4."""
-    gamma: float = 0.2
-    """Strength of delta, equation 5."""
-    normalize: bool = True
-    """Divide the weights by their mean, equation 7."""
-    w_min: float = 1e-3
-    """Lowest weight, equation 7; 0 for none."""
-    w_max: float = 2.0
-    """Highest weight, equation 7; inf for none."""
-    dice: bool = True
-    """Dice regulariser of delta, equation 9."""
-    lambda_dice: float = 1.0
-    """Coefficient of the regulariser of phi, equation 12."""
-    beta_t: float = 0.05
-    """Coefficient of the teacher's loss, equation 12."""
-    beta_d: float = 0.05
-    """Coefficient of the distillation, equation 12."""
-    joint: bool = False
-    """Let the weighted loss train phi, too, as in the paper's text; it then avoids hard pixels."""
-    detach_mask_control: bool = False
-    """Keep the teacher's loss away from the mask ControlNet; ADC does not."""
-
-    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
-    """Autocast; trained weights stay fp32, frozen ones are stored in this type."""
-    gradient_checkpointing: bool = False
-    """Less memory, a third more time."""
-    monitor_cases: int = 16
-    """Of the training cases, so many (a tenth at most) are kept for the fixed-noise loss only."""
-    save_every: int = 100
-    """Steps between saves; a kill loses at most these."""
-    log_every: int = 10
-    """Steps between log entries."""
-    sample_every: int = 250
-    """Steps between the fixed-noise loss, sample grids and delta maps; 0 for none."""
-    seed: int = 0
-    """Of initial weights, noise, timesteps and order."""
-    device: Literal["auto", "cpu"] = "auto"
-    """auto: GPUs where there are some."""
-    dry_run: bool = False
-    """Check everything, say what would be done and stop."""
-
-    def check(self) -> None:
-        """UserError: options that make no sense, alone or together."""
-        for name, (low, high) in RANGES.items():
-            value = getattr(self, name)
-            if value is not None and not low <= value <= high:
-                raise UserError(f"found --{_flag(name)} {value}, expected {low:g} to {high:g}; change it")
-        check_seed(self.seed)
-        if self.w_min > self.w_max:
-            raise UserError(f"found --w-min {self.w_min} above --w-max {self.w_max}, expected it below")
-        if WEIGHTINGS[self.weighting].needs_teacher and not self.teaches:
-            raise UserError(
-                f"found --weighting {self.weighting} with --preset light, expected the teacher that it "
-                "distils from; give --preset paper"
-            )
-        if self.weighting == "law" and not self.dice and not self.joint:
-            raise UserError("found --no-dice without --joint, expected a loss that trains delta; add --joint")
-        check_window(self.window)
-        self._refuse_without_effect()
-
-    def _refuse_without_effect(self) -> None:
-        """UserError: an option that this weighting or preset has no use for."""
-        of_some = {option for weighting in WEIGHTINGS.values() for option in weighting.options}
-        useless = of_some.difference(WEIGHTINGS[self.weighting].options)
-        if not self.dice:
-            useless.add("lambda_dice")
-        if not self.teaches:
-            useless.update(("beta_t", "beta_d", "detach_mask_control"))
-        for option in fields(self):
-            if option.name in useless and getattr(self, option.name) != option.default:
-                raise UserError(
-                    f"found --{_flag(option.name)} with --weighting {self.weighting} --preset {self.preset}, "
-                    "expected it only where it has an effect; drop it"
-                )
-
-    def run(self) -> None:
-        from dataset_conversion.system.requirements import require
-
-        self.check()
-        require("synth", "diffusers", "transformers", "accelerate")
-        from law_synth.training.loop import train
-
-        train(self)
-
-    @property
-    def teaches(self) -> bool:
-        """Whether there is a teacher."""
-        return self.preset == "paper"
-
-    @property
-    def recorded(self) -> dict:
-        """Options that decide what is trained, as JSON has them."""
-        free = ("dataset", "base", "out", "max_steps", "save_every", "log_every", "sample_every", "device")
-        options = {name: v for name, v in asdict(self).items() if name not in (*free, "dry_run")}
-        return options | {"w_max": self.w_max if math.isfinite(self.w_max) else None}  # JSON has no infinity
+    if not accelerator.is_main_process:
+        yield
+        return
+    lock = hold(plan.folder / WORK / "lock", plan.folder)
+    try:
+        claim(plan.folder, plan.content)
+        yield
+    finally:
+        lock.release()
 
 
-def _flag(name: str) -> str:
-    return name.replace("_", "-")
+def tell_start(folder: Path, start: int, last: int) -> None:
+    """Say which steps are there already."""
+    if start >= last:
+        logger.info("%s has %d steps already; give a higher --max-steps", folder, start)
+    elif start:
+        logger.info("going on after step %d", start)
+
+
+def new_sampler(options: Train, data: TrainingData, base: BaseModel) -> Sampler:
+    """Draws for the training cases."""
+    timesteps, shape = base.scheduler.config.num_train_timesteps, tuple(data.mean.shape[1:])
+    return Sampler(options.seed, len(data.slices), shape, timesteps, options.empty_prompts)
+
+
+def same_start(folder: Path, start: int) -> int:
+    """The step that this process goes on from. UserError: others go on from another."""
+    if len(starts := set(gather_object([start]))) > 1:
+        raise UserError(
+            f"{folder}: found processes that would go on after steps {sorted(starts)}, expected one; put "
+            "the run folder on a disk that all machines share"
+        )
+    return start
+
+
+@contextmanager
+def averaged(ema: EMAModel | None, trained: Sequence[Parameter]) -> Iterator[None]:
+    """The moving average of the weights, where there is one, instead of the weights."""
+    if ema:
+        ema.store(trained)
+        ema.copy_to(trained)
+    yield
+    if ema:
+        ema.restore(trained)
+
+
+def drawn_passes(
+    options: Train, sampler: Sampler, data: TrainingData, step: int, accelerator: Accelerator
+) -> tuple[list[list[Draw]], float]:
+    """This process's samples in each pass of a step, by their positions in the training.
+
+    Also the share of the whole step's images, of all passes and processes, whose masks tell delta something.
+    """
+    batch, processes = options.batch_size, accelerator.num_processes
+    in_pass = batch * processes
+    first = (step - 1) * options.gradient_accumulation * in_pass
+    cases = [sampler.case(first + i) for i in range(options.gradient_accumulation * in_pass)]
+    own = first + accelerator.process_index * batch
+    passes = [
+        [sampler.draw(own + number * in_pass + i) for i in range(batch)]
+        for number in range(options.gradient_accumulation)
+    ]
+    return passes, data.several[cases].float().mean().item()
+
+
+def coefficients(options: Train) -> dict[str, float]:
+    """Of the terms of equation 12."""
+    return {
+        "student": 1.0,
+        "teacher": options.beta_t,
+        "distillation": options.beta_d,
+        "dice": options.lambda_dice,
+        "difficulty": options.lambda_dice,
+    }
+
+
+def finite_terms(
+    accelerator: Accelerator, step: int, losses: Losses, total: torch.Tensor
+) -> dict[str, float]:
+    """Loss terms as numbers, the mean over processes. UserError names the first that is not finite."""
+    values = torch.stack([*(term.mean() for term in losses.terms.values()), total]).detach()
+    # Reduced first, so that all processes stop together.
+    found = zip((*losses.terms, "total"), accelerator.reduce(values, "mean").tolist(), strict=True)
+    terms = {f"loss/{name}": value for name, value in found}
+    for name, value in terms.items():
+        if not math.isfinite(value):
+            name = name.removeprefix("loss/")
+            raise UserError(f"step {step}: found a {name} loss of {value}, expected a finite one; {REMEDY}")
+    return terms
+
+
+def clip_gradient(accelerator: Accelerator, options: Train, step: int, trained: Sequence[Parameter]) -> None:
+    """Clip the student's and the teacher's gradient to `MAX_GRADIENT_NORM`.
+
+    UserError: it is not finite. With fp16 the scaler leaves such steps out.
+    """
+    norm = accelerator.clip_grad_norm_(trained, MAX_GRADIENT_NORM)
+    if options.mixed_precision != "fp16" and not torch.isfinite(norm):
+        raise UserError(f"step {step}: found a gradient of norm {norm}, expected a finite one; {REMEDY}")
+
+
+def count_skipped(accelerator: Accelerator, step: int, before: int) -> int:
+    """How many steps in a row the scaler of fp16 has left out by now.
+
+    UserError: it leaves out step after step, whatever its scale, and nothing is learned.
+    """
+    skipped = before + 1 if accelerator.optimizer_step_was_skipped else 0
+    if skipped > MAX_SKIPPED:
+        raise UserError(
+            f"step {step}: found {skipped} steps in a row whose gradients are not finite in fp16, expected "
+            f"some that are; {REMEDY}"
+        )
+    return skipped
+
+
+def mean_of(entries: list[dict[str, float]]) -> dict[str, float]:
+    """Mean of each value over the passes that have it; a pass of empty masks has no weight statistics."""
+    names = dict.fromkeys(name for entry in entries for name in entry)
+    values = {
+        name: [entry[name] for entry in entries if math.isfinite(entry.get(name, math.nan))] for name in names
+    }
+    return {name: sum(found) / len(found) for name, found in values.items() if found}
