@@ -1,11 +1,8 @@
-"""The verbs of `law-synth`: one frozen dataclass per verb, read by tyro."""
+"""The verbs of `law-synth`."""
 
 from __future__ import annotations
 
-from typing import Annotated
-
-import tyro
-
+from dataset_conversion.system.verbs import Verb, run_verb
 from law_synth.audit.audit import Audit
 from law_synth.base.init_base import InitBase
 from law_synth.evaluation.evaluate import Evaluate
@@ -16,23 +13,22 @@ from law_synth.generation.generate import Generate
 from law_synth.mining.mine import Mine
 from law_synth.training.options import Train
 
-Verb = (
-    Annotated[InitBase, tyro.conf.subcommand("init-base")]
-    | Annotated[Train, tyro.conf.subcommand("train")]
-    | Annotated[Generate, tyro.conf.subcommand("generate")]
-    | Annotated[Mine, tyro.conf.subcommand("mine")]
-    | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
-    | Annotated[Audit, tyro.conf.subcommand("audit")]
-    | Annotated[Experiment, tyro.conf.subcommand("experiment")]
-    | Annotated[Report, tyro.conf.subcommand("report")]
-    | Annotated[Demo, tyro.conf.subcommand("demo")]
-)
+DIFFUSERS = ("diffusers", "transformers", "accelerate")
+
+VERBS = {
+    "init-base": Verb(InitBase, ""),
+    "train": Verb(Train, "law_synth.training.train:train", "synth", DIFFUSERS),
+    "generate": Verb(Generate, ""),
+    "mine": Verb(Mine, ""),
+    "evaluate": Verb(Evaluate, ""),
+    "audit": Verb(Audit, ""),
+    "experiment": Verb(Experiment, ""),
+    "report": Verb(Report, ""),
+    "demo": Verb(Demo, ""),
+}
 
 
-def read_verb() -> Verb:
-    """The verb and its options on the command line. SystemExit: help was asked for, or an option is wrong."""
-    return tyro.cli(
-        tyro.conf.OmitSubcommandPrefixes[Verb],
-        prog="law-synth",
-        description="LAW: synthetic training cases for nnU-Net from a mask-conditioned ControlNet.",
-    )
+def read_and_run() -> None:
+    """Do what the command line asks for."""
+    description = "LAW: synthetic training cases for nnU-Net from a mask-conditioned ControlNet."
+    run_verb(VERBS, "law-synth", description)

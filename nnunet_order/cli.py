@@ -11,6 +11,6 @@ def main() -> None:
 
 
 def _read_and_run() -> None:
-    from nnunet_order.verbs import read_verb
+    from nnunet_order.verbs import read_and_run
 
-    read_verb().run()
+    read_and_run()

@@ -1,9 +1,8 @@
-"""The verbs of `nnunet-order`: one frozen dataclass per verb, read by tyro."""
+"""The verbs of `nnunet-order`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
 
 import tyro
 
@@ -12,6 +11,7 @@ from dataset_conversion.kits19 import ConvertKits19
 from dataset_conversion.phantom import ConvertPhantom
 from dataset_conversion.polyps import ConvertPolyps
 from dataset_conversion.subset import ConvertSubset
+from dataset_conversion.system.verbs import Verb, as_union, call, run_verb
 from nnunet_order.benchmark import Benchmark
 from nnunet_order.comparing.compare import Compare
 from nnunet_order.complexity import Complexity
@@ -22,13 +22,14 @@ from nnunet_order.export import Export
 from nnunet_order.plan import Plan
 from nnunet_order.predict import Predict
 
-Conversion = (
-    Annotated[ConvertPolyps, tyro.conf.subcommand("polyps")]
-    | Annotated[ConvertKits19, tyro.conf.subcommand("kits19")]
-    | Annotated[ConvertFolder, tyro.conf.subcommand("folder")]
-    | Annotated[ConvertPhantom, tyro.conf.subcommand("phantom")]
-    | Annotated[ConvertSubset, tyro.conf.subcommand("subset")]
-)
+CONVERSIONS = {
+    "polyps": Verb(ConvertPolyps, ""),
+    "kits19": Verb(ConvertKits19, ""),
+    "folder": Verb(ConvertFolder, ""),
+    "phantom": Verb(ConvertPhantom, ""),
+    "subset": Verb(ConvertSubset, ""),
+}
+Conversion = as_union(CONVERSIONS)
 
 
 @dataclass(frozen=True)
@@ -37,29 +38,33 @@ class Convert:
 
     kind: tyro.conf.OmitSubcommandPrefixes[Conversion]
 
-    def run(self) -> None:
-        self.kind.run()
+    def check(self) -> None:
+        """The kind's own options are checked with it."""
 
 
-Verb = (
-    Annotated[Convert, tyro.conf.subcommand("convert")]
-    | Annotated[Plan, tyro.conf.subcommand("plan")]
-    | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
-    | Annotated[Compare, tyro.conf.subcommand("compare")]
-    | Annotated[Complexity, tyro.conf.subcommand("complexity")]
-    | Annotated[Benchmark, tyro.conf.subcommand("benchmark")]
-    | Annotated[Export, tyro.conf.subcommand("export")]
-    | Annotated[Predict, tyro.conf.subcommand("predict")]
-    | Annotated[Doctor, tyro.conf.subcommand("doctor")]
-    | Annotated[Demo, tyro.conf.subcommand("demo")]
-)
+def convert(options: Convert) -> None:
+    """Convert what its kind asks for."""
+    call(CONVERSIONS, options.kind)
 
 
-def read_verb() -> Verb:
-    """The verb and its options on the command line. SystemExit: help was asked for, or an option is wrong."""
-    return tyro.cli(
-        tyro.conf.OmitSubcommandPrefixes[Verb],
-        prog="nnunet-order",
-        description="ORDER for stock nnU-Net: convert data, measure, export. "
-        "Train with nnUNetv2_train -tr nnUNetTrainerORDER.",
+VERBS = {
+    "convert": Verb(Convert, "nnunet_order.verbs:convert"),
+    "plan": Verb(Plan, ""),
+    "evaluate": Verb(Evaluate, ""),
+    "compare": Verb(Compare, ""),
+    "complexity": Verb(Complexity, ""),
+    "benchmark": Verb(Benchmark, ""),
+    "export": Verb(Export, ""),
+    "predict": Verb(Predict, ""),
+    "doctor": Verb(Doctor, ""),
+    "demo": Verb(Demo, ""),
+}
+
+
+def read_and_run() -> None:
+    """Do what the command line asks for."""
+    description = (
+        "ORDER for stock nnU-Net: convert data, measure, export. "
+        "Train with nnUNetv2_train -tr nnUNetTrainerORDER."
     )
+    run_verb(VERBS, "nnunet-order", description)

@@ -15,8 +15,9 @@ MODULES = {
     for package in PACKAGES
     for path in sorted((ROOT / package).rglob("*.py"))
 }
-# Commands name their verbs as text and import the one that is asked for, so that --help stays fast.
-LAZY = {"nnunet_order.cli", "law_synth.cli"}
+# The commands wait with their imports until a Ctrl-C has an answer, and nnunet_order with torch until
+# somebody asks for a network.
+LAZY = {"nnunet_order.cli", "law_synth.cli", "nnunet_order"}
 
 
 def imports(tree: ast.AST) -> set[str]:
@@ -46,6 +47,22 @@ def test_no_module_imports_itself_by_way_of_others():
         list(TopologicalSorter(graph).static_order())
     except CycleError as error:
         pytest.fail(" -> ".join(error.args[1]))
+
+
+def test_no_folder_imports_itself_by_way_of_others():
+    """A folder is one floor of the house; files that lie in a package itself are floors of their own."""
+    graph: dict[str, set[str]] = {}
+    for name, tree in TREES.items():
+        graph.setdefault(floor_of(name), set()).update(map(floor_of, imports(tree)))
+    try:
+        list(TopologicalSorter({name: below - {name} for name, below in graph.items()}).static_order())
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
+
+
+def floor_of(name: str) -> str:
+    """Folder of a module, below its package; the module itself where it lies in the package."""
+    return ".".join(name.split(".")[:2])
 
 
 @pytest.mark.parametrize("name", sorted(MODULES))
