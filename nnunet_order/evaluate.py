@@ -166,8 +166,8 @@ def score_folders(
                 f"{folder}: found no {missing[0]} ({len(missing)} of {len(truths)} missing), expected one "
                 "prediction per label; predict the missing cases"
             )
-    check_places(dataset, truths, folders)
     jobs = [(truth, folder / names[case]) for folder in folders.values() for case, truth in truths.items()]
+    check_places(dataset, truths, jobs)
     score = partial(score_case, dataset, tolerance)
     workers = min(processes, 1 + len(jobs) // CASES_PER_WORKER)
     if workers <= 1:
