@@ -166,9 +166,8 @@ def score_folders(
                 f"{folder}: found no {missing[0]}{dataset.file_ending} ({len(missing)} of {len(truths)} "
                 "missing), expected one prediction per label; predict the missing cases"
             )
-    predictions = {name: {case: found[folder][case] for case in truths} for name, folder in folders.items()}
-    check_places(dataset, truths, predictions)
-    jobs = [(truth, files[case]) for files in predictions.values() for case, truth in truths.items()]
+    jobs = [(truth, found[folder][case]) for folder in folders.values() for case, truth in truths.items()]
+    check_places(dataset, truths, jobs)
     score = partial(score_case, dataset, tolerance)
     workers = min(processes, 1 + len(jobs) // CASES_PER_WORKER)
     if workers <= 1:

@@ -96,7 +96,7 @@ def test_ctrl_c_during_imports_is_one_line(imported):
 
 def test_names_like_markup_are_shown_as_they_are(tmp_path):
     """`[/b]` crashed the table, `:x:` became a cross."""
-    data = tmp_path / "[red]" / "Dataset1_A"
+    data = tmp_path / "[red]" / "Dataset501_A"
     assert (
         run("nnunet-order", "convert", "phantom", "--out", data, "--cases", 5, "--size", 32).returncode == 0
     )

@@ -329,9 +329,7 @@ def test_a_damaged_record_of_a_chunk_is_made_again(generated, tmp_path):
         lambda run, root: (root / "base" / "unet" / "config.json").write_text("{"),
         lambda run, root: shutil.rmtree(root / "base"),
         lambda run, root: (run / "controlnet" / "diffusion_pytorch_model.safetensors").write_bytes(b""),
-        lambda run, root: (
-            root / "data" / "Dataset950_Phantom" / "imagesTr" / "phantom_0000_0000.png"
-        ).write_bytes(b"x"),
+        lambda run, root: [path.write_bytes(b"x") for path in (root / "data").glob("*/imagesTr/*")],
     ],
 )
 def test_what_is_refused_leaves_no_folder(trained_run, tmp_path, damage):

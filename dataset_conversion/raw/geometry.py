@@ -13,9 +13,7 @@ from dataset_conversion.system.errors import UserError
 logger = logging.getLogger(__name__)
 
 
-def check_places(
-    dataset: RawDataset, truths: Mapping[str, Path], predictions: Mapping[str, Mapping[str, Path]]
-) -> None:
+def check_places(dataset: RawDataset, truths: Mapping[str, Path], pairs: Sequence[tuple[Path, Path]]) -> None:
     """UserError when predicted volumes lie elsewhere in space than their labels, with other axes or voxels.
 
     nnU-Net gives a prediction the place of its image. Where that is not the label's own, a warning names the
@@ -23,30 +21,28 @@ def check_places(
 
     Args:
         truths: case id -> label file.
-        predictions: name -> case id -> predicted file.
+        pairs: (label file, prediction file), of every folder of predictions.
     """
     if not dataset.holds_volumes:  # pictures have no place
         return
     cases = (*dataset.training_cases, *dataset.test_cases)
     images = {case.id: case.images[0] for case in cases} | {case.label: case.images[0] for case in cases}
+    case_of = {truth: case for case, truth in truths.items()}
     beside: list[str] = []
-    for case, truth in truths.items():
-        expected = read_grid(dataset, truth)
-        for files in predictions.values():
-            prediction = files[case]
-            found = read_grid(dataset, prediction)
-            unlike = found.unlike(expected) if found.shape == expected.shape else None
-            if unlike is None:
-                continue
-            image = images.get(truth, images.get(case))
-            if unlike[0] != "spacing" and image and found.unlike(read_grid(dataset, image)) is None:
-                beside.append(case)
-                continue
-            name, here, there = unlike
-            raise UserError(
-                f"{prediction}: found {name} {here}, expected {there} as of its label {truth}; bring the "
-                "prediction into the label's grid, or correct the header that is wrong"
-            )
+    for truth, prediction in pairs:
+        expected, found = read_grid(dataset, truth), read_grid(dataset, prediction)
+        unlike = found.unlike(expected) if found.shape == expected.shape else None
+        if unlike is None:
+            continue
+        image = images.get(truth, images.get(case_of[truth]))
+        if unlike[0] != "spacing" and image and found.unlike(read_grid(dataset, image)) is None:
+            beside.append(case_of[truth])
+            continue
+        name, here, there = unlike
+        raise UserError(
+            f"{prediction}: found {name} {here}, expected {there} as of its label {truth}; bring the "
+            "prediction into the label's grid, or correct the header that is wrong"
+        )
     if beside := list(dict.fromkeys(beside)):
         shown = ", ".join(beside[:5]) + (", ..." if len(beside) > 5 else "")
         logger.warning(
