@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from dataset_conversion.phantom import ConvertPhantom
+import law_synth.verbs
+import nnunet_order.verbs
+from dataset_conversion.phantom import ConvertPhantom, convert_phantom
 from dataset_conversion.subset import ConvertSubset
 from dataset_conversion.system.errors import UserError
+from dataset_conversion.system.verbs import call
 from law_synth.base.init_base import InitBase
 from law_synth.evaluation.evaluate import Evaluate as EvaluateSynthesis
 from law_synth.experiment.demo import Demo as LawDemo
@@ -41,11 +44,21 @@ VERBS = {
     "experiment": law_experiment,
 }
 
+COMMANDS = {
+    (command, name): verb
+    for command, verbs in (
+        ("nnunet-order convert", nnunet_order.verbs.CONVERSIONS),
+        ("nnunet-order", nnunet_order.verbs.VERBS),
+        ("law-synth", law_synth.verbs.VERBS),
+    )
+    for name, verb in verbs.items()
+}
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("raw") / "Dataset900_Phantom"
-    ConvertPhantom(out=folder, cases=6, test_cases=2, size=32).run()
+    convert_phantom(ConvertPhantom(out=folder, cases=6, test_cases=2, size=32))
     return folder
 
 
@@ -56,7 +69,7 @@ def test_a_seed_that_some_generator_refuses_is_found_before_the_work(data, tmp_p
     for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(UserError, match=f" {seed}, expected 0 to 4294967295; change it"):
-        VERBS[verb](tmp_path / "new" / "Dataset901_New", data, seed).run()
+        call(COMMANDS, VERBS[verb](tmp_path / "new" / "Dataset901_New", data, seed))
     assert not [*tmp_path.iterdir()]
 
 
