@@ -12,9 +12,10 @@ from PIL import Image
 
 from dataset_conversion.images import SIDE, read_grey, read_index_mask, read_rgb, resize_to
 from dataset_conversion.notes import Notes
+from dataset_conversion.raw.case_lists import GROUPS, TEST_SETS, write_groups, write_test_sets
 from dataset_conversion.raw.cases import COLOUR_ENDINGS, Case
 from dataset_conversion.raw.dataset import RawDataset, find_dataset
-from dataset_conversion.raw.description import check_label_values
+from dataset_conversion.raw.description import DESCRIPTION, check_label_values
 from dataset_conversion.raw.finished import conversion_of
 from dataset_conversion.raw.folds import (
     DEFAULT_FOLDS,
@@ -36,8 +37,6 @@ from dataset_conversion.system.options import SEED, Range, check_ranges
 from dataset_conversion.system.parallel import in_parallel
 
 logger = logging.getLogger(__name__)
-
-DESCRIPTIONS = ("dataset.json", "groups.json", "test_sets.json")
 
 
 @dataclass(frozen=True)
@@ -118,13 +117,13 @@ def write_descriptions(source: RawDataset, kept: set[str], folder: Path) -> None
     """Write dataset.json, and groups.json and test_sets.json where the source has them."""
     # The table of files goes: here, names say which case a file belongs to.
     content = {key: value for key, value in source.json.items() if key != "dataset"}
-    write_json(folder / "dataset.json", content | {"numTraining": len(kept), "subset_of": source.origin})
-    if (source.folder / "groups.json").is_file():
+    write_json(folder / DESCRIPTION, content | {"numTraining": len(kept), "subset_of": source.origin})
+    if (source.folder / GROUPS).is_file():
         kept_or_test = kept | {case.id for case in source.test_cases}
         groups = {case_id: group for case_id, group in source.groups.items() if case_id in kept_or_test}
-        write_json(folder / "groups.json", groups)
+        write_groups(folder, groups)
     if source.test_sets:
-        write_json(folder / "test_sets.json", source.test_sets)
+        write_test_sets(folder, source.test_sets)
 
 
 def check_shrinkable(source: RawDataset) -> None:
@@ -141,7 +140,7 @@ def check_shrinkable(source: RawDataset) -> None:
 
 def source_files(source: RawDataset, splits: Path | None = None) -> list[Path]:
     """All files of a data set, and those of its folds; `splits`: the one given instead."""
-    files = [path for name in DESCRIPTIONS if (path := source.folder / name).is_file()]
+    files = [path for name in (DESCRIPTION, GROUPS, TEST_SETS) if (path := source.folder / name).is_file()]
     files += [path for path in [splits, *splits_files(source.folder)] if path and path.is_file()]
     for case in (*source.training_cases, *source.test_cases):
         files += [*case.images, *([case.label] if case.label else []), *source.spacing_files(case).values()]

@@ -201,9 +201,18 @@ def test_a_damaged_journal_deletes_nothing_outside(tmp_path):
         raise ZeroDivisionError
     record = tmp_path / ".Dataset600_R.partial" / ".journal" / "a.json"
     whole = record.read_text()
-    for content in ('{"stamp": [1], "files": ["../kept.txt"], "facts": {}}', "[]", "{}"):
-        record.write_text(content)
-        damaged = pytest.raises(UserError, match=r"a.json: found .*; remove that file")
+    whole_one = {"stamp": [1], "files": ["a.txt"], "facts": {}}
+    for content, words in (
+        ([], "array, expected object"),
+        ({}, "no key stamp, expected one"),
+        (whole_one | {"files": ["../kept.txt"]}, "the path '../kept.txt'"),
+        (whole_one | {"files": "a.txt"}, "str at files, expected array"),
+        (whole_one | {"files": [None]}, "null at files"),
+        (whole_one | {"stamp": 1}, "int at stamp, expected array"),
+        (whole_one | {"facts": None}, "null at facts, expected object"),
+    ):
+        record.write_text(json.dumps(content))
+        damaged = pytest.raises(UserError, match=rf"a.json: found {words}.*; remove that file")
         with damaged, resumable_folder(out, {}) as folder:
             Journal(folder, {"a": [1]}, dict)
     record.write_text(whole)

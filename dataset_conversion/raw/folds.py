@@ -7,12 +7,11 @@ import random
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypedDict
 
 from dataset_conversion.raw.dataset import RawDataset, nnunet_folder
-from dataset_conversion.raw.description import load_json
 from dataset_conversion.system.errors import UserError
-from dataset_conversion.system.json_files import write_json
+from dataset_conversion.system.json_files import read_json, write_json
 from dataset_conversion.system.names import check_case_ids
 
 logger = logging.getLogger(__name__)
@@ -20,22 +19,27 @@ logger = logging.getLogger(__name__)
 Fold = int | Literal["all"]
 DEFAULT_FOLDS = 5  # of the splits that nnU-Net makes where there are none
 
-Split = dict[str, list[str]]  # {"train": [case ids], "val": [case ids]}, one fold of splits_final.json
+SIDES = ("train", "val")
+
+
+class Split(TypedDict):
+    """One fold of splits_final.json: the ids of its cases."""
+
+    train: list[str]
+    val: list[str]
 
 
 def read_folds(path: Path) -> list[Split]:
-    """Folds of a file like splits_final.json, with tidy ids. UserError: it holds none; as `check_case_id`."""
-    splits = load_json(path)
-    if (
-        not isinstance(splits, list)
-        or not splits
-        or not all(isinstance(fold, dict) for fold in splits)
-        or not all(isinstance(fold.get(side), list) for fold in splits for side in ("train", "val"))
-    ):
+    """Folds of a file like splits_final.json, with tidy ids.
+
+    UserError: a wrong type or a missing side; it holds none; as `check_case_id`.
+    """
+    splits = read_json(path, list[Split], "correct it")
+    if not splits:
         raise UserError(
             f'{path}: found no folds, expected [{{"train": [...], "val": [...]}}, ...]; correct it'
         )
-    return [fold | {side: check_case_ids(fold[side], path) for side in ("train", "val")} for fold in splits]
+    return [{side: check_case_ids(fold[side], path) for side in SIDES} for fold in splits]
 
 
 def read_splits(dataset: RawDataset) -> list[Split]:
@@ -57,7 +61,7 @@ def read_splits(dataset: RawDataset) -> list[Split]:
 def splits_in(dataset: RawDataset, path: Path) -> list[Split]:
     """Folds that a file like splits_final.json holds. UserError: it holds none, or unknown cases."""
     splits = read_folds(path)
-    named = {case_id for fold in splits for side in ("train", "val") for case_id in fold[side]}
+    named = {case_id for fold in splits for side in SIDES for case_id in fold[side]}
     if unknown := sorted(named - {case.id for case in dataset.training_cases}):
         raise UserError(
             f"{path}: found {unknown[0]} ({len(unknown)} such), expected ids of training cases; restore "
@@ -161,8 +165,7 @@ def drawn_cases(case_ids: Sequence[str], splits: Sequence[Split], fraction: floa
 def restricted_splits(splits: Sequence[Split], kept: set[str]) -> list[Split]:
     """The same folds without the cases that are not `kept`, in their order."""
     return [
-        {side: [case_id for case_id in fold[side] if case_id in kept] for side in ("train", "val")}
-        for fold in splits
+        {side: [case_id for case_id in fold[side] if case_id in kept] for side in SIDES} for fold in splits
     ]
 
 
@@ -191,7 +194,7 @@ def write_splits(folder: Path, splits: list[Split], unfinished: Path | None = No
 def refuse_other_splits(folder: Path, splits: list[Split]) -> None:
     """UserError when a splits_final.json of data set `folder` exists and differs from `splits`."""
     for path in splits_files(folder):
-        if path.is_file() and load_json(path) != splits:
+        if path.is_file() and read_json(path, list, "correct it") != splits:
             raise UserError(
                 f"{path}: found other splits than the {len(splits)} folds to write, expected the same; "
                 "delete that file (and the models trained with it) or choose another --out"
