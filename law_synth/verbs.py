@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataset_conversion.system.verbs import Verb, run_verb
 from law_synth.audit.audit import Audit
-from law_synth.base.init_base import InitBase
+from law_synth.base.options import InitBase
 from law_synth.evaluation.evaluate import Evaluate
 from law_synth.experiment.demo import Demo
 from law_synth.experiment.experiment import Experiment
@@ -16,7 +16,7 @@ from law_synth.training.options import Train
 DIFFUSERS = ("diffusers", "transformers", "accelerate")
 
 VERBS = {
-    "init-base": Verb(InitBase, ""),
+    "init-base": Verb(InitBase, "law_synth.base.init_base:init_base", "synth", ("diffusers", "transformers")),
     "train": Verb(Train, "law_synth.training.train:train", "synth", DIFFUSERS),
     "generate": Verb(Generate, ""),
     "mine": Verb(Mine, ""),

@@ -12,7 +12,7 @@ import tyro
 from dataset_conversion.system.errors import UserError
 from dataset_conversion.system.seeds import check_seed
 from dataset_conversion.volumes import check_window
-from law_synth.base.seen import SLICES_PER_CASE
+from law_synth.base.options import SLICES_PER_CASE
 from law_synth.weightings import WEIGHTINGS, WeightingName
 
 DEFAULT_BASE = "stable-diffusion-v1-5/stable-diffusion-v1-5"
