@@ -25,10 +25,9 @@ from dataset_conversion.raw.finished import Conversion, conversion_of
 from dataset_conversion.raw.folds import DEFAULT_FOLDS, default_splits, grouped_splits
 from dataset_conversion.raw.writer import RawDatasetWriter
 from dataset_conversion.system.errors import UserError
-from dataset_conversion.system.options import Range, check_ranges, flag
+from dataset_conversion.system.options import Range, check_ranges, check_window, flag
 from dataset_conversion.system.parallel import in_parallel
 from dataset_conversion.system.resumable import Journal, resumable_folder
-from dataset_conversion.volumes import check_window
 
 logger = logging.getLogger(__name__)
 

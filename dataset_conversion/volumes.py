@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import math
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -139,11 +138,13 @@ def slices_reaching(volume: Volume, axis: int, value: float) -> np.ndarray:
     return np.flatnonzero(found)
 
 
-def evenly_spaced(indices: np.ndarray, count: int) -> np.ndarray:
-    """`count` of the indices, the middles of parts of equal length: at the ends a lesion is smallest."""
-    if len(indices) <= count:
-        return indices
-    return indices[(2 * np.arange(count) + 1) * len(indices) // (2 * count)]
+def evenly_spaced(values: Sequence, count: int) -> list:
+    """`count` of the values, the middles of parts of equal length, or all of them where there are fewer.
+
+    Of the slices of a lesion these leave out the ends, where it is smallest.
+    """
+    count = min(count, len(values))
+    return [values[(2 * number + 1) * len(values) // (2 * count)] for number in range(count)]
 
 
 def read_slices(
@@ -192,14 +193,6 @@ def write_volume(
         header.write_to(file)
         for slab in slabs:
             file.write(np.asarray(slab, header.get_data_dtype()).tobytes(order="F"))
-
-
-def check_window(window: tuple[float, float] | None) -> None:
-    """UserError unless a verb's --window is a range of two finite numbers."""
-    if window is not None and not 0 < window[1] - window[0] < math.inf:
-        raise UserError(
-            f"found --window {window[0]:g} {window[1]:g}, expected two numbers, LOW below HIGH; change it"
-        )
 
 
 @contextmanager

@@ -10,10 +10,10 @@ from dataset_conversion.phantom import ConvertPhantom, convert_phantom
 from dataset_conversion.subset import ConvertSubset
 from dataset_conversion.system.errors import UserError
 from dataset_conversion.system.verbs import call
-from law_synth.base.init_base import InitBase
+from law_synth.base.options import InitBase
 from law_synth.evaluation.evaluate import Evaluate as EvaluateSynthesis
-from law_synth.experiment.demo import Demo as LawDemo
-from law_synth.experiment.experiment import Experiment
+from law_synth.experiment.options import Demo as LawDemo
+from law_synth.experiment.options import Experiment
 from law_synth.generation.generate import Generate
 from law_synth.training.options import Train
 from nnunet_order.benchmark import Benchmark
