@@ -331,7 +331,7 @@ def test_groups_and_cases_that_letter_case_alone_tells_apart_are_refused(tmp_pat
     refused(tmp_path, "found the cases 'a' and 'A'", groups=table)
     save(tmp_path / "images" / "A.png", picture())
     save(tmp_path / "masks" / "A.png", square(255))
-    refused(tmp_path, "found case id . twice, letter case aside")
+    refused(tmp_path, "found case id . twice .letter case does not count")
 
 
 def test_masks_are_found_in_the_other_unicode_form(tmp_path):

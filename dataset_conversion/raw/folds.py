@@ -43,7 +43,7 @@ def read_folds(path: Path) -> list[Split]:
 
 
 def read_splits(dataset: RawDataset) -> list[Split]:
-    """Folds as nnU-Net will use them: preprocessed folder's, else the raw folder's, else its default.
+    """The folds that nnU-Net will use: of its preprocessed folder, else of the raw folder, else its default.
 
     UserError: a damaged file, as `splits_in`; too few cases.
     """
@@ -53,7 +53,7 @@ def read_splits(dataset: RawDataset) -> list[Split]:
     case_ids = [case.id for case in dataset.training_cases]
     if len(case_ids) < DEFAULT_FOLDS:
         raise UserError(
-            f"{dataset.folder}: found {len(case_ids)} cases, expected 5 or more for 5 folds; add some"
+            f"{dataset.folder}: found {len(case_ids)} training cases, expected 5 or more for folds; add some"
         )
     return default_splits(case_ids)
 
@@ -105,7 +105,7 @@ def leak_free_fold(dataset: RawDataset, fold: Fold) -> tuple[list[str], list[str
 
 
 def default_splits(case_ids: Sequence[str]) -> list[Split]:
-    """The five folds that nnU-Net makes of its own."""
+    """nnU-Net's five default folds."""
     from nnunetv2.utilities.crossval_split import generate_crossval_split
 
     # The call in nnUNetTrainer.do_split.
@@ -120,9 +120,10 @@ def splits_files(folder: Path) -> list[Path]:
 
 
 def grouped_splits(groups: Mapping[str, str], folds: int = 5, seed: int = 12345) -> list[Split]:
-    """Folds of near equal size with no group (sequence, patient) on both sides; `groups`: case id -> group.
+    """Folds of nearly equal size with no group (sequence, patient) on both sides; `groups`: case id -> group.
 
-    Largest group first into the smallest fold, ties in an order drawn from `seed`. UserError: too few groups.
+    The largest group goes first, into the smallest fold; `seed` decides the order of groups of one size.
+    UserError: too few groups.
     """
     members = defaultdict(list)
     for case_id, group in sorted(groups.items()):
@@ -146,9 +147,9 @@ def grouped_splits(groups: Mapping[str, str], folds: int = 5, seed: int = 12345)
 
 
 def drawn_cases(case_ids: Sequence[str], splits: Sequence[Split], fraction: float, seed: int) -> set[str]:
-    """A share of the cases, drawn among those that are in training and validation of the same folds.
+    """Draw a share of the cases among those that train in the same folds and validate in the same folds.
 
-    At least one case of each such part; without folds at least five, if there are so many.
+    At least one case of each such part is kept. Without folds at least five are kept, if there are so many.
     """
     sides = [(set(fold["train"]), set(fold["val"])) for fold in splits]
     parts = defaultdict(list)
@@ -172,8 +173,9 @@ def restricted_splits(splits: Sequence[Split], kept: set[str]) -> list[Split]:
 def write_splits(folder: Path, splits: list[Split], unfinished: Path | None = None) -> None:
     """Write splits_final.json into a raw folder and, if it is set, $nnUNet_preprocessed/<name>/.
 
-    Before the raw folder takes its name: one without its folds would be trained on nnU-Net's own, which may
-    part patients. UserError, before anything is written: one of the two holds different splits.
+    This happens before the raw folder takes its name. Without these folds nnU-Net would use its default ones,
+    which may put one patient on both sides. UserError, before anything is written: one of the two folders
+    holds different splits.
 
     Args:
         folder: the raw folder under its final name.

@@ -52,7 +52,7 @@ class RawDatasetWriter:
         sign: Callable[[Path], None] | None = None,
         **about: str,
     ):
-        """`unfinished`: makes `.<name>.partial`, here one that can be taken up again (`resumable_folder`).
+        """`unfinished`: makes `.<name>.partial`; that of `resumable_folder` outlives a kill.
 
         `sign`: called with that folder once its files are complete, see `finished.Conversion`.
 
@@ -145,8 +145,8 @@ class RawDatasetWriter:
         with self._lock:
             if match_key(case_id) in self._ids:
                 raise UserError(
-                    f"found case id {case_id} twice, letter case aside, expected unique ids; rename or "
-                    "remove one of the two"
+                    f"found case id {case_id} twice (letter case does not count), expected unique ids; "
+                    "rename or remove one of the two"
                 )
             self._ids.add(match_key(case_id))
 
