@@ -18,7 +18,7 @@ from dataset_conversion.system.json_files import converted
 Labels = dict[str, int | list[int]]
 
 DESCRIPTION = "dataset.json"
-CORRECT = "correct it; see nnU-Net's dataset format"
+CORRECT = "correct it (see nnU-Net's dataset format)"
 
 
 @dataclass(frozen=True)
