@@ -165,7 +165,7 @@ def parse_labels(texts: tuple[str, ...]) -> dict[str, int]:
         name = tidy_name(match[1]) if match else ""
         if not name or name in labels:
             raise UserError(
-                f'found label "{text}", expected name=value, each name once: background=0 polyp=1'
+                f'found label "{text}", expected name=value with each name once; write background=0 polyp=1'
             )
         labels[name] = int(match[2])
     return labels
@@ -192,7 +192,9 @@ def list_images(folder: Path) -> dict[str, Path]:
             )
         files[stem] = path
     if not files:
-        raise UserError(f"{folder}: found no image, expected files ending in {' '.join(IMAGE_ENDINGS)}")
+        raise UserError(
+            f"{folder}: found no image, expected files ending in {' '.join(IMAGE_ENDINGS)}; check the path"
+        )
     return files
 
 

@@ -242,7 +242,7 @@ def test_faulty_files_are_named(tmp_path):
     with pytest.raises(UserError, match="same size"):
         dataset.read_case(dataset.training_cases[3])
     dataset.training_cases[4].label.unlink()
-    with pytest.raises(UserError, match="case_004 has no label file"):
+    with pytest.raises(UserError, match="found no label file of training case case_004"):
         read_dataset(folder)
 
 

@@ -90,7 +90,7 @@ class RawDataset:
         for case in cases:
             if case.label is None:
                 raise UserError(
-                    f"{self.folder}: training case {case.id} has no label file, "
+                    f"{self.folder}: found no label file of training case {case.id}, "
                     f"expected labelsTr/{case.id}{self.file_ending}; add it or remove the image"
                 )
         return cases

@@ -153,7 +153,9 @@ class RawDatasetWriter:
     def _write_image(self, part: str, case_id: str, image: np.ndarray) -> None:
         channels = 1 if image.ndim == 2 else image.shape[2]
         if channels != len(self.channel_names):
-            raise UserError(f"case {case_id}: found {channels} channels, expected {self.channel_names}")
+            raise UserError(
+                f"case {case_id}: found {channels} channels, expected {self.channel_names}; convert the image"
+            )
         if not np.isfinite(image).all():
             raise UserError(
                 f"case {case_id}: found NaN or Inf in the image, expected finite values; replace them"
