@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nnunet_order.networks.mk_unet import check_strides
+from nnunet_order.networks.strides import check_strides
 from nnunet_order.networks.seg_layers import SegLayers
 
 CONV_CHANNELS = (16, 32, 128)
