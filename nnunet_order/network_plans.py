@@ -68,7 +68,9 @@ def with_network(
     plans = deepcopy(plans)
     if configuration not in plans["configurations"]:
         known = ", ".join(plans["configurations"])
-        raise UserError(f"found no configuration {configuration} in the plans, expected {known}; train with 2d")
+        raise UserError(
+            f"found no configuration {configuration} in the plans, expected {known}; train with 2d"
+        )
     settings = plans["configurations"][configuration] = resolved(plans["configurations"], configuration)
     patch = settings["patch_size"]
     if len(patch) != 2:

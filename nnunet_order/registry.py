@@ -1,8 +1,9 @@
 """The networks and trainers of this package by name: the one list that commands, shim and tests read.
 
-Nothing here imports torch, so `--help` and the option classes can read it. A new network needs two places: its
-module in `nnunet_order.networks`, which keeps the contract written there, and its entry in `NETWORKS`, from
-which `nnunet_order.trainers` makes nnUNetTrainer<Name>. A variant of a trainer is an entry in `TRAINERS`.
+Nothing here imports torch, so `--help` and the option classes can read it. A new network needs two places:
+its module in `nnunet_order.networks`, which keeps the contract written there, and its entry in `NETWORKS`,
+from which `nnunet_order.trainers` makes nnUNetTrainer<Name>. A variant of a trainer is an entry in
+`TRAINERS`.
 """
 
 from __future__ import annotations

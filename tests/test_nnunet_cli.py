@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from dataset_conversion.system.errors import UserError
-from nnunet_order.export import load_checkpoint
+from nnunet_order.model_folder import load_checkpoint
 
 pytestmark = pytest.mark.slow
 
@@ -261,7 +261,7 @@ def test_reused_plans_take_the_reader_of_their_data_set_and_never_replace_others
 ):
     import SimpleITK as sitk
 
-    from nnunet_order.plan import Plan
+    from nnunet_order.options import Plan
 
     source = shutil.copytree(
         nnunet.preprocessed / "Dataset901_Phantom",

@@ -17,8 +17,8 @@ from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from dataset_conversion.system.errors import UserError
-from nnunet_order.export import load_checkpoint
 from nnunet_order.finite_loss import FiniteLoss
+from nnunet_order.model_folder import load_checkpoint
 from nnunet_order.network_plans import patch_size, with_network
 from nnunet_order.networks import ORDER, MKUNet, SigmoidHead
 from nnunet_order.schedule import CosineSchedule, one_pass
@@ -162,7 +162,7 @@ def test_every_trainer_builds_what_it_is_named_after(make, name, parameters, epo
 
 
 def test_the_batch_must_part_evenly():
-    from nnunet_order.trainers import check_processes
+    from nnunet_order.paper_recipe import check_processes
 
     check_processes(16, 4)
     with pytest.raises(UserError, match="found -num_gpus 3 for a batch of 16"):
@@ -186,7 +186,8 @@ def test_another_optimizer_is_one_line(make):
 
 
 def test_options_change_hyper_parameters_of_one_process(make, monkeypatch):
-    from nnunet_order.trainers import PaperRecipeTrainer, nnUNetTrainerORDER
+    from nnunet_order.paper_recipe import PaperRecipeTrainer
+    from nnunet_order.trainers import nnUNetTrainerORDER
 
     values = {
         "epochs": 7,
@@ -363,7 +364,7 @@ def test_a_skipped_validation_keeps_what_belongs_to_the_same_weights(make, monke
     ],
 )
 def test_wrong_options_are_one_line(monkeypatch, text, message):
-    from nnunet_order.trainers import PaperRecipeTrainer
+    from nnunet_order.paper_recipe import PaperRecipeTrainer
 
     monkeypatch.setenv(OPTIONS_VARIABLE, text)
     with pytest.raises(UserError, match=message) as error:

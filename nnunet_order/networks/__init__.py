@@ -2,8 +2,8 @@
 
 A network of this package keeps this contract, which nnU-Net expects of every network:
 
-* Its class takes `(input_channels, num_classes, deep_supervision=False, strides=None, **options)`. The options
-  are JSON values, because they stand in plans.json.
+* Its class takes `(input_channels, num_classes, deep_supervision=False, strides=None, **options)`. The
+  options are JSON values, because they stand in plans.json.
 * `forward` turns images (B, input_channels, H, W) of any H and W into logits (B, num_classes, H, W).
 * `strides` are those of its entry in `nnunet_order.registry`: one (height, width) per encoder stage. nnU-Net
   computes from them the sizes of the deep-supervision targets, and we the multiple to which patches are
@@ -24,14 +24,16 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-from nnunet_order.networks.sigmoid_head import SigmoidHead
 from nnunet_order.registry import NETWORKS
 
-__all__ = ["SigmoidHead", *NETWORKS]
+# As text, like the verbs of a command: what only names networks need not wait for torch.
+MODULES = {name: network.module for name, network in NETWORKS.items()} | {"SigmoidHead": "sigmoid_head"}
+
+__all__ = [*MODULES]
 
 
 def __getattr__(name: str) -> Any:
-    """A registered network class. The registry names its module as text, so that it can be read without torch."""
-    if name in NETWORKS:
-        return getattr(import_module(f"{__name__}.{NETWORKS[name].module}"), name)
+    """A network class, or `SigmoidHead`, from its module (PEP 562)."""
+    if name in MODULES:
+        return getattr(import_module(f"{__name__}.{MODULES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -18,6 +18,7 @@ from nnunet_order.networks.multi_kernel import (
 from nnunet_order.networks.seg_layers import SegLayers
 from nnunet_order.networks.strides import check_strides
 
+
 class AdditiveSkip(nn.Module):
     """d + e."""
 

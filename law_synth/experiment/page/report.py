@@ -14,7 +14,8 @@ from typing import Annotated
 import tyro
 
 from dataset_conversion.system.requirements import require
-from nnunet_order.metrics import FOREGROUND_MEAN, RESAMPLES
+from nnunet_order.bootstrap import RESAMPLES
+from nnunet_order.metrics import FOREGROUND_MEAN
 
 logger = logging.getLogger(__name__)
 
