@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from copy import deepcopy
 from typing import Any
 
 from dataset_conversion.system.errors import UserError
-from nnunet_order.registry import FIVE_HALVINGS, Strides, network_path
+from nnunet_order.registry import FIVE_HALVINGS, Strides, network_path, total_stride
 
 SIGMOID_HEAD = network_path("SigmoidHead")
-
-
-def total_stride(strides: Strides) -> int:
-    """The largest factor by which a network down-samples along any axis."""
-    return max(map(math.prod, zip(*strides, strict=True)))
 
 
 def patch_size(median_shape: Sequence[float], largest_side: int, multiple: int = 32) -> list[int]:

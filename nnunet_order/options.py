@@ -12,8 +12,7 @@ import tyro
 from dataset_conversion.system.errors import UserError
 from dataset_conversion.system.options import Range, check_ranges
 from dataset_conversion.system.seeds import check_seed
-from nnunet_order.network_plans import total_stride
-from nnunet_order.registry import NETWORKS
+from nnunet_order.registry import NETWORKS, total_stride
 
 STOCK_NETWORK = "nnUNet"
 NetworkName = Literal[(*NETWORKS, STOCK_NETWORK)]

@@ -8,6 +8,7 @@ from which `nnunet_order.trainers` makes nnUNetTrainer<Name>. A variant of a tra
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -66,6 +67,11 @@ NETWORKS = {
         "ege_unet", "EGE-UNet", "EGE-UNet on ORDER's recipe, without the deep supervision of its own."
     ),
 }
+
+
+def total_stride(strides: Strides) -> int:
+    """The largest factor by which a network down-samples along any axis."""
+    return max(map(math.prod, zip(*strides, strict=True)))
 
 
 def network_path(name: str) -> str:
