@@ -17,8 +17,8 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from dataset_conversion.raw.writer import write_json
 from dataset_conversion.system.errors import UserError
+from dataset_conversion.system.json_files import write_json
 from dataset_conversion.system.parallel import in_processes
 from nnunet_order import networks
 from nnunet_order.complexity import planned_unet

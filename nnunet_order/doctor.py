@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dataset_conversion.system.errors import UserError
-from dataset_conversion.system.verbatim import verbatim
+from dataset_conversion.system.terminal import verbatim
 from nnunet_order.options import Doctor
 from nnunet_order.registration import OPT_OUT, VARIABLE, shim_folder
 from nnunet_order.registry import NETWORKS, trainer_of

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dataset_conversion.raw.dataset import RawDataset, files_by_id, find_dataset
+from dataset_conversion.raw.cases import files_by_id
+from dataset_conversion.raw.dataset import RawDataset, find_dataset
 from dataset_conversion.raw.folds import fold_cases
 from dataset_conversion.system.errors import UserError
 from dataset_conversion.system.folders import check_report_folder

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 from rich.progress import track
 
-from dataset_conversion.raw.dataset import RawDataset, files_by_id
+from dataset_conversion.raw.cases import files_by_id
+from dataset_conversion.raw.dataset import RawDataset
 from dataset_conversion.raw.geometry import check_places, label_spacing, slice_axis
 from dataset_conversion.system.errors import UserError
 from dataset_conversion.system.parallel import in_processes

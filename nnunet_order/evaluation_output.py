@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dataset_conversion.system.folders import report_folder
-from dataset_conversion.system.verbatim import verbatim
+from dataset_conversion.system.terminal import verbatim
 from nnunet_order.bootstrap import RESAMPLES, UNITS
 from nnunet_order.evaluation import Evaluation
 from nnunet_order.examples import chosen_examples

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from dataset_conversion.raw.dataset import COLOUR_ENDINGS, Case, RawDataset, files_by_id
+from dataset_conversion.raw.cases import COLOUR_ENDINGS, Case, files_by_id
+from dataset_conversion.raw.dataset import RawDataset
 from dataset_conversion.raw.geometry import label_spacing, slice_axis
 from nnunet_order.evaluation import Evaluation
 from nnunet_order.metrics import METRICS

@@ -10,7 +10,8 @@ from typing import Any, Literal
 import numpy as np
 
 from dataset_conversion.image_files import opened
-from dataset_conversion.images import Notes, read_grey, read_rgb
+from dataset_conversion.images import read_grey, read_rgb
+from dataset_conversion.notes import Notes
 from dataset_conversion.system.errors import UserError
 from nnunet_order.onnx_file import INSTALL_HINT, OnnxMetadata, read_properties
 

@@ -10,8 +10,7 @@ from typing import Annotated, Literal
 import tyro
 
 from dataset_conversion.system.errors import UserError
-from dataset_conversion.system.options import Range, check_ranges
-from dataset_conversion.system.seeds import check_seed
+from dataset_conversion.system.options import SEED, Range, check_ranges
 from nnunet_order.registry import NETWORKS, total_stride
 
 STOCK_NETWORK = "nnUNet"
@@ -86,14 +85,13 @@ class Evaluate:
     nnU-Net's own where that file does not exist."""
     nsd_tolerance: Annotated[float, Range(0)] = 2.0
     """Boundary error that NSD forgives: in mm, or in pixels where the files have no spacing (PNG)."""
-    seed: int = 0
+    seed: Annotated[int, SEED] = 0
     """Seed of the bootstrap."""
     processes: int = os.cpu_count() or 1
     """Number of worker processes."""
 
     def check(self) -> None:
         """UserError: bad numbers, or options that exclude each other."""
-        check_seed(self.seed)
         check_ranges(self)
         if self.fold is not None and self.labels is not None:
             raise UserError("found --fold and --labels, expected one of them; leave one out")
@@ -137,14 +135,13 @@ class Benchmark:
     """Number of rounds before these that are not timed."""
     memory: bool = False
     """Also measure each network's peak memory in training, each in a fresh process."""
-    seed: int = 0
+    seed: Annotated[int, SEED] = 0
     """Seed of the weights, images and masks."""
     json: Path | None = None
     """Also write all times, the machine, versions and command line to this file."""
 
     def check(self) -> None:
         """UserError: a number out of its range, or a network named twice."""
-        check_seed(self.seed)
         check_ranges(self)
         if not self.networks or len(set(self.networks)) < len(self.networks):
             raise UserError(
@@ -232,7 +229,7 @@ class Demo:
     """Number of test images."""
     size: int = 128
     """Side of the images in pixels."""
-    seed: int = 0
+    seed: Annotated[int, SEED] = 0
     """Seed of the drawing and of the trainings."""
     again: bool = False
     """Also repeat the stages that other versions of the packages finished, and all stages that follow
@@ -240,4 +237,4 @@ class Demo:
 
     def check(self) -> None:
         """UserError: a bad seed. The commands of the stages check the rest."""
-        check_seed(self.seed)
+        check_ranges(self)

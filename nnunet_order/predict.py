@@ -13,9 +13,9 @@ from PIL import Image
 from rich.progress import track
 
 from dataset_conversion.image_files import IMAGE_ENDINGS, images_in
-from dataset_conversion.images import Notes
-from dataset_conversion.raw.writer import write_atomically
+from dataset_conversion.notes import Notes
 from dataset_conversion.system.errors import UserError, check_writable
+from dataset_conversion.system.files import write_atomically
 from nnunet_order.onnx_model import OnnxModel
 from nnunet_order.options import Predict
 

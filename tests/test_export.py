@@ -18,7 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dataset_conversion.images import Notes
+from dataset_conversion.notes import Notes
 from dataset_conversion.system.errors import UserError
 from nnunet_order.export import export
 from nnunet_order.model_folder import ModelFolder, find_fold, load_checkpoint, load_model, open_model_folder

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dataset_conversion.system.folders import report_folder
-from dataset_conversion.system.verbatim import verbatim
+from dataset_conversion.system.terminal import verbatim
 from nnunet_order.bootstrap import mean_over_cases, resampled_means, with_interval
 from nnunet_order.comparing.scores import CaseScores, read_scores
 from nnunet_order.complexity import gflops, parameters
