@@ -141,10 +141,15 @@ def test_convert_writes_the_same_volumes_that_nnunet_reads(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "options",
-    [{"kind": "ct", "slices": 3}, {"kind": "ct", "size": 16}, {"kind": "ct", "cases": 0}, {"slices": 8}],
+    ("options", "message"),
+    [
+        ({"kind": "ct", "slices": 3}, "found --slices 3, expected 4 or more; change it"),
+        ({"kind": "ct", "size": 16}, "found --size 16, expected 32 or more; change it"),
+        ({"kind": "ct", "cases": 0}, "found --cases 0, expected 1 or more; change it"),
+        ({"slices": 8}, "found --slices with endoscopy images, expected --kind ct"),
+    ],
 )
-def test_senseless_options_are_refused(tmp_path: Path, options):
-    with pytest.raises(UserError, match="correct"):
+def test_senseless_options_are_refused(tmp_path: Path, options, message):
+    with pytest.raises(UserError, match=message):
         convert_phantom(ConvertPhantom(out=tmp_path / "Dataset900_CT", **options))
     assert list(tmp_path.iterdir()) == []

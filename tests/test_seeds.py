@@ -16,11 +16,9 @@ from law_synth.experiment.options import Demo as LawDemo
 from law_synth.experiment.options import Experiment
 from law_synth.generation.generate import Generate
 from law_synth.training.options import Train
-from nnunet_order.benchmark import Benchmark
 from nnunet_order.comparing.compare import Compare
-from nnunet_order.demo import Demo
-from nnunet_order.evaluate import Evaluate
-from nnunet_order.trainers import environment_seed
+from nnunet_order.options import Benchmark, Demo, Evaluate
+from nnunet_order.paper_recipe import environment_seed
 
 
 def law_experiment(out, data, seed):
