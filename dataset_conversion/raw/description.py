@@ -50,9 +50,9 @@ def description_of(content: dict[str, Any], path: Path) -> Description:
 
     UserError: a wrong type, a missing key, or what nnU-Net would refuse; it names the file `path`.
     """
-    for key, check in (("channel_names", check_channel_names), ("labels", check_label_table)):
-        if key in content:  # the usual mistakes are explained
-            check(content[key], path)
+    if "channel_names" in content and "labels" in content:  # the usual mistakes are explained
+        check_channel_names(content["channel_names"], path)
+        check_label_table(content["labels"], path)
     description = converted(content, Description, path, CORRECT)
     check_regions(description.labels, description.regions_class_order, path)
     if not re.fullmatch(r"\.[\w.]+", description.file_ending):
