@@ -15,8 +15,7 @@ from dataset_conversion.raw.folds import Fold
 from dataset_conversion.system.errors import UserError
 from dataset_conversion.system.json_files import converted
 from dataset_conversion.system.names import refuse_lookalikes
-from dataset_conversion.system.options import Range, check_ranges
-from dataset_conversion.system.seeds import check_seed
+from dataset_conversion.system.options import Range, check_ranges, check_seed
 from law_synth.base.options import InitBase
 from law_synth.evaluation.evaluate import Evaluate
 from law_synth.generation.generate import Generate

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import tyro
 
 from dataset_conversion.system.errors import UserError
-from dataset_conversion.system.seeds import check_seed
+from dataset_conversion.system.options import check_seed
 from law_synth.experiment.presets import Preset, Scale
 from nnunet_order.stages.options import Execution
 
