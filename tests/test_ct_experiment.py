@@ -18,9 +18,10 @@ from dataset_conversion.raw.dataset import read_dataset
 from dataset_conversion.system.errors import UserError
 from law_synth.experiment import tables
 from law_synth.experiment.config import make_config
-from law_synth.experiment.experiment import Experiment
+from law_synth.experiment.experiment import experiment
+from law_synth.experiment.options import Experiment, Report
 from law_synth.experiment.page.display import display_note, display_of
-from law_synth.experiment.page.report import Report
+from law_synth.experiment.page.report import report
 from law_synth.experiment.presets import preset_content
 from law_synth.experiment.results import read_results
 from law_synth.experiment.stages import make_plan
@@ -152,7 +153,7 @@ def finished(tmp_path_factory, ct_dataset) -> Path:
     view = view_of(dataset, train)
     for entry in content["syntheses"]:
         synthesise(folder, entry, view, view.slices(train, 2))
-    Report(folder).run()
+    report(Report(folder))
     return folder
 
 
@@ -203,7 +204,7 @@ def test_the_share_of_synthetic_cases_in_a_batch_is_told(finished, caplog):
     ]
     assert shares[0]["share"] == pytest.approx(2 / 3)
     with caplog.at_level(logging.INFO):
-        Report(finished).run()
+        report(Report(finished))
     assert "6 real and 12 synthetic cases, 67 % of a batch is synthetic" in caplog.text
     page = (finished / "report.html").read_text()
     assert "67 %" in page and "counts as much as a whole real volume" in page
@@ -376,9 +377,9 @@ def test_dry_run_and_list_of_a_ct_experiment(ct_dataset, tmp_path, capsys, monke
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "ct.toml"
     path.write_text(f'dataset = "{ct_dataset}"\narms = ["real", "law"]\ndevice = "cpu"\nseeds = [0]\n')
-    Experiment(config=path, execution=Execution(dry_run=True)).run()
+    experiment(Experiment(config=path, execution=Execution(dry_run=True)))
     assert "law-synth generate" in capsys.readouterr().out
-    Experiment(config=path, execution=Execution(list_stages=True)).run()
+    experiment(Experiment(config=path, execution=Execution(list_stages=True)))
     names = [line.split("\t")[0] for line in capsys.readouterr().out.splitlines()]
     assert names[:2] == ["real", "plan"] and names[-1] == "report"
     assert not (tmp_path / "ct").exists()
