@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from dataset_conversion.raw.folds import fold_cases
-from law_synth.experiment.budget import synthetic_share
 from law_synth.experiment.results import Results, Synthesis
 from law_synth.experiment.statistics import Difference, Estimate, Score
 
@@ -116,9 +115,8 @@ def synthetic_shares(results: Results) -> list[dict]:
         ]
         if numbers:
             real, synthetic = np.mean(numbers, axis=0)
-            rows.append(
-                {"arm": arm, "real": real, "synthetic": synthetic, "share": synthetic_share(real, synthetic)}
-            )
+            share = synthetic / max(real + synthetic, 1)
+            rows.append({"arm": arm, "real": real, "synthetic": synthetic, "share": share})
     return rows
 
 
