@@ -34,8 +34,7 @@ class Experiment:
     rounds: int | None = None
     """Run this many rounds in place of the number in CONFIG."""
     out: Path | None = None
-    """The folder of the experiment; by default one here that is named after CONFIG or --preset and
-    --scale."""
+    """The folder of the experiment; by default one here, named after CONFIG or --preset and --scale."""
 
     execution: tyro.conf.OmitArgPrefixes[Execution] = field(default_factory=Execution)
 

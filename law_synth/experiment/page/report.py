@@ -18,7 +18,7 @@ from law_synth.experiment.page.display import display_note, display_of
 from law_synth.experiment.results import Results, read_results
 from nnunet_order.comparing.scores import CaseScores
 from nnunet_order.evaluation_output import write_csv
-from nnunet_order.metrics import FOREGROUND_MEAN, RESAMPLES
+from nnunet_order.metrics import FOREGROUND_MEAN, METRIC_TABLE, RESAMPLES
 
 logger = logging.getLogger(__name__)
 
@@ -103,6 +103,7 @@ def render(results: Results, scores: Sequence, differences: Sequence, mixtures: 
         by_size=any(panel["strata"] for group in groups for panel in group["labels"].values()),
         labels=results.labels,
         mean_label=FOREGROUND_MEAN,
+        metrics=METRIC_TABLE,
         resamples=RESAMPLES,
         mixtures=mixtures,
         volumetric=results.real is not None and results.real.holds_volumes,
