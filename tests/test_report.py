@@ -325,16 +325,16 @@ def test_sentences_tell_what_the_numbers_say(finished):
     # The interval alone is not enough.
     assert not difference(0.03, 0.01, 0.05, 0.06).distinguishable
     both = sentences.headline(results, [unclear, clear], [None])
-    assert both == "Of 2 comparisons with real data alone, 1 is worse and 1 cannot be told from no effect."
+    assert both == "Of 2 comparisons with real data alone, 1 is worse and 1 shows no distinguishable effect."
     assert "None of 2" in sentences.headline(results, [unclear, unclear], [None])
     assert sentences.number(-0.04) == "0.0"
     worse = difference(-0.02, -0.05, 0.01, 0.2, "ratio")
     (group,) = sentences.group_sentences(results, [unclear, worse])
     assert [line["arm"] for line in group["lines"]] == ["ratio"]
-    assert group["note"] == "That is the largest of 2 differences."
+    assert group["note"] == "This is the largest of 2 differences."
     (group,) = sentences.group_sentences(results, [unclear, clear])
     assert [line["arm"] for line in group["lines"]] == ["ratio"]
-    assert group["note"] == "1 other arm is not distinguishable from no effect."
+    assert group["note"] == "1 other arm shows no distinguishable effect."
 
 
 def test_tables_hold_what_was_scored(finished):
@@ -388,7 +388,7 @@ def test_missing_parts_are_named_and_the_rest_is_shown(finished, tmp_path):
         "evaluation of uniform_fold_0_seed_0",
     ]
     page = (folder / "report.html").read_text()
-    assert all(part in page for part in missing) and "Not there yet" in page
+    assert all(part in page for part in missing) and "Missing parts" in page
     assert "1 of 12 segmentations is not scored yet" in page
     assert "Not there yet" not in (finished / "report.html").read_text()
 
@@ -399,13 +399,13 @@ def test_real_arm_alone_and_no_segmenters_give_pages(finished, tmp_path):
     describe(real, arms=["real"], seeds=[0], segmentations=entries, syntheses=[])
     report(Report(real))
     page = (real / "report.html").read_text()
-    assert "Nothing to compare with real data alone yet." in page and 'id="synthesis"' not in page
+    assert "There is nothing to compare with real data alone yet." in page and 'id="synthesis"' not in page
     assert (real / "results" / "differences.csv").read_text().strip() == ""
     images = copy_of(finished, tmp_path / "images")
     describe(images, arms=list(ARMS[1:]), trainers=[], segmentations=[])
     report(Report(images))
     page = (images / "report.html").read_text()
-    assert "No segmenter belongs to this experiment" in page and 'id="segmentation"' not in page
+    assert "This experiment trains no segmenter" in page and 'id="segmentation"' not in page
     assert 'id="generated"' in page
     empty = tmp_path / "empty"
     empty.mkdir()
