@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dataset_conversion.system.errors import UserError
+from dataset_conversion.system.json_files import read_json
 from dataset_conversion.system.provenance import require
 from law_synth.base.files import check_weights, find_base, hash_base, read_settings
 
@@ -42,6 +43,14 @@ FOREIGN_OPTIONS = (
     "center_input_sample",
     "time_embedding_act_fn",
 )
+
+
+@dataclass(frozen=True)
+class _Index:
+    """What is read of model_index.json."""
+
+    vae: tuple[str, str]
+    """Library and class."""
 
 
 @dataclass
@@ -130,10 +139,11 @@ def load_base(source: str, device: str | torch.device = "cpu", dtype: torch.dtyp
     from transformers import CLIPTextModel, CLIPTokenizer
 
     folder = find_base(source)
-    vae_class = read_settings(folder / "model_index.json")["vae"][1]
+    vae_class = read_json(folder / "model_index.json", _Index, "get the model again").vae[1]
     if vae_class not in ("AutoencoderKL", "AutoencoderTiny"):
         raise UserError(
-            f"{source}: found a VAE {vae_class}, expected AutoencoderKL or AutoencoderTiny; choose another base"
+            f"{source}: found a VAE {vae_class}, expected AutoencoderKL or AutoencoderTiny; choose another "
+            "base"
         )
     with quiet():
         models = {
