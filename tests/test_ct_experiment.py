@@ -25,11 +25,13 @@ from law_synth.experiment.presets import preset_content
 from law_synth.experiment.results import read_results
 from law_synth.experiment.stages import make_plan
 from law_synth.view.slices import view_of
-from nnunet_order.comparing.compare import Compare, Comparison
+from nnunet_order.comparing.comparison import Comparison
+from nnunet_order.comparing.options import Compare
 from nnunet_order.evaluation_output import write_csv
 from nnunet_order.metrics import FOREGROUND_MEAN, METRICS
+from nnunet_order.stages.experiment_record import begin
 from nnunet_order.stages.inputs import dataset_digest
-from nnunet_order.stages.options import Execution, begin
+from nnunet_order.stages.options import Execution
 from nnunet_order.stages.stage import stage_keys
 
 ARMS = ("real", "uniform", "law")
@@ -363,9 +365,9 @@ def test_a_patient_on_both_sides_is_refused(ct_dataset, tmp_path, caplog):
     ) as error:
         stages_of(copy, tmp_path / "out", folds=[0])
     assert "\n" not in str(error.value)
-    compare = Compare(str(copy), tmp_path / "out", trainers=(TRAINER,), folds=("0",))
+    options = Compare(str(copy), tmp_path / "out", trainers=(TRAINER,), folds=("0",))
     with pytest.raises(UserError, match="its group patient_9"):
-        Comparison(compare, read_dataset(copy)).experiment()
+        Comparison(options, read_dataset(copy)).pipeline()
     # Published test sets share sequences with training cases: said, not refused.
     (copy / "groups.json").write_text(json.dumps(groups | {"ct_7": "patient_0"}))
     assert stages_of(copy, tmp_path / "out", folds=["all"])

@@ -135,7 +135,7 @@ def synthesise(folder: Path, run: Path) -> None:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, trained_run) -> Path:
     """An experiment's folder with everything in it, reported on."""
-    from nnunet_order.stages.runner import Experiment
+    from nnunet_order.stages.runner import Pipeline
 
     folder = tmp_path_factory.mktemp("experiment")
     shutil.copytree(
@@ -148,7 +148,7 @@ def finished(tmp_path_factory, trained_run) -> Path:
     for entry in content["segmentations"]:
         predict_and_score(folder, entry)
     synthesise(folder, trained_run)
-    Experiment(folder, (TRAINED,)).run()
+    Pipeline(folder, (TRAINED,)).run()
     Report(folder).run()
     return folder
 

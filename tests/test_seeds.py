@@ -14,7 +14,7 @@ from law_synth.experiment.experiment import Experiment
 from law_synth.generation.generate import Generate
 from law_synth.training.options import Train
 from nnunet_order.benchmark import Benchmark
-from nnunet_order.comparing.compare import Compare
+from nnunet_order.comparing.options import Compare
 from nnunet_order.demo import Demo
 from nnunet_order.evaluate import Evaluate
 from nnunet_order.trainers import environment_seed
@@ -58,7 +58,9 @@ def test_a_seed_that_some_generator_refuses_is_found_before_the_work(data, tmp_p
     with pytest.raises(
         UserError, match=f" {seed}, expected 0 or more, at most 4294967295; correct the option"
     ):
-        VERBS[verb](tmp_path / "new" / "Dataset901_New", data, seed).run()
+        options = VERBS[verb](tmp_path / "new" / "Dataset901_New", data, seed)
+        run = options.run if hasattr(options, "run") else options.check
+        run()
     assert not [*tmp_path.iterdir()]
 
 

@@ -84,23 +84,25 @@ class Demo:
         from dataset_conversion.system.requirements import METRICS, require
         from law_synth.experiment.config import make_config
         from law_synth.experiment.stages import make_plan
-        from nnunet_order.stages.options import begin, begun_record
-        from nnunet_order.stages.runner import Experiment, make_workers
+        from nnunet_order.stages.experiment_record import begin, claim_folder
+        from nnunet_order.stages.options import Execution
+        from nnunet_order.stages.runner import Pipeline, make_workers
         from nnunet_order.stages.stage import Stage
 
         require("synth", "diffusers", "transformers", "accelerate", "jinja2")
         require("metrics", *METRICS)
         check_seed(self.seed)
-        draw, workers = self.draw_command, make_workers(self.jobs, ())
+        Execution(jobs=self.jobs).check()
+        draw, workers = self.draw_command, make_workers(self.jobs)
         began = time.perf_counter()
         folder = self._folder.resolve()
         dataset = KINDS[self.kind].dataset
         kind = f"law-synth demo --kind {self.kind}"
-        begin(folder, {**begun_record(folder), "kind": kind})
-        Experiment(folder / "drawn", (Stage("draw", (draw,), (dataset,)),)).run(again=self.again)
+        claim_folder(folder, kind)
+        Pipeline(folder / "drawn", (Stage("draw", (draw,), (dataset,)),)).run(again=self.again)
         plan = make_plan(make_config(self.content, "demo"), folder)
         begin(folder, plan.record("law-synth demo", kind))
-        Experiment(folder, plan.stages).run(workers, self.again)
+        Pipeline(folder, plan.stages).run(workers, self.again)
         minutes = (time.perf_counter() - began) / 60
         logger.info("all of it took %.1f minutes; the report is %s", minutes, folder / "report.html")
 

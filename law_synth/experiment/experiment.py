@@ -44,16 +44,18 @@ class Experiment:
     def run(self) -> None:
         from dataset_conversion.system.requirements import METRICS, require
         from law_synth.experiment.stages import make_plan
-        from nnunet_order.stages.runner import Experiment as Stages
+        from nnunet_order.stages.execution import carry_out
+        from nnunet_order.stages.runner import Pipeline
 
         require("synth", "diffusers", "transformers", "accelerate", "jinja2")
+        self.execution.check()
         folder = self._folder().resolve()
         plan = make_plan(self._config(), folder)
         if plan.syntheses:  # before hours of training, not after
             require("metrics", *METRICS)
         self.execution.check_device(plan.device)
         record = plan.record(shlex.join(["law-synth", *sys.argv[1:]]))
-        if self.execution.carry_out(Stages(folder, plan.stages), record):
+        if carry_out(self.execution, Pipeline(folder, plan.stages), record):
             logger.info("the report is %s", folder / "report.html")
 
     def _config(self):
