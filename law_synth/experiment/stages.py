@@ -15,7 +15,7 @@ from dataset_conversion.raw.folds import Fold, fold_cases
 from dataset_conversion.subset import ConvertSubset, drawn_cases, source_splits
 from dataset_conversion.system.errors import UserError
 from law_synth.audit.audit import Audit
-from law_synth.base.init_base import InitBase
+from law_synth.base.options import InitBase
 from law_synth.base.seen import base_config, is_of_same_cases
 from law_synth.evaluation.evaluate import Evaluate
 from law_synth.experiment.budget import iterations_per_epoch, samples
