@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from dataset_conversion.phantom import ConvertPhantom
 from dataset_conversion.raw.dataset import read_dataset
@@ -23,6 +24,7 @@ from nnunet_order.comparing.table import score_rows
 from nnunet_order.evaluate import summarise
 from nnunet_order.evaluation_output import write_csv
 from nnunet_order.metrics import FOREGROUND_MEAN, METRICS, interval, resampled_means
+from nnunet_order.stages.experiment_record import ExperimentRecord, begin
 from nnunet_order.stages.inputs import dataset_digest
 from nnunet_order.stages.options import Execution
 from nnunet_order.stages.stage import stage_keys
@@ -196,6 +198,45 @@ def test_a_folder_with_something_else_is_left_alone(options, content, message):
     assert path.read_bytes() == before and [*options.out.iterdir()] == [path]
 
 
+def test_auto_is_the_device_with_which_the_folder_was_begun(options, monkeypatch):
+    """Else a login node without a GPU would change every command."""
+    begun = comparison(replace(options, device="mps"))
+    begin(options.out, begun.record())
+    again = comparison(replace(options, device="auto"))
+    assert again.device == "mps" and again.pipeline().keys == begun.pipeline().keys
+    assert again.record().config["device"] == "mps"
+    assert comparison(options).device == "cpu"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert comparison(replace(options, device="auto", out=options.out / "new")).device == "cuda"
+
+
+def test_gpus_are_not_for_a_comparison_on_the_cpu(options):
+    with pytest.raises(UserError, match="found --gpus 0 and device cpu"):
+        compare(replace(options, execution=Execution(gpus=(0,), dry_run=True)))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("null", "found null, expected object"),
+        ("[]", "found array, expected object"),
+        ('{"kind": ', "malformed"),
+        ('{"config": 3}', "found int at config, expected object"),
+        ('{"config": {"device": null}}', "found null at config.device, expected str"),
+        ('{"config": {"device": ["cpu"]}}', "found array at config.device, expected str"),
+        ('{"kind": 3}', "found int at kind, expected str"),
+    ],
+)
+def test_a_damaged_experiment_json_is_one_line(options, content, message):
+    options.out.mkdir()
+    path = options.out / "experiment.json"
+    path.write_text(content)
+    with pytest.raises(UserError) as error:
+        compare(replace(options, device="auto"))
+    assert f"{error.value}".startswith(f"{path}: {message}") and "\n" not in f"{error.value}"
+    assert path.read_text() == content
+
+
 def test_a_changed_image_changes_the_digest(phantoms, tmp_path):
     copy = tmp_path / phantoms.name
     shutil.copytree(phantoms, copy)
@@ -231,6 +272,22 @@ def test_a_data_set_that_has_moved_is_the_same(options, phantoms, tmp_path):
     moved = shutil.copytree(phantoms, tmp_path / "elsewhere" / phantoms.name)
     keys = [comparison(replace(options, dataset=str(folder))).pipeline().keys for folder in (phantoms, moved)]
     assert keys[0] == keys[1]
+
+
+def record_of(runs: list[Segmentation]) -> ExperimentRecord:
+    """What an experiment with these trainings records."""
+    return ExperimentRecord(
+        title="",
+        real="nnUNet_raw/Dataset001_Real",
+        on=runs[0].on,
+        reference="real",
+        arms=["real"],
+        trainers=list(dict.fromkeys(one.trainer for one in runs)),
+        folds=sorted({one.fold for one in runs}),
+        seeds=sorted({one.seed for one in runs}),
+        segmentations=[one.entry() for one in runs],
+        syntheses=[],
+    )
 
 
 def write_scores(out: Path, one: Segmentation, test_set: str, dice: list[float]) -> None:
@@ -289,10 +346,8 @@ def test_means_and_differences_are_those_of_evaluate(tmp_path):
             for label, dice in zip(("kidney", "tumour"), of_case, strict=True)
         ]
         write_csv(tmp_path / one.scores / "per_case.csv", rows)
-    entries = [one.entry() for one in runs]
-    description = {"on": "test", "trainers": list(found), "segmentations": entries}
     groups = {f"c{case}": f"c{case}" for case in range(10)}
-    scores = read_scores(tmp_path, description, missing=[])
+    scores = read_scores(tmp_path, record_of(runs), missing=[])
     rows = score_rows(scores, dict.fromkeys(found), groups)
     values = {trainer: np.repeat(dice[..., None], len(METRICS), 2) for trainer, dice in found.items()}
     expected = summarise(values, groups, {"T": list(groups)}, ["kidney", "tumour"], seed=0)
@@ -317,9 +372,7 @@ def test_validation_cases_of_all_folds_are_pooled_per_seed(tmp_path):
         write_scores(
             tmp_path, one, f"validation of fold {one.fold}", [0.1 * (one.seed + 1), 0.5 + one.fold / 4]
         )
-    entries = [one.entry() for one in runs]
-    description = {"on": "validation", "trainers": [ORDER], "segmentations": entries}
-    (scores,) = read_scores(tmp_path, description, missing=[])
+    (scores,) = read_scores(tmp_path, record_of(runs), missing=[])
     assert (scores.test_set, scores.trainings) == ("validation", [(0,), (1,)])
     assert scores.cases == ["0_0", "0_1", "1_0", "1_1"]
     expected = np.array([[0.1, 0.5, 0.1, 0.75], [0.2, 0.5, 0.2, 0.75]])

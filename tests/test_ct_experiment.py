@@ -396,6 +396,20 @@ def test_digest_of_compressed_volumes_sees_content(ct_dataset, tmp_path):
     assert dataset_digest(read_dataset(copy), []) != before
 
 
+def test_auto_is_the_device_with_which_the_experiment_was_begun(ct_dataset, tmp_path):
+    """As when its stages are listed on a login node without a GPU."""
+
+    def plan(device: str):
+        config = make_config(content(ct_dataset, folds=[0], device=device), "ct.toml")
+        return make_plan(config, tmp_path / "out")
+
+    begun = plan("cuda")
+    begin(tmp_path / "out", begun.record("law-synth experiment ct.toml"))
+    again = plan("auto")
+    assert again.device == "cuda" and stage_keys(again.stages) == stage_keys(begun.stages)
+    assert plan("cpu").device == "cpu"
+
+
 def test_what_the_page_shows_makes_a_new_page(ct_dataset, tmp_path):
     def keys(**changes) -> dict[str, str]:
         given = content(ct_dataset, folds=[0], arms=["uniform", "law"]) | changes

@@ -441,6 +441,18 @@ def test_bad_folders_are_refused_in_a_line(tmp_path):
     describe(tmp_path, format=2)
     with pytest.raises(UserError, match="found format 2, expected format 1"):
         Report(tmp_path).run()
+    for changes, message in (
+        ({"on": "train"}, "found another value at on"),
+        ({"segmentations": [{"name": "x"}]}, r"found no key arm at segmentations\[0\], expected one"),
+        ({"arms": "real"}, "found str at arms, expected array"),
+        ({"syntheses": None}, "found null at syntheses, expected array"),
+        ({"stages": {"a": 3}}, r"found int at stages\[\.\.\.\], expected str"),
+        ({"stages": None}, "found a comparison"),
+    ):
+        describe(tmp_path, **changes)
+        with pytest.raises(UserError, match=message) as error:
+            read_results(tmp_path)
+        assert "\n" not in f"{error.value}"
     (tmp_path / "experiment.json").write_text("{")
     with pytest.raises(UserError, match="malformed"):
         Report(tmp_path).run()
