@@ -15,8 +15,8 @@ from rich.progress import track
 from dataset_conversion.raw.dataset import find_dataset
 from dataset_conversion.raw.description import load_json, load_table
 from dataset_conversion.raw.folds import leak_free_fold
-from dataset_conversion.raw.writer import write_json
 from dataset_conversion.system.errors import UserError, check_writable, writing
+from dataset_conversion.system.json_files import write_json
 from dataset_conversion.system.lock import hold
 from dataset_conversion.system.provenance import package_versions
 from dataset_conversion.volumes import evenly_spaced

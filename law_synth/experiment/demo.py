@@ -6,7 +6,7 @@ import logging
 import time
 from typing import NamedTuple
 
-from dataset_conversion.system.requirements import METRICS, require
+from dataset_conversion.system.provenance import METRICS, require
 from law_synth.experiment.config import make_config
 from law_synth.experiment.options import Demo
 from law_synth.experiment.stages import make_plan

@@ -7,7 +7,7 @@ import shlex
 import sys
 from dataclasses import replace
 
-from dataset_conversion.system.requirements import METRICS, require
+from dataset_conversion.system.provenance import METRICS, require
 from law_synth.experiment.config import Config, make_config, read_config
 from law_synth.experiment.options import Experiment
 from law_synth.experiment.presets import preset_content

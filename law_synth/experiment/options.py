@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import tyro
 
 from dataset_conversion.system.errors import UserError
-from dataset_conversion.system.seeds import check_seed
+from dataset_conversion.system.options import check_seed
 from law_synth.experiment.presets import Preset, Scale
 from nnunet_order.stages.options import Execution
 
@@ -34,7 +34,7 @@ class Experiment:
     rounds: int | None = None
     """Run this many rounds in place of the number in CONFIG."""
     out: Path | None = None
-    """The folder of the experiment; by default one here that is named after CONFIG or --preset and --scale."""
+    """The folder of the experiment; by default one here, named after CONFIG or --preset and --scale."""
 
     execution: tyro.conf.OmitArgPrefixes[Execution] = field(default_factory=Execution)
 

@@ -11,8 +11,8 @@ from functools import cached_property
 from pathlib import Path
 
 from dataset_conversion.raw.dataset import RawDataset, find_dataset
-from dataset_conversion.raw.folds import Fold, fold_cases
-from dataset_conversion.subset import ConvertSubset, drawn_cases, source_splits
+from dataset_conversion.raw.folds import Fold, drawn_cases, fold_cases
+from dataset_conversion.subset import ConvertSubset, source_splits
 from dataset_conversion.system.errors import UserError
 from law_synth.audit.audit import Audit
 from law_synth.base.options import InitBase

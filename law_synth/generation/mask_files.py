@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dataset_conversion.image_files import IMAGE_ENDINGS, check_regular, images_in, warn_left_out
-from dataset_conversion.images import Notes, read_index_mask
+from dataset_conversion.images import read_index_mask
+from dataset_conversion.notes import Notes
 from dataset_conversion.system.errors import UserError
 from dataset_conversion.system.folders import visible_files
-from dataset_conversion.system.names import check_name
+from dataset_conversion.system.names import check_name, tidy_name
 from dataset_conversion.system.parallel import dropping_the_rest
-from dataset_conversion.system.text_files import tidy_name
 from dataset_conversion.volumes import evenly_spaced
 from law_synth.generation.masks import MaskSource, mask_hash
 from law_synth.view.classes import VOLUME_ENDINGS, Classes

@@ -49,7 +49,7 @@ class Mine:
         """Predict and write. UserError: data set, fold, model or --out not usable; the model would leak."""
         from dataset_conversion.raw.dataset import find_dataset
         from dataset_conversion.raw.folds import leak_free_fold
-        from dataset_conversion.raw.writer import write_json
+        from dataset_conversion.system.json_files import write_json
         from law_synth.devices import pick_device
         from law_synth.judging.segmenter import judge_of_fold
         from law_synth.leaks import refuse_informed_judge

@@ -16,8 +16,9 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from dataset_conversion.raw.dataset import COLOUR_ENDINGS, RawDataset
-from dataset_conversion.raw.grid import Grid, read_grid
+from dataset_conversion.raw.cases import COLOUR_ENDINGS
+from dataset_conversion.raw.dataset import RawDataset
+from dataset_conversion.raw.geometry import Grid, read_grid
 from dataset_conversion.system.errors import UserError
 from dataset_conversion.volumes import evenly_spaced
 from law_synth.view.classes import Classes, lesion_classes

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 
 from dataset_conversion.raw.dataset import RawDataset
-from dataset_conversion.raw.folds import Fold
+from dataset_conversion.raw.folds import Fold, read_splits
 from dataset_conversion.system.errors import UserError
 from nnunet_order.comparing.measurement import Measured, chosen_device, chosen_folds, measured_cases
 from nnunet_order.comparing.options import PRESETS, SCALES, STOCK, Compare
@@ -54,7 +54,7 @@ class Comparison:
                 f"found --folds {' '.join(given)}, expected numbers or all; correct them"
             ) from None
         numbered = [fold for fold in folds if fold != "all"]
-        count = len(self.source.read_splits()) if numbered else 0
+        count = len(read_splits(self.source)) if numbered else 0
         if len(set(folds)) < len(folds) or not all(0 <= fold < count for fold in numbered):
             raise UserError(
                 f"found --folds {' '.join(given)}, expected different numbers below {count}; correct them"

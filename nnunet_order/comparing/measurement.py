@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from dataset_conversion.raw.dataset import RawDataset
-from dataset_conversion.raw.folds import Fold
+from dataset_conversion.raw.folds import Fold, read_splits
 from dataset_conversion.system.errors import UserError
 from nnunet_order.stages.experiment_record import recorded_device
 
@@ -18,7 +18,7 @@ def chosen_folds(source: RawDataset, folds: Sequence[Fold]) -> tuple[Fold, ...]:
     """`folds`; if there are none, all for a data set with labelled test cases, else every numbered fold."""
     if folds:
         return tuple(folds)
-    return ("all",) if _has_labelled_tests(source) else tuple(range(len(source.read_splits()))) or ("all",)
+    return ("all",) if _has_labelled_tests(source) else tuple(range(len(read_splits(source)))) or ("all",)
 
 
 def measured_cases(source: RawDataset, folds: Sequence[Fold], on: Measured | Literal["auto"]) -> Measured:

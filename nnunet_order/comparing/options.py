@@ -9,8 +9,7 @@ from typing import Annotated, Literal
 import tyro
 
 from dataset_conversion.system.errors import UserError
-from dataset_conversion.system.options import Range, check_ranges
-from dataset_conversion.system.seeds import check_seed
+from dataset_conversion.system.options import Range, check_ranges, check_seed
 from nnunet_order.stages.options import Execution
 
 STOCK = "nnUNetTrainer"

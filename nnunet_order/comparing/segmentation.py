@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dataset_conversion.raw.dataset import RawDataset
-from dataset_conversion.raw.folds import Fold, leak_free_fold
-from dataset_conversion.raw.splits import splits_files
+from dataset_conversion.raw.folds import Fold, leak_free_fold, splits_files
 from dataset_conversion.subset import source_splits
 from nnunet_order.comparing.trainer_lookup import takes_options, users_files
 from nnunet_order.stages.experiment_record import SegmentationEntry

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dataset_conversion.system.folders import report_folder
-from dataset_conversion.system.verbatim import verbatim
+from dataset_conversion.system.terminal import verbatim
 from nnunet_order.comparing.comparison import Comparison
 from nnunet_order.comparing.scores import CaseScores, read_scores
 from nnunet_order.complexity import gflops, parameters

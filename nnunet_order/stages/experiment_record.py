@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from dataset_conversion.raw.folds import Fold
-from dataset_conversion.raw.writer import write_json
 from dataset_conversion.system.errors import UserError, check_writable
-from dataset_conversion.system.json_files import as_json, read_json
+from dataset_conversion.system.json_files import as_json, read_json, write_json
 
 FORMAT = 1
 NAME = "experiment.json"

@@ -16,11 +16,10 @@ from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 
-from dataset_conversion.raw.writer import write_json
 from dataset_conversion.system.errors import UserError
-from dataset_conversion.system.json_files import as_json
+from dataset_conversion.system.json_files import as_json, write_json
+from dataset_conversion.system.provenance import git_commit, machine
 from nnunet_order.stages import guard
-from nnunet_order.stages.stage import git_commit, machine
 from nnunet_order.stages.stage_files import StageFiles
 from nnunet_order.stages.stage_record import BegunStage, Machine, StageRecord, versions
 

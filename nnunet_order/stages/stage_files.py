@@ -7,8 +7,7 @@ import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dataset_conversion.raw.writer import write_json
-from dataset_conversion.system.json_files import as_json
+from dataset_conversion.system.json_files import as_json, write_json
 from dataset_conversion.system.names import check_inside
 from nnunet_order.stages.stage import Stage
 from nnunet_order.stages.stage_record import BegunStage, StageRecord, read_record

@@ -8,7 +8,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
-from dataset_conversion.raw.writer import write_atomically
+from dataset_conversion.system.files import write_atomically
 from dataset_conversion.system.folders import report_folder
 from law_synth.experiment import statistics, tables
 from law_synth.experiment.options import Report
