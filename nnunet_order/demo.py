@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 from dataset_conversion.system.options import check_seed
-from nnunet_order.stages.runner import Experiment, make_workers
+from nnunet_order.stages.runner import Pipeline, make_workers
 from nnunet_order.stages.stage import Stage
 from nnunet_order.trainer_options import OPTIONS_VARIABLE
 
@@ -48,7 +48,7 @@ class Demo:
 
         check_seed(self.seed)
         start = time.perf_counter()
-        Experiment(self.out, self.stages).run(make_workers(jobs=len(TRAINERS), gpus=()), self.again)
+        Pipeline(self.out, self.stages).run(make_workers(jobs=len(TRAINERS)), self.again)
         predictions = tuple(f"{name}={self.out / 'predictions' / name}" for name in TRAINERS)
         Evaluate(dataset=str(self.out / RAW), predictions=predictions, out=self.out / "evaluation").run()
         logger.info("all of it took %.0f s", time.perf_counter() - start)
@@ -83,7 +83,7 @@ class Demo:
             OPTIONS_VARIABLE: "",
         }
         return [
-            Stage(f"train_{name}", (train,), (fold,), ("plan",), seeded),
+            Stage(f"train_{name}", (train,), (fold,), ("plan",), seeded, resumes=True),
             Stage(
                 f"predict_{name}",
                 (f"{predict} -npp 1 -nps 1",),

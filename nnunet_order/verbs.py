@@ -13,7 +13,7 @@ from dataset_conversion.polyps import ConvertPolyps
 from dataset_conversion.subset import ConvertSubset
 from dataset_conversion.system.verbs import Verb, as_union, call, run_verb
 from nnunet_order.benchmark import Benchmark
-from nnunet_order.comparing.compare import Compare
+from nnunet_order.comparing.options import Compare
 from nnunet_order.complexity import Complexity
 from nnunet_order.demo import Demo
 from nnunet_order.doctor import Doctor
@@ -51,7 +51,7 @@ VERBS = {
     "convert": Verb(Convert, "nnunet_order.verbs:convert"),
     "plan": Verb(Plan, ""),
     "evaluate": Verb(Evaluate, ""),
-    "compare": Verb(Compare, ""),
+    "compare": Verb(Compare, "nnunet_order.comparing.compare:compare"),
     "complexity": Verb(Complexity, ""),
     "benchmark": Verb(Benchmark, ""),
     "export": Verb(Export, ""),

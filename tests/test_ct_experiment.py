@@ -26,11 +26,13 @@ from law_synth.experiment.presets import preset_content
 from law_synth.experiment.results import read_results
 from law_synth.experiment.stages import make_plan
 from law_synth.view.slices import view_of
-from nnunet_order.comparing.compare import Compare, Comparison
+from nnunet_order.comparing.comparison import Comparison
+from nnunet_order.comparing.options import Compare
 from nnunet_order.evaluation_output import write_csv
 from nnunet_order.metrics import FOREGROUND_MEAN, METRICS
+from nnunet_order.stages.experiment_record import begin
 from nnunet_order.stages.inputs import dataset_digest
-from nnunet_order.stages.options import Execution, begin
+from nnunet_order.stages.options import Execution
 from nnunet_order.stages.stage import stage_keys
 
 ARMS = ("real", "uniform", "law")
@@ -364,9 +366,9 @@ def test_a_patient_on_both_sides_is_refused(ct_dataset, tmp_path, caplog):
     ) as error:
         stages_of(copy, tmp_path / "out", folds=[0])
     assert "\n" not in str(error.value)
-    compare = Compare(str(copy), tmp_path / "out", trainers=(TRAINER,), folds=("0",))
+    options = Compare(str(copy), tmp_path / "out", trainers=(TRAINER,), folds=("0",))
     with pytest.raises(UserError, match="its group patient_9"):
-        Comparison(compare, read_dataset(copy)).experiment()
+        Comparison(options, read_dataset(copy)).pipeline()
     # Published test sets share sequences with training cases: said, not refused.
     (copy / "groups.json").write_text(json.dumps(groups | {"ct_7": "patient_0"}))
     assert stages_of(copy, tmp_path / "out", folds=["all"])
@@ -393,6 +395,20 @@ def test_digest_of_compressed_volumes_sees_content(ct_dataset, tmp_path):
     content[len(content) // 2] ^= 1
     path.write_bytes(gzip.compress(bytes(content)))
     assert dataset_digest(read_dataset(copy), []) != before
+
+
+def test_auto_is_the_device_with_which_the_experiment_was_begun(ct_dataset, tmp_path):
+    """As when its stages are listed on a login node without a GPU."""
+
+    def plan(device: str):
+        config = make_config(content(ct_dataset, folds=[0], device=device), "ct.toml")
+        return make_plan(config, tmp_path / "out")
+
+    begun = plan("cuda")
+    begin(tmp_path / "out", begun.record("law-synth experiment ct.toml"))
+    again = plan("auto")
+    assert again.device == "cuda" and stage_keys(again.stages) == stage_keys(begun.stages)
+    assert plan("cpu").device == "cpu"
 
 
 def test_what_the_page_shows_makes_a_new_page(ct_dataset, tmp_path):

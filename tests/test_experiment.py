@@ -28,7 +28,9 @@ from law_synth.experiment.config import read_config
 from law_synth.experiment.experiment import experiment
 from law_synth.experiment.options import Experiment
 from law_synth.experiment.stages import make_plan
-from nnunet_order.comparing.compare import Compare, Comparison
+from nnunet_order.comparing.compare import compare
+from nnunet_order.comparing.comparison import Comparison
+from nnunet_order.comparing.options import Compare
 from nnunet_order.comparing.table import TABLE, table_rows
 from nnunet_order.evaluation_output import write_csv
 from nnunet_order.stages.options import Execution
@@ -256,7 +258,7 @@ def test_the_real_arm_is_a_comparison(finished, tmp_path, capsys):
     record = copy.out / "experiment.json"
     record.write_text(record.read_text().replace("law-synth experiment", "nnunet-order compare", 1))
     before = copy.records()
-    compare = Compare(
+    options = Compare(
         str(finished.root / "Dataset940_Phantom"),
         copy.out,
         trainers=(ORDER,),
@@ -265,7 +267,7 @@ def test_the_real_arm_is_a_comparison(finished, tmp_path, capsys):
         device="cpu",
         execution=Execution(jobs=2),
     )
-    compare.run()
+    compare(options)
     assert copy.records() == before
     shown = capsys.readouterr().out
     assert "ORDER" in shown and "42.5 K" in shown
@@ -278,7 +280,7 @@ def test_the_real_arm_is_a_comparison(finished, tmp_path, capsys):
     record = json.loads((copy.out / "experiment.json").read_text())
     assert record["config"]["device"] == "cpu" and record["segmentations"][0]["name"] == name
 
-    plan = Comparison(replace(compare, trainers=(ORDER, MK_UNET)), read_dataset(Path(compare.dataset)))
+    plan = Comparison(replace(options, trainers=(ORDER, MK_UNET)), read_dataset(Path(options.dataset)))
     ours, other = plan.segmentations
     shutil.copytree(copy.out / ours.model, copy.out / other.model)
     rows = list(csv.DictReader((copy.out / ours.scores / "per_case.csv").open()))

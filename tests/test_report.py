@@ -136,7 +136,7 @@ def synthesise(folder: Path, run: Path) -> None:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, trained_run) -> Path:
     """An experiment's folder with everything in it, reported on."""
-    from nnunet_order.stages.runner import Experiment
+    from nnunet_order.stages.runner import Pipeline
 
     folder = tmp_path_factory.mktemp("experiment")
     shutil.copytree(
@@ -149,7 +149,7 @@ def finished(tmp_path_factory, trained_run) -> Path:
     for entry in content["segmentations"]:
         predict_and_score(folder, entry)
     synthesise(folder, trained_run)
-    Experiment(folder, (TRAINED,)).run()
+    Pipeline(folder, (TRAINED,)).run()
     report(Report(folder))
     return folder
 
@@ -442,6 +442,18 @@ def test_bad_folders_are_refused_in_a_line(tmp_path):
     describe(tmp_path, format=2)
     with pytest.raises(UserError, match="found format 2, expected format 1"):
         report(Report(tmp_path))
+    for changes, message in (
+        ({"on": "train"}, "found another value at on"),
+        ({"segmentations": [{"name": "x"}]}, r"found no key arm at segmentations\[0\], expected one"),
+        ({"arms": "real"}, "found str at arms, expected array"),
+        ({"syntheses": None}, "found null at syntheses, expected array"),
+        ({"stages": {"a": 3}}, r"found int at stages\[\.\.\.\], expected str"),
+        ({"stages": None}, "found a comparison"),
+    ):
+        describe(tmp_path, **changes)
+        with pytest.raises(UserError, match=message) as error:
+            read_results(tmp_path)
+        assert "\n" not in f"{error.value}"
     (tmp_path / "experiment.json").write_text("{")
     with pytest.raises(UserError, match="malformed"):
         report(Report(tmp_path))

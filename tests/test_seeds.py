@@ -14,7 +14,7 @@ from law_synth.experiment.options import Experiment
 from law_synth.generation.generate import Generate
 from law_synth.training.options import Train
 from nnunet_order.benchmark import Benchmark
-from nnunet_order.comparing.compare import Compare
+from nnunet_order.comparing.options import Compare
 from nnunet_order.demo import Demo
 from nnunet_order.evaluate import Evaluate
 from nnunet_order.trainers import environment_seed
@@ -56,7 +56,9 @@ def test_a_seed_that_some_generator_refuses_is_found_before_the_work(data, tmp_p
     for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(UserError, match=f" {seed}, expected 0 to 4294967295; change it"):
-        VERBS[verb](tmp_path / "new" / "Dataset901_New", data, seed).run()
+        options = VERBS[verb](tmp_path / "new" / "Dataset901_New", data, seed)
+        run = options.run if hasattr(options, "run") else options.check
+        run()
     assert not [*tmp_path.iterdir()]
 
 

@@ -104,7 +104,7 @@ def synthetic_shares(results: Results) -> list[dict]:
 
     The mean over its syntheses. nnU-Net draws cases, whatever the number of their slices.
     """
-    if results.real is None or not results.description["segmentations"]:
+    if results.real is None or not results.description.segmentations:
         return []
     rows = []
     for arm in results.arms:

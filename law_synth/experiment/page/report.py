@@ -215,21 +215,20 @@ def provenance(results: Results) -> dict:
     seconds: Counter[str] = Counter()
     number: Counter[str] = Counter()
     for stage in results.stages:
-        kind = stage["name"].split("_")[0]
-        seconds[kind] += stage["seconds"]
+        kind = stage.name.split("_")[0]
+        seconds[kind] += stage.seconds
         number[kind] += 1
     versions: dict[str, set[str]] = {}
     for stage in results.stages:
-        for package, version in stage["versions"].items():
+        for package, version in stage.versions.items():
             versions.setdefault(package, set()).add(version or "not installed")
-    machines = {json.dumps(stage["machine"], sort_keys=True): stage["machine"] for stage in results.stages}
     return {
         "costs": [(kind, number[kind], total) for kind, total in seconds.most_common()],
         "versions": {package: sorted(found) for package, found in sorted(versions.items())},
-        "commits": sorted({stage["commit"] for stage in results.stages if stage["commit"]}),
-        "machines": list(machines.values()),
+        "commits": sorted({stage.commit for stage in results.stages if stage.commit}),
+        "machines": list(dict.fromkeys(stage.machine for stage in results.stages)),
         "hashes": hashes(results.syntheses),
-        "config": json.dumps(results.description.get("config", {}), indent=2),
+        "config": json.dumps(results.description.config, indent=2),
     }
 
 

@@ -77,7 +77,7 @@ def headline(results: Results, differences: Sequence[Difference], scores: Sequen
     """The whole experiment in one sentence."""
     main = main_differences(differences)
     against = "real data alone" if results.reference == "real" else results.reference
-    if not results.description["segmentations"]:
+    if not results.description.segmentations:
         return "This experiment trains no segmenter: it shows the synthetic images, not whether they help."
     if not scores:
         return "No segmenter has been scored yet."
@@ -145,7 +145,7 @@ def caveats(results: Results, differences: Sequence[Difference]) -> list[str]:
         )
     missing = [part for part in results.missing if part.startswith("scores of ")]
     if missing:
-        total = len(results.description["segmentations"])
+        total = len(results.description.segmentations)
         are = "is" if len(missing) == 1 else "are"
         found.append(f"{len(missing)} of {total} segmentations {are} not scored yet; the numbers may change.")
     return found
