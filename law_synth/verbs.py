@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataset_conversion.system.verbs import Verb, run_verb
-from law_synth.audit.audit import Audit
+from law_synth.audit.options import Audit
 from law_synth.base.init_base import InitBase
-from law_synth.evaluation.evaluate import Evaluate
+from law_synth.evaluation.options import Evaluate
 from law_synth.experiment.demo import Demo
 from law_synth.experiment.experiment import Experiment
 from law_synth.experiment.page.report import Report
-from law_synth.generation.generate import Generate
-from law_synth.mining.mine import Mine
+from law_synth.generation.options import Generate
+from law_synth.mining.options import Mine
 from law_synth.training.options import Train
 
 DIFFUSERS = ("diffusers", "transformers", "accelerate")
@@ -18,10 +18,10 @@ DIFFUSERS = ("diffusers", "transformers", "accelerate")
 VERBS = {
     "init-base": Verb(InitBase, ""),
     "train": Verb(Train, "law_synth.training.train:train", "synth", DIFFUSERS),
-    "generate": Verb(Generate, ""),
-    "mine": Verb(Mine, ""),
-    "evaluate": Verb(Evaluate, ""),
-    "audit": Verb(Audit, ""),
+    "generate": Verb(Generate, "law_synth.generation.generate:generate", "synth", DIFFUSERS),
+    "mine": Verb(Mine, "law_synth.mining.mine:mine"),
+    "evaluate": Verb(Evaluate, "law_synth.evaluation.evaluate:evaluate"),
+    "audit": Verb(Audit, "law_synth.audit.audit:audit"),
     "experiment": Verb(Experiment, ""),
     "report": Verb(Report, ""),
     "demo": Verb(Demo, ""),

@@ -97,11 +97,12 @@ def synthesise(folder: Path, run: Path) -> None:
     There is no judge: its numbers are put in.
     """
     from law_synth.evaluation import output as report
-    from law_synth.evaluation.evaluate import Evaluate
-    from law_synth.evaluation.image_sets import read_subject
+    from law_synth.evaluation.image_sets import read_compared_sets
+    from law_synth.evaluation.options import Evaluate
     from law_synth.evaluation.per_image import LAYOUT, find
     from law_synth.evaluation.set_measures import measure_all
-    from law_synth.generation.generate import Generate
+    from law_synth.generation.generate import generate
+    from law_synth.generation.options import Generate
     from nnunet_order.evaluation_output import write_csv
 
     law, uniform = synthesis("law"), synthesis("uniform")
@@ -113,11 +114,11 @@ def synthesise(folder: Path, run: Path) -> None:
     ]
     # The last line is still being written.
     (copy / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 2')
-    Generate(out=out, trained_run=copy, samples=6, steps=2, device="cpu", max_similarity=1.0).run()
+    generate(Generate(out=out, trained_run=copy, samples=6, steps=2, device="cpu", max_similarity=1.0))
     options = Evaluate(dataset=str(out), device="cpu", reference="train")
-    subject = read_subject(options.dataset, None)
-    findings = find(options, subject, ("train",))
-    judged = dict.fromkeys(LAYOUT[3:], np.linspace(0.2, 0.9, len(subject.synthetic)))
+    sets = read_compared_sets(options.dataset, None)
+    findings = find(options, sets, ("train",))
+    judged = dict.fromkeys(LAYOUT[3:], np.linspace(0.2, 0.9, len(sets.synthetic)))
     layouts = findings.layouts | {"synthetic": findings.layouts["synthetic"] | judged}
     findings = dataclasses.replace(findings, layouts=layouts)
     evaluation = folder / law["evaluation"]

@@ -11,7 +11,7 @@ from law_synth.base.init_base import InitBase
 from law_synth.evaluation.evaluate import Evaluate as EvaluateSynthesis
 from law_synth.experiment.demo import Demo as LawDemo
 from law_synth.experiment.experiment import Experiment
-from law_synth.generation.generate import Generate
+from law_synth.generation.options import Generate
 from law_synth.training.options import Train
 from nnunet_order.benchmark import Benchmark
 from nnunet_order.comparing.compare import Compare

@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from law_synth.evaluation.image_sets import ImageSet
 from law_synth.evaluation.mask_measures import SMALL_LESION
-from law_synth.evaluation.per_image import Findings, nearest_training, several
+from law_synth.evaluation.per_image import PerImageResults, nearest_training, several
 from law_synth.judging.agreement import region_masks
+from law_synth.view.places import Geometry
+from law_synth.view.slices import SliceView
 from nnunet_order.pictures import DPI, LABEL_COLOURS, METHOD_COLOURS, PANEL_INCHES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
-
-    from law_synth.evaluation.image_sets import ImageSet
-    from law_synth.view.slices import Geometry, SliceView
 
 OWN, JUDGE = LABEL_COLOURS[0], LABEL_COLOURS[2]  # contours of the mask and of the judge's, of one region
 NEITHER = "#888888"  # a line in the legend that stands for all regions
@@ -28,16 +28,16 @@ CAPTION_LENGTH = 20
 SMALLEST_GROUP = 8
 
 
-def draw_grid(findings: Findings, path: Path) -> None:
+def draw_grid(results: PerImageResults, path: Path) -> None:
     """Write mask | generated | overlay | own real image | nearest real image for five cases, best to worst.
 
     Ordered by the judge's Dice, or by index where there is no judge. Real images are left out of columns
     that no case can fill.
     """
-    rows = ranked_cases(findings)
-    has_own = any(findings.subject.sources[index] is not None for _, index in rows)
+    rows = ranked_cases(results)
+    has_own = any(results.sets.sources[index] is not None for _, index in rows)
     titles = ["Mask", "Generated", "Overlay", *["Own real image"] * has_own, "Nearest real image"]
-    aspect = float(np.median([_aspect(findings, index) for _, index in rows]))
+    aspect = float(np.median([_aspect(results, index) for _, index in rows]))
     height = (PANEL_INCHES * aspect + 0.24) * len(rows) + 0.45
     figure = _figure(PANEL_INCHES * len(titles) + 0.5, height)
     figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=0, hspace=0)
@@ -45,19 +45,19 @@ def draw_grid(findings: Findings, path: Path) -> None:
     for axes, title in zip(grid[0], titles, strict=True):
         axes.set_title(title, fontsize=10, fontweight="bold")
     for axes_row, (rank, index) in zip(grid, rows, strict=True):
-        _draw_case(axes_row, findings, rank, index, has_own)
-    handles = _legend(findings)
+        _draw_case(axes_row, results, rank, index, has_own)
+    handles = _legend(results)
     figure.legend(
         handles=handles, loc="outside lower center", ncols=min(len(handles), 5), frameon=False, fontsize=9
     )
     figure.savefig(path)
 
 
-def _legend(findings: Findings) -> list[Line2D]:
+def _legend(results: PerImageResults) -> list[Line2D]:
     """Lines of the overlays, and the window of the values that are shown."""
     from matplotlib.lines import Line2D
 
-    regions, judged = several(tuple(findings.subject.real.regions)), findings.segmenter is not None
+    regions, judged = several(tuple(results.sets.real.regions)), results.segmenter is not None
     handles = [
         Line2D([], [], color=_colour(number), linewidth=4, label=name) for number, name in enumerate(regions)
     ]
@@ -65,14 +65,14 @@ def _legend(findings: Findings) -> list[Line2D]:
     handles.append(Line2D([], [], color=mask, label="mask"))
     if judged:
         handles.append(Line2D([], [], color=found, linestyle="--", label="the segmenter's prediction"))
-    if window := findings.subject.synthetic.window:
+    if window := results.sets.synthetic.window:
         handles.append(Line2D([], [], linestyle="none", label=f"shown: {window}"))
     return handles
 
 
-def ranked_cases(findings: Findings) -> list[tuple[str, int]]:
+def ranked_cases(results: PerImageResults) -> list[tuple[str, int]]:
     """(caption, index) of the cases to show, no case twice."""
-    dice = findings.layouts["synthetic"]["dice"]
+    dice = results.layouts["synthetic"]["dice"]
     judged = np.isfinite(dice)
     order = np.argsort(-dice[judged], kind="stable") if judged.any() else np.arange(len(dice))
     indices = np.flatnonzero(judged)[order] if judged.any() else order
@@ -83,17 +83,17 @@ def ranked_cases(findings: Findings) -> list[tuple[str, int]]:
     return [(rank, index) for index, rank in chosen.items()]
 
 
-def draw_agreement(findings: Findings, path: Path) -> None:
+def draw_agreement(results: PerImageResults, path: Path) -> None:
     """Write Dice histograms (own and shuffled masks, real ceiling) and Dice against the lesion's size.
 
     One row for each region where there are several.
     """
-    regions = several(tuple(findings.subject.real.regions)) or ("",)
+    regions = several(tuple(results.sets.real.regions)) or ("",)
     figure = _figure(9.6 if len(regions) == 1 else 11.5, 0.9 + 3.0 * len(regions))
     grid = figure.subplots(len(regions), 2, width_ratios=(1, 1.1), squeeze=False)
     for row, region in zip(grid, regions, strict=True):
-        _draw_agreement(row, findings, region)
-    title = f"Does the lesion lie where the mask says? {findings.segmenter.name}"
+        _draw_agreement(row, results, region)
+    title = f"Does the lesion lie where the mask says? {results.segmenter.name}"
     figure.suptitle(title, fontsize=10)
     if len(regions) == 1:
         figure.legend(
@@ -106,11 +106,11 @@ def draw_agreement(findings: Findings, path: Path) -> None:
     figure.savefig(path)
 
 
-def _draw_agreement(row: Sequence[Axes], findings: Findings, region: str) -> None:
+def _draw_agreement(row: Sequence[Axes], results: PerImageResults, region: str) -> None:
     left, right = row
     suffix = f"_{region}" if region else ""
-    bins = np.linspace(0, 1, 21 if len(findings.subject.synthetic) >= 200 else 11)
-    for (label, layout, metric), colour in zip(_series(findings), METHOD_COLOURS, strict=False):
+    bins = np.linspace(0, 1, 21 if len(results.sets.synthetic) >= 200 else 11)
+    for (label, layout, metric), colour in zip(_series(results), METHOD_COLOURS, strict=False):
         dice = layout[metric + suffix]
         dice = dice[np.isfinite(dice)]
         if not dice.size:
@@ -141,13 +141,11 @@ def _draw_agreement(row: Sequence[Axes], findings: Findings, region: str) -> Non
         axes.set_axisbelow(True)
 
 
-def _series(findings: Findings) -> list[tuple[str, dict[str, np.ndarray], str]]:
+def _series(results: PerImageResults) -> list[tuple[str, dict[str, np.ndarray], str]]:
     """(label, layout, name in it) of each histogram."""
-    synthetic = findings.layouts["synthetic"]
+    synthetic = results.layouts["synthetic"]
     series = [("own mask", synthetic, "dice"), ("shuffled mask", synthetic, "dice_shuffled")]
-    return series + [
-        (f"ceiling: real {name}", findings.layouts[name], "dice") for name in findings.references
-    ]
+    return series + [(f"ceiling: real {name}", results.layouts[name], "dice") for name in results.references]
 
 
 def _draw_against_size(axes: Axes, ratio: np.ndarray, dice: np.ndarray, colour: str, dots: bool) -> None:
@@ -176,18 +174,18 @@ def _log_percent(axes: Axes) -> None:
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 
-def _draw_case(row: Sequence[Axes], findings: Findings, rank: str, index: int, has_own: bool) -> None:
-    subject, train = findings.subject, findings.subject.references["train"]
-    image, mask = subject.synthetic.read(index)
+def _draw_case(row: Sequence[Axes], results: PerImageResults, rank: str, index: int, has_own: bool) -> None:
+    sets, train = results.sets, results.sets.references["train"]
+    image, mask = sets.synthetic.read(index)
     panels: list[tuple[np.ndarray | None, str, float]] = []
-    aspect, view = _pixel_aspect(subject.synthetic.geometry(index)), subject.synthetic.view
-    sizes = _sizes(mask, view, subject.synthetic.geometry(index))
+    aspect, view = _pixel_aspect(sets.synthetic.geometry(index)), sets.synthetic.view
+    sizes = _sizes(mask, view, sets.synthetic.geometry(index))
     panels += [(_mask_picture(mask, view), sizes, aspect), (image, "", aspect)]
-    panels.append((image, _dice_caption(findings, index), aspect))
+    panels.append((image, _dice_caption(results, index), aspect))
     if has_own:
-        own = dict(subject.pairs).get(index)
+        own = dict(sets.pairs).get(index)
         panels.append((None, "unknown", 1.0) if own is None else _real_panel(train, own, ""))
-    nearest, similarity = (values[index] for values in nearest_training(findings, "efficientnet"))
+    nearest, similarity = (values[index] for values in nearest_training(results, "efficientnet"))
     panels.append(_real_panel(train, int(nearest), f", cos {similarity:.2f}"))
     for axes, (picture, caption, pixel_aspect) in zip(row, panels, strict=True):
         axes.set(xticks=[], yticks=[])
@@ -195,10 +193,10 @@ def _draw_case(row: Sequence[Axes], findings: Findings, rank: str, index: int, h
         axes.set_xlabel(caption, fontsize=7.5, labelpad=2)
         if picture is not None:
             axes.imshow(picture, aspect=pixel_aspect)
-    row[0].set_ylabel(f"{rank}\n{_short(subject.synthetic.slices[index].case)}".strip(), fontsize=8)
+    row[0].set_ylabel(f"{rank}\n{_short(sets.synthetic.slices[index].case)}".strip(), fontsize=8)
     _outline(row[2], mask, view, OWN, "solid")
-    if findings.segmenter is not None:
-        _outline(row[2], subject.synthetic.find(findings.segmenter, index, image), view, JUDGE, "dashed")
+    if results.segmenter is not None:
+        _outline(row[2], sets.synthetic.find(results.segmenter, index, image), view, JUDGE, "dashed")
 
 
 def _real_panel(images: ImageSet, index: int, note: str) -> tuple[np.ndarray, str, float]:
@@ -230,9 +228,9 @@ def _sizes(mask: np.ndarray, view: SliceView, geometry: Geometry | None) -> str:
     return ", ".join(f"{name} {size}" for name, size in sizes.items() if regions[name].any())
 
 
-def _dice_caption(findings: Findings, index: int) -> str:
-    layout = findings.layouts["synthetic"]
-    names = {name: f"dice_{name}" for name in several(tuple(findings.subject.real.regions))} or {"": "dice"}
+def _dice_caption(results: PerImageResults, index: int) -> str:
+    layout = results.layouts["synthetic"]
+    names = {name: f"dice_{name}" for name in several(tuple(results.sets.real.regions))} or {"": "dice"}
     known = {name: layout[key][index] for name, key in names.items() if np.isfinite(layout[key][index])}
     return "Dice " + ", ".join(f"{name} {dice:.2f}".strip() for name, dice in known.items()) if known else ""
 
@@ -248,9 +246,9 @@ def _colour(region: int) -> str:
     return LABEL_COLOURS[region % len(LABEL_COLOURS)]
 
 
-def _aspect(findings: Findings, index: int) -> float:
+def _aspect(results: PerImageResults, index: int) -> float:
     """Height of a synthetic image by its width, in mm where there is a spacing."""
-    images = findings.subject.synthetic
+    images = results.sets.synthetic
     height, width = images.read(index)[1].shape
     return height / width * _pixel_aspect(images.geometry(index))
 

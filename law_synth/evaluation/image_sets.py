@@ -9,12 +9,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
-from dataset_conversion import image_files
 from dataset_conversion.raw.dataset import RawDataset, find_dataset
 from dataset_conversion.raw.description import load_table
 from dataset_conversion.raw.folds import Fold, fold_cases
@@ -22,13 +20,12 @@ from dataset_conversion.system.errors import UserError
 from dataset_conversion.system.hashing import hash_file
 from dataset_conversion.system.names import check_case_id, check_case_ids
 from law_synth.base.seen import SLICES_PER_CASE
+from law_synth.judging.segmenter import Segmenter
 from law_synth.records.run import CASE_LISTS, slices_of
 from law_synth.records.synthetic import source_slice
+from law_synth.view.places import Geometry
 from law_synth.view.resize import resize_mask
-from law_synth.view.slices import Geometry, Slice, SliceView, view_from, view_of
-
-if TYPE_CHECKING:
-    from law_synth.judging.segmenter import Segmenter
+from law_synth.view.slices import Slice, SliceView, view_from, view_of
 
 Size = tuple[int, int]  # (H, W)
 
@@ -81,7 +78,7 @@ class ImageSet:
 
     def find(self, segmenter: Segmenter, index: int, image: np.ndarray) -> np.ndarray:
         """Class numbers (H, W) that a segmenter finds in the image of `read`, as stored where it can."""
-        if not self._resizes(stored_size(self.view, self.slices[index])):
+        if not self._resizes(self.view.stored_size(self.slices[index])):
             return segmenter.find_slice(self.view, self.slices[index])
         return segmenter.find(self.view, image, self.geometry(index))
 
@@ -126,7 +123,7 @@ class ImageSet:
 
 
 @dataclass(frozen=True)
-class Subject:
+class ComparedSets:
     """What is evaluated: synthetic cases, and the real sets that they are compared with."""
 
     synthetic: ImageSet
@@ -160,7 +157,7 @@ class Subject:
         return [(i, position[source]) for i, source in enumerate(self.sources) if source in position]
 
 
-def read_subject(synthetic: str, real: str | None) -> Subject:
+def read_compared_sets(synthetic: str, real: str | None) -> ComparedSets:
     """Find the data sets and who belongs where. UserError: no source data set, cases missing, no cases."""
     dataset = find_dataset(synthetic)
     record = _read_json(dataset.folder / "synthesis.json")
@@ -191,20 +188,13 @@ def read_subject(synthetic: str, real: str | None) -> Subject:
         name: ImageSet(name, real_view, tuple(of_set), size) for name, of_set in of_sets.items() if of_set
     }
     sources = tuple(None if kept is None else kept[one.case] for one in slices)
-    return Subject(ImageSet("synthetic", view, tuple(slices)), sources, references, record)
+    return ComparedSets(ImageSet("synthetic", view, tuple(slices)), sources, references, record)
 
 
 def common_size(view: SliceView, slices: Sequence[Slice]) -> Size | None:
-    """(H, W) if all images have it, else None. UserError: as `stored_size`."""
-    sizes = {stored_size(view, one) for one in slices}
+    """(H, W) if all images have it, else None. UserError: as `SliceView.stored_size`."""
+    sizes = {view.stored_size(one) for one in slices}
     return sizes.pop() if len(sizes) == 1 else None
-
-
-def stored_size(view: SliceView, slice_: Slice) -> Size:
-    """(H, W) of an image, from its header. UserError: unreadable."""
-    if view.is_volumetric:
-        return view.geometry(slice_).shape
-    return image_files.stored_size(view.dataset.case(slice_.case).images[0])
 
 
 def _views(

@@ -4,34 +4,34 @@ from __future__ import annotations
 
 import numpy as np
 
-from law_synth.evaluation.measure import BOOTSTRAP, Measure, mean_measures
-from law_synth.evaluation.per_image import Findings, several
+from law_synth.evaluation.measurement import BOOTSTRAP, Measurement, mean_measures
+from law_synth.evaluation.per_image import PerImageResults, several
 
 SMALL_LESION = 0.1  # share of the image
 EMPTY_MASKS = "mask and prediction both empty: left out, one of them empty: 0"
 
 
-def agreement(findings: Findings, seed: int) -> list[Measure]:
+def agreement(results: PerImageResults, seed: int) -> list[Measurement]:
     """Dice and IoU of the judge with own and shuffled masks, and the real ceiling: mean, then each region.
 
     Small lesions apart where there is one kind of them.
     """
     measures = []
-    for region in ("", *several(tuple(findings.subject.real.regions))):
+    for region in ("", *several(tuple(results.sets.real.regions))):
         for metric, name in (("dice", "mDice"), ("iou", "mIoU")):
-            for set_ in findings.layouts:
-                measures += _agreement(findings, set_, metric, name, region, seed)
+            for set_ in results.layouts:
+                measures += _agreement(results, set_, metric, name, region, seed)
     return measures
 
 
 def _agreement(
-    findings: Findings, set_: str, metric: str, name: str, region: str, seed: int
-) -> list[Measure]:
+    results: PerImageResults, set_: str, metric: str, name: str, region: str, seed: int
+) -> list[Measurement]:
     """One metric of one region (empty: the mean over regions) of one image set."""
-    layout, suffix = findings.layouts[set_], f"_{region}" if region else ""
+    layout, suffix = results.layouts[set_], f"_{region}" if region else ""
     own, shuffled = layout[metric + suffix], layout[f"{metric}_shuffled{suffix}"]
     parts = {"own mask": own, "shuffled": shuffled, "own - shuffled": own - shuffled}
-    small_note, regions = "", several(tuple(findings.subject.real.regions))
+    small_note, regions = "", several(tuple(results.sets.real.regions))
     if not regions:
         small = (layout["lesion_ratio"] > 0) & (layout["lesion_ratio"] < SMALL_LESION)
         parts |= {
@@ -40,19 +40,19 @@ def _agreement(
         }
         small_note = f"small: lesions under {SMALL_LESION:.0%} of the image; "
     what = f"mean over {', '.join(regions)} of" if regions and not region else f"{region or 'foreground'}"
-    ceiling = "" if set_ == "synthetic" else f"ceiling: {judged_before(findings, set_)}; "
+    ceiling = "" if set_ == "synthetic" else f"ceiling: {judged_before(results, set_)}; "
     protocol = (
         f"{ceiling}per-image {what} {name[1:]} of mask and prediction of "
-        f"{findings.segmenter.name}; {EMPTY_MASKS}; {small_note}{BOOTSTRAP}"
+        f"{results.segmenter.name}; {EMPTY_MASKS}; {small_note}{BOOTSTRAP}"
     )
     images = "synthetic" if set_ == "synthetic" else f"ceiling: {set_}"
-    groups = findings.subject.groups(set_)
+    groups = results.sets.groups(set_)
     return mean_measures("Masks", f"{name} {region}".strip(), images, parts, groups, protocol, seed)
 
 
-def judged_before(findings: Findings, reference: str) -> str:
+def judged_before(results: PerImageResults, reference: str) -> str:
     """How many images of a real set the judge was trained on, in words."""
-    images, judge = findings.subject.references[reference], findings.segmenter
+    images, judge = results.sets.references[reference], results.segmenter
     if judge.train_origin != images.dataset.origin:
         return "the judge was trained on another data set"
     if judge.train_cases is None:
@@ -63,12 +63,12 @@ def judged_before(findings: Findings, reference: str) -> str:
     )
 
 
-def contrasts(findings: Findings, seed: int) -> list[Measure]:
+def contrasts(results: PerImageResults, seed: int) -> list[Measurement]:
     """Colour contrast of mask and ring, own and shuffled masks, synthetic and real; then of each region."""
     measures = []
-    for region in ("", *several(tuple(findings.subject.real.regions))):
+    for region in ("", *several(tuple(results.sets.real.regions))):
         suffix = f"_{region}" if region else ""
-        for set_, layout in findings.layouts.items():
+        for set_, layout in results.layouts.items():
             own, shuffled = layout[f"contrast{suffix}"], layout[f"contrast_shuffled{suffix}"]
             protocol = (
                 "Euclidean RGB distance (0 to 1.73) of the mean colours inside the mask and in a ring around "
@@ -77,6 +77,6 @@ def contrasts(findings: Findings, seed: int) -> list[Measure]:
             )
             parts = {"own mask": own, "shuffled": shuffled, "own - shuffled": own - shuffled}
             images = "synthetic" if set_ == "synthetic" else f"scale: {set_}"
-            groups, name = findings.subject.groups(set_), f"contrast {region}".strip()
+            groups, name = results.sets.groups(set_), f"contrast {region}".strip()
             measures += mean_measures("Masks", name, images, parts, groups, protocol, seed)
     return measures

@@ -19,48 +19,50 @@ from dataset_conversion.system.folders import report_folder
 from dataset_conversion.system.requirements import package_versions
 from dataset_conversion.system.verbatim import verbatim
 from law_synth.evaluation.charts import draw_agreement, draw_grid
-from law_synth.evaluation.measure import Measure
-from law_synth.evaluation.per_image import COPY_MEASURES, Findings, clip_similarities, nearest_training
+from law_synth.evaluation.measurement import Measurement
+from law_synth.evaluation.per_image import COPY_MEASURES, PerImageResults, clip_similarities, nearest_training
 from nnunet_order.evaluation_output import write_csv
 
 FILES = ("evaluation.json", "per_case.csv", "grid.png", "agreement.png")
 PACKAGES = ("law-order", "torch", "nnunetv2", "timm", "torch-fidelity", "open_clip_torch", "numpy", "scipy")
 
 
-def write_report(findings: Findings, measures: Sequence[Measure], settings: dict, out: Path) -> None:
+def write_report(
+    results: PerImageResults, measures: Sequence[Measurement], settings: dict, out: Path
+) -> None:
     """Write all files; none is ever half-written."""
     with report_folder(out, FILES) as partial:
-        write_csv(partial / "per_case.csv", per_case_rows(findings))
-        content = json.dumps(as_json(findings, measures, settings), indent=2, default=str)
+        write_csv(partial / "per_case.csv", per_case_rows(results))
+        content = json.dumps(as_json(results, measures, settings), indent=2, default=str)
         (partial / "evaluation.json").write_text(content + "\n", encoding="utf-8")
-        draw_grid(findings, partial / "grid.png")
-        if findings.segmenter is not None:
-            draw_agreement(findings, partial / "agreement.png")
+        draw_grid(results, partial / "grid.png")
+        if results.segmenter is not None:
+            draw_agreement(results, partial / "agreement.png")
 
 
-def per_case_rows(findings: Findings) -> list[dict]:
+def per_case_rows(results: PerImageResults) -> list[dict]:
     """One row per synthetic image."""
-    subject = findings.subject
+    sets = results.sets
     columns: dict[str, Sequence] = {
-        "case": [one.case for one in subject.synthetic.slices],
-        "source_case": [source and source.case for source in subject.sources],
+        "case": [one.case for one in sets.synthetic.slices],
+        "source_case": [source and source.case for source in sets.sources],
     }
-    if subject.synthetic.view.is_volumetric:
-        columns["source_slice"] = [source and source.index for source in subject.sources]
-    columns |= {name: values.tolist() for name, values in findings.layouts["synthetic"].items()}
-    columns["clip_i"] = clip_similarities(findings).tolist()
-    train = subject.references["train"].ids
+    if sets.synthetic.view.is_volumetric:
+        columns["source_slice"] = [source and source.index for source in sets.sources]
+    columns |= {name: values.tolist() for name, values in results.layouts["synthetic"].items()}
+    columns["clip_i"] = clip_similarities(results).tolist()
+    train = sets.references["train"].ids
     for kind, (label, _) in COPY_MEASURES.items():
-        index, similarity = nearest_training(findings, kind)
+        index, similarity = nearest_training(results, kind)
         columns[f"nearest_train_{label}"] = [train[i] for i in index]
         columns[f"similarity_{label}"] = similarity.tolist()
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
-def as_json(findings: Findings, measures: Sequence[Measure], settings: Mapping) -> dict:
+def as_json(results: PerImageResults, measures: Sequence[Measurement], settings: Mapping) -> dict:
     """Everything that somebody needs to compute the same numbers again; NaN becomes null."""
-    subject, judge = findings.subject, findings.segmenter
-    images = {"synthetic": subject.synthetic} | subject.references
+    sets, judge = results.sets, results.segmenter
+    images = {"synthetic": sets.synthetic} | sets.references
     return {
         "format": 1,
         "settings": dict(settings),
@@ -73,15 +75,15 @@ def as_json(findings: Findings, measures: Sequence[Measure], settings: Mapping) 
             }
             for name, one in images.items()
         },
-        "view": subject.synthetic.view.record,
-        "regions": subject.real.regions,
-        "run": subject.record.get("run"),
+        "view": sets.synthetic.view.record,
+        "regions": sets.real.regions,
+        "run": sets.record.get("run"),
         "extractors": {
             extractor.name: {
                 "weights_sha256": extractor.weights_sha256,
                 "preprocessing": extractor.preprocessing,
             }
-            for extractor in findings.extractors.values()
+            for extractor in results.extractors.values()
         },
         "segmenter": judge
         and {
@@ -97,12 +99,12 @@ def as_json(findings: Findings, measures: Sequence[Measure], settings: Mapping) 
             }
             for measure in measures
         ],
-        "skipped": findings.skipped,
+        "skipped": results.skipped,
         "versions": package_versions(*PACKAGES),
     }
 
 
-def print_tables(findings: Findings, measures: Sequence[Measure], out: Path) -> None:
+def print_tables(results: PerImageResults, measures: Sequence[Measurement], out: Path) -> None:
     """Print all measures; each protocol once, below the tables under its number."""
     protocols = list(dict.fromkeys(measure.protocol for measure in measures))
     console = Console()
@@ -114,12 +116,12 @@ def print_tables(findings: Findings, measures: Sequence[Measure], out: Path) -> 
             console.print(_pivot(of_section, protocols))
     for number, protocol in enumerate(protocols, 1):
         console.print(verbatim(f"{number:2d} {protocol}"), style="dim", highlight=False)
-    for measure, reason in findings.skipped.items():
+    for measure, reason in results.skipped.items():
         console.print(verbatim(f"No {measure}: {reason}."), highlight=False)
     console.print(verbatim(f"Results in {out}"), soft_wrap=True)
 
 
-def _row(measure: Measure, protocols: Sequence[str]) -> list[Text]:
+def _row(measure: Measurement, protocols: Sequence[str]) -> list[Text]:
     n = " | ".join(str(count) for count in measure.n.values())
     name = Text.assemble(verbatim(measure.name), (f" {1 + protocols.index(measure.protocol)}", "dim"))
     against = measure.against if measure.images == "synthetic" else f"{measure.images}, {measure.against}"
@@ -127,7 +129,7 @@ def _row(measure: Measure, protocols: Sequence[str]) -> list[Text]:
     return [name, verbatim(against), Text(_number(measure.value)), spread, Text(n)]
 
 
-def _pivot(measures: Sequence[Measure], protocols: Sequence[str]) -> Table:
+def _pivot(measures: Sequence[Measurement], protocols: Sequence[str]) -> Table:
     """One row per name and images, one column per `against`; value, interval and N in each cell."""
     columns = list(dict.fromkeys(measure.against for measure in measures))
     cells = {(measure.name, measure.images, measure.against): measure for measure in measures}
@@ -140,7 +142,7 @@ def _pivot(measures: Sequence[Measure], protocols: Sequence[str]) -> Table:
     return _table([measures[0].section, *columns], rows, left=1)
 
 
-def _cell(measure: Measure | None) -> Text:
+def _cell(measure: Measurement | None) -> Text:
     if measure is None:
         return Text()
     n = " | ".join(str(count) for count in measure.n.values())
@@ -162,7 +164,7 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[Text]], left: int) -> T
     return table
 
 
-def _spread(measure: Measure) -> str:
+def _spread(measure: Measurement) -> str:
     return "" if measure.low is None else f"{_number(measure.low)}..{_number(measure.high)}"
 
 

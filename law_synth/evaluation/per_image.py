@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from rich.progress import track
@@ -13,7 +12,8 @@ from rich.progress import track
 from dataset_conversion.system.requirements import require
 from law_synth.devices import pick_device
 from law_synth.evaluation.distances import contrast, derangement
-from law_synth.evaluation.image_sets import ImageSet, Subject
+from law_synth.evaluation.image_sets import ComparedSets, ImageSet
+from law_synth.evaluation.options import Evaluate
 from law_synth.judging.agreement import MEAN, overlaps, region_masks
 from law_synth.judging.features import (
     Extractor,
@@ -27,11 +27,7 @@ from law_synth.judging.features import (
     thumbnail_extractor,
     unit_norm,
 )
-from law_synth.judging.segmenter import judge_of_fold
-
-if TYPE_CHECKING:
-    from law_synth.evaluation.evaluate import Evaluate
-    from law_synth.judging.segmenter import Segmenter
+from law_synth.judging.segmenter import Segmenter, judge_of_fold
 
 COPY_MEASURES = {
     "efficientnet": ("EfficientNetLite0", "cosine of EfficientNet-Lite0 features"),
@@ -43,10 +39,10 @@ SHUFFLED = "_shuffled"  # of names in `LAYOUT`
 
 
 @dataclass(frozen=True)
-class Findings:
+class PerImageResults:
     """Everything that is known about every single image; `measures` are made of it."""
 
-    subject: Subject
+    sets: ComparedSets
     references: tuple[str, ...]
     """Names of the real sets to compare with."""
     extractors: dict[str, Extractor]
@@ -59,22 +55,20 @@ class Findings:
     layouts: dict[str, dict[str, np.ndarray]]
     """Name of the image set -> name in `layout_names` -> (N,)."""
     skipped: dict[str, str]
-    """Measure -> why it could not be taken."""
+    """Measurement -> why it could not be taken."""
 
 
-def find(options: Evaluate, subject: Subject, references: Sequence[str]) -> Findings:
+def find(options: Evaluate, sets: ComparedSets, references: Sequence[str]) -> PerImageResults:
     """Extract features of all images and look how they follow their masks."""
     device = pick_device(options.device)
-    skipped = left_out(options, subject)
+    skipped = left_out(options, sets)
     extractors = make_extractors(options, str(device), skipped)
     segmenter = (
-        None
-        if options.segmenter is None
-        else judge_of_fold(options.segmenter, device, subject.fold, subject.real)
+        None if options.segmenter is None else judge_of_fold(options.segmenter, device, sets.fold, sets.real)
     )
-    compared = {"synthetic": subject.synthetic} | {name: subject.references[name] for name in references}
+    compared = {"synthetic": sets.synthetic} | {name: sets.references[name] for name in references}
     # Copies, and the real images that own the masks, are looked for in `train` whatever is compared.
-    with_train = compared | {"train": subject.references["train"]}
+    with_train = compared | {"train": sets.references["train"]}
     features, mirrored = {}, {}
     for kind, extractor in extractors.items():
         sets = compared if kind == "inception" else with_train
@@ -86,16 +80,18 @@ def find(options: Evaluate, subject: Subject, references: Sequence[str]) -> Find
         features[kind] = {name: of_set[0] for name, of_set in found.items()}
         mirrored |= {kind: found[copied]} if copied else {}
     layouts = {
-        name: layout(images, shuffled_partners(subject, name, options.seed), segmenter)
+        name: layout(images, shuffled_partners(sets, name, options.seed), segmenter)
         for name, images in compared.items()
     }
-    return Findings(subject, tuple(references), extractors, features, mirrored, segmenter, layouts, skipped)
+    return PerImageResults(
+        sets, tuple(references), extractors, features, mirrored, segmenter, layouts, skipped
+    )
 
 
-def left_out(options: Evaluate, subject: Subject) -> dict[str, str]:
+def left_out(options: Evaluate, sets: ComparedSets) -> dict[str, str]:
     """Measures that cannot be taken with these options and data -> why."""
     skipped = {}
-    if not subject.pairs:
+    if not sets.pairs:
         skipped["CLIP-I"] = "no synthetic image has the own mask of a real image that the model saw"
     elif options.clip_pretrained is None:
         skipped["CLIP-I"] = "no --clip-pretrained PATH was given"
@@ -188,9 +184,9 @@ def layout_row(
     return row
 
 
-def shuffled_partners(subject: Subject, name: str, seed: int) -> np.ndarray | None:
+def shuffled_partners(sets: ComparedSets, name: str, seed: int) -> np.ndarray | None:
     """Whose mask each image is compared with to tell chance: never its own, nor one of the same patient."""
-    return derangement(subject.groups(name), seed)
+    return derangement(sets.groups(name), seed)
 
 
 def keep(images: ImageSet, key: str, compute: Callable[[], np.ndarray]) -> np.ndarray:
@@ -198,26 +194,28 @@ def keep(images: ImageSet, key: str, compute: Callable[[], np.ndarray]) -> np.nd
     return cached(hashlib.sha256(f"{images.content} {key}".encode()).hexdigest(), compute)
 
 
-def nearest_training(findings: Findings, kind: str, set_: str = "synthetic") -> tuple[np.ndarray, np.ndarray]:
+def nearest_training(
+    results: PerImageResults, kind: str, set_: str = "synthetic"
+) -> tuple[np.ndarray, np.ndarray]:
     """Index and similarity (N,) of the training image that, mirrored or not, is most like each image.
 
     Not itself for `train`, mirrored or not.
     """
-    queries = unit_norm(findings.features[kind][set_])
+    queries = unit_norm(results.features[kind][set_])
     itself = np.arange(len(queries)) if set_ == "train" else None
-    return most_alike(queries[None], unit_norm(findings.mirrored[kind]), itself)
+    return most_alike(queries[None], unit_norm(results.mirrored[kind]), itself)
 
 
-def clip_similarities(findings: Findings) -> np.ndarray:
+def clip_similarities(results: PerImageResults) -> np.ndarray:
     """(N,) cosine of each synthetic image and the real image that owns its mask; NaN where unknown."""
-    return clip_cosines(findings, findings.subject.pairs)
+    return clip_cosines(results, results.sets.pairs)
 
 
-def clip_cosines(findings: Findings, pairs: list[tuple[int, int]]) -> np.ndarray:
-    values = np.full(len(findings.subject.synthetic), np.nan)
-    if "clip" not in findings.features or not pairs:
+def clip_cosines(results: PerImageResults, pairs: list[tuple[int, int]]) -> np.ndarray:
+    values = np.full(len(results.sets.synthetic), np.nan)
+    if "clip" not in results.features or not pairs:
         return values
-    unit = {name: unit_norm(features) for name, features in findings.features["clip"].items()}
+    unit = {name: unit_norm(features) for name, features in results.features["clip"].items()}
     synthetic, real = (list(indices) for indices in zip(*pairs, strict=True))
     values[synthetic] = (unit["synthetic"][synthetic] * unit["train"][real]).sum(1)
     return values

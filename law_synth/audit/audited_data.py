@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from dataset_conversion.raw.dataset import (
     COLOUR_ENDINGS,
@@ -22,13 +21,11 @@ from dataset_conversion.raw.folds import fold_cases
 from dataset_conversion.system.errors import UserError
 from dataset_conversion.system.names import check_case_id, check_case_ids
 from law_synth.audit.finding import NotPossible
+from law_synth.audit.options import Audit
 from law_synth.leaks import unseen_cases
 from law_synth.records.run import CASE_LISTS
 from law_synth.records.synthetic import DESCRIPTION
 from law_synth.view.slices import Slice, SliceView, view_from
-
-if TYPE_CHECKING:
-    from law_synth.audit.audit import Audit
 
 RUN_KEYS = ("fold", "train_cases", "monitor_cases", "view", "slices", "size", "base")
 OPTION_KEYS = ("model", "samples", "with_real", "original_size")
@@ -64,8 +61,8 @@ class KeptCases(RawDataset):
 
 
 @dataclass(frozen=True)
-class Subject:
-    """What is audited; `read_subject` makes it."""
+class AuditedData:
+    """What is audited; `read_audited_data` makes it."""
 
     dataset: KeptCases
     record: dict
@@ -143,7 +140,7 @@ class Subject:
         return Slice(case_id, 0 if self.view.is_volumetric else None)
 
 
-def read_subject(options: Audit) -> Subject:
+def read_audited_data(options: Audit) -> AuditedData:
     """Find the data set, its manifest and its source. UserError: it is not one that generate has finished."""
     folder = _find_folder(options.dataset)
     content = _load(folder / "dataset.json")
@@ -163,7 +160,7 @@ def read_subject(options: Audit) -> Subject:
         source, reason = None, f"its source is gone ({error}); give --real"
     ids = tuple(row["case"] for row in rows if row["kept"])
     dataset = KeptCases(folder, content, ids, _channel_files(content, record["run"]["view"]))
-    return Subject(dataset, record, rows, source, reason)
+    return AuditedData(dataset, record, rows, source, reason)
 
 
 def _channel_files(description: dict, view: dict) -> int:

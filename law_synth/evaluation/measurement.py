@@ -13,7 +13,7 @@ BOOTSTRAP = f"interval: 95 %, percentile bootstrap over {UNITS}; a synthetic ima
 
 
 @dataclass(frozen=True)
-class Measure:
+class Measurement:
     """One number of the table."""
 
     section: str
@@ -40,7 +40,7 @@ def mean_measure(
     n: dict[str, int],
     protocol: str,
     seed: int,
-) -> Measure:
+) -> Measurement:
     """A mean over images with its bootstrap interval; NaN values are left out.
 
     Args:
@@ -49,7 +49,7 @@ def mean_measure(
     known = np.isfinite(values)
     values, groups = values[known, None], np.array(groups)[known]
     low, high = interval(resampled_means(values, seed, groups=groups))
-    return Measure(section, name, images, against, mean_over_cases(values), n, protocol, low, high)
+    return Measurement(section, name, images, against, mean_over_cases(values), n, protocol, low, high)
 
 
 def mean_measures(
@@ -60,7 +60,7 @@ def mean_measures(
     groups: Sequence[str],
     protocol: str,
     seed: int,
-) -> list[Measure]:
+) -> list[Measurement]:
     """One mean for each part that holds a number, with the count of its images; see `mean_measure`."""
     measures = []
     for against, values in parts.items():
