@@ -10,11 +10,11 @@ from pathlib import Path
 from dataset_conversion.system.errors import UserError
 from dataset_conversion.system.folders import check_report_folder
 from law_synth.devices import pick_device
+from law_synth.evaluation.all_metrics import measure_all
 from law_synth.evaluation.image_sets import ComparedSets, read_compared_sets
 from law_synth.evaluation.options import Evaluate
 from law_synth.evaluation.output import FILES, print_tables, write_report
-from law_synth.evaluation.per_image import find, left_out
-from law_synth.evaluation.set_measures import measure_all
+from law_synth.evaluation.per_image import measure_images, missing_metrics
 from law_synth.judging.segmenter import judge_of_fold
 
 logger = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ def evaluate(options: Evaluate) -> None:
     if options.dry_run:
         _announce(options, sets, references, out)
         return
-    results = find(options, sets, references)
+    results = measure_images(options, sets, references)
     measurements = measure_all(results, options.seed)
     write_report(results, measurements, asdict(options), out)
     print_tables(results, measurements, out)
@@ -74,5 +74,5 @@ def _announce(options: Evaluate, sets: ComparedSets, references: Sequence[str], 
         *(len(sets.synthetic), sets.synthetic.dataset.name, real),
         *(sets.real.name, len(sets.references["train"]), out),
     )
-    for metric, reason in left_out(options, sets).items():
+    for metric, reason in missing_metrics(options, sets).items():
         logger.info("no %s: %s", metric, reason)

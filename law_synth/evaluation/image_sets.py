@@ -76,11 +76,11 @@ class ImageSet:
         resizes = geometry is not None and self._resizes(geometry.shape)
         return geometry.resized(self.size) if resizes else geometry
 
-    def find(self, segmenter: Segmenter, index: int, image: np.ndarray) -> np.ndarray:
+    def measure_images(self, segmenter: Segmenter, index: int, image: np.ndarray) -> np.ndarray:
         """Class numbers (H, W) that a segmenter finds in the image of `read`, as stored where it can."""
         if not self._resizes(self.view.stored_size(self.slices[index])):
             return segmenter.find_slice(self.view, self.slices[index])
-        return segmenter.find(self.view, image, self.geometry(index))
+        return segmenter.measure_images(self.view, image, self.geometry(index))
 
     @property
     def window(self) -> str:

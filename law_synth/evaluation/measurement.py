@@ -30,7 +30,7 @@ class Measurement:
     high: float | None = None
 
 
-def mean_measure(
+def mean_measurement(
     section: str,
     name: str,
     images: str,
@@ -52,7 +52,7 @@ def mean_measure(
     return Measurement(section, name, images, against, mean_over_cases(values), n, protocol, low, high)
 
 
-def mean_measures(
+def mean_measurements(
     section: str,
     name: str,
     images: str,
@@ -61,10 +61,12 @@ def mean_measures(
     protocol: str,
     seed: int,
 ) -> list[Measurement]:
-    """One mean for each part that holds a number, with the count of its images; see `mean_measure`."""
-    measures = []
+    """One mean for each part that holds a number, with the count of its images; see `mean_measurement`."""
+    measurements = []
     for against, values in parts.items():
         if count := int(np.isfinite(values).sum()):
             n = {images: count}
-            measures.append(mean_measure(section, name, images, against, values, groups, n, protocol, seed))
-    return measures
+            measurements.append(
+                mean_measurement(section, name, images, against, values, groups, n, protocol, seed)
+            )
+    return measurements

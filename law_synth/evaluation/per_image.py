@@ -11,10 +11,10 @@ from rich.progress import track
 
 from dataset_conversion.system.requirements import require
 from law_synth.devices import pick_device
-from law_synth.evaluation.distances import contrast, derangement
+from law_synth.evaluation.distances import derangement
 from law_synth.evaluation.image_sets import ComparedSets, ImageSet
+from law_synth.evaluation.mask_metrics import SHUFFLED, column_names, measure_mask
 from law_synth.evaluation.options import Evaluate
-from law_synth.judging.agreement import MEAN, overlaps, region_masks
 from law_synth.judging.features import (
     Extractor,
     cached,
@@ -29,13 +29,10 @@ from law_synth.judging.features import (
 )
 from law_synth.judging.segmenter import Segmenter, judge_of_fold
 
-COPY_MEASURES = {
+SIMILARITIES = {
     "efficientnet": ("EfficientNetLite0", "cosine of EfficientNet-Lite0 features"),
     "thumbnail": ("thumbnail", "correlation of 32 x 32 RGB thumbnails"),
 }
-# What `layout` knows of an image: of its mask as a whole, and where there are several regions of each.
-LAYOUT = ("lesion_ratio", "contrast", "contrast_shuffled", "dice", "iou", "dice_shuffled", "iou_shuffled")
-SHUFFLED = "_shuffled"  # of names in `LAYOUT`
 
 
 @dataclass(frozen=True)
@@ -50,19 +47,19 @@ class PerImageResults:
     features: dict[str, dict[str, np.ndarray]]
     """Kind -> name of the image set -> (N, D)."""
     mirrored: dict[str, np.ndarray]
-    """Kind in `COPY_MEASURES` -> (4, N, D) of the training images `with_mirrored`."""
+    """Kind in `SIMILARITIES` -> (4, N, D) of the training images `with_mirrored`."""
     segmenter: Segmenter | None
-    layouts: dict[str, dict[str, np.ndarray]]
-    """Name of the image set -> name in `layout_names` -> (N,)."""
-    skipped: dict[str, str]
+    mask_columns: dict[str, dict[str, np.ndarray]]
+    """Name of the image set -> name in `column_names` -> (N,)."""
+    missing: dict[str, str]
     """Measurement -> why it could not be taken."""
 
 
-def find(options: Evaluate, sets: ComparedSets, references: Sequence[str]) -> PerImageResults:
+def measure_images(options: Evaluate, sets: ComparedSets, references: Sequence[str]) -> PerImageResults:
     """Extract features of all images and look how they follow their masks."""
     device = pick_device(options.device)
-    skipped = left_out(options, sets)
-    extractors = make_extractors(options, str(device), skipped)
+    missing = missing_metrics(options, sets)
+    extractors = make_extractors(options, str(device), missing)
     segmenter = (
         None if options.segmenter is None else judge_of_fold(options.segmenter, device, sets.fold, sets.real)
     )
@@ -72,46 +69,46 @@ def find(options: Evaluate, sets: ComparedSets, references: Sequence[str]) -> Pe
     features, mirrored = {}, {}
     for kind, extractor in extractors.items():
         sets = compared if kind == "inception" else with_train
-        copied = "train" if kind in COPY_MEASURES else None
+        copied = "train" if kind in SIMILARITIES else None
         found = {
             name: features_of(extractor, images, options.batch_size, mirror=name == copied)
             for name, images in sets.items()
         }
         features[kind] = {name: of_set[0] for name, of_set in found.items()}
         mirrored |= {kind: found[copied]} if copied else {}
-    layouts = {
-        name: layout(images, shuffled_partners(sets, name, options.seed), segmenter)
+    columns = {
+        name: mask_columns(images, shuffled_partners(sets, name, options.seed), segmenter)
         for name, images in compared.items()
     }
     return PerImageResults(
-        sets, tuple(references), extractors, features, mirrored, segmenter, layouts, skipped
+        sets, tuple(references), extractors, features, mirrored, segmenter, columns, missing
     )
 
 
-def left_out(options: Evaluate, sets: ComparedSets) -> dict[str, str]:
+def missing_metrics(options: Evaluate, sets: ComparedSets) -> dict[str, str]:
     """Measures that cannot be taken with these options and data -> why."""
-    skipped = {}
+    missing = {}
     if not sets.pairs:
-        skipped["CLIP-I"] = "no synthetic image has the own mask of a real image that the model saw"
+        missing["CLIP-I"] = "no synthetic image has the own mask of a real image that the model saw"
     elif options.clip_pretrained is None:
-        skipped["CLIP-I"] = "no --clip-pretrained PATH was given"
+        missing["CLIP-I"] = "no --clip-pretrained PATH was given"
     if options.segmenter is None:
-        skipped["mask agreement"] = "no --segmenter MODEL_FOLDER was given"
-    return skipped
+        missing["mask agreement"] = "no --segmenter MODEL_FOLDER was given"
+    return missing
 
 
-def make_extractors(options: Evaluate, device: str, skipped: dict[str, str]) -> dict[str, Extractor]:
-    """The extractors that can be had; why another cannot goes into `skipped`."""
+def make_extractors(options: Evaluate, device: str, missing: dict[str, str]) -> dict[str, Extractor]:
+    """The extractors that can be had; why another cannot goes into `missing`."""
     require("metrics", "torch_fidelity")
     size = options.batch_size
     extractors = {"thumbnail": thumbnail_extractor(), "efficientnet": efficientnet_extractor(device, size)}
     try:
         weights = inception_weights(options.inception)
     except ConnectionError as error:
-        skipped["FID and KID"] = f"no Inception weights: {error}; give --inception PATH"
+        missing["FID and KID"] = f"no Inception weights: {error}; give --inception PATH"
     else:
         extractors["inception"] = inception_extractor(weights, device, size)
-    if "CLIP-I" not in skipped:
+    if "CLIP-I" not in missing:
         extractors["clip"] = clip_extractor(options.clip_model, options.clip_pretrained, device, size)
     return extractors
 
@@ -133,31 +130,21 @@ def features_of(extractor: Extractor, images: ImageSet, batch_size: int, mirror:
     return keep(images, extractor.key + " mirrored" * mirror, compute)
 
 
-def layout_names(regions: Sequence[str]) -> tuple[str, ...]:
-    """`LAYOUT`, and of several regions the same of each: `dice_kidney`, `dice_shuffled_kidney`."""
-    return (*LAYOUT, *(f"{name}_{region}" for region in several(regions) for name in LAYOUT))
-
-
-def several(regions: Sequence[str]) -> tuple[str, ...]:
-    """The regions to tell apart: none where there is only one."""
-    return tuple(regions) if len(regions) > 1 else ()
-
-
-def layout(
+def mask_columns(
     images: ImageSet, partners: np.ndarray | None, segmenter: Segmenter | None
 ) -> dict[str, np.ndarray]:
-    """How each image follows its mask and that of its partner: `layout_names` -> (N,); NaN if unknown."""
-    names = layout_names(tuple(images.dataset.regions))
+    """How each image follows its own mask and its partner's: `column_names` -> (N,); NaN where unknown."""
+    names = column_names(images.dataset.regions)
 
     def compute() -> np.ndarray:
         rows = []
         for index in track(range(len(images)), f"masks, {images.name}", transient=True):
             image, mask = images.read(index)
             found = None if segmenter is None else images.find(segmenter, index, image)
-            row = layout_row(images, image, mask, found)
+            row = measure_mask(images.view, image, mask, found)
             if partners is not None:
                 other = images.mask(int(partners[index]), mask.shape)
-                row |= layout_row(images, image, other, found, SHUFFLED)
+                row |= measure_mask(images.view, image, other, found, SHUFFLED)
             rows.append([row.get(name, float("nan")) for name in names])
         return np.array(rows)
 
@@ -166,22 +153,6 @@ def layout(
     key = f"layout {names} {judge} {order}"
     values = compute() if images.name == "synthetic" else keep(images, key, compute)
     return dict(zip(names, values.T, strict=True))
-
-
-def layout_row(
-    images: ImageSet, image: np.ndarray, mask: np.ndarray, found: np.ndarray | None, suffix: str = ""
-) -> dict[str, float]:
-    """`layout` of one image and one mask, with `suffix` in its names."""
-    regions = region_masks(mask, images.view)
-    masks = {"": mask > 0} | {f"_{name}": regions[name] for name in several(tuple(regions))}
-    row = {f"contrast{suffix}{region}": contrast(image, inside) for region, inside in masks.items()}
-    row |= {f"lesion_ratio{suffix}{region}": float(inside.mean()) for region, inside in masks.items()}
-    if found is not None:
-        scores = overlaps(found, mask, images.view)
-        for region in masks:
-            of_region = scores[region[1:] or MEAN]
-            row |= {f"dice{suffix}{region}": of_region["Dice"], f"iou{suffix}{region}": of_region["IoU"]}
-    return row
 
 
 def shuffled_partners(sets: ComparedSets, name: str, seed: int) -> np.ndarray | None:

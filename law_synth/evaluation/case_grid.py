@@ -1,4 +1,4 @@
-"""Pictures of `law-synth evaluate`: a grid of cases, and how images agree with their masks."""
+"""grid.png of `law-synth evaluate`: five cases, best to worst."""
 
 from __future__ import annotations
 
@@ -9,23 +9,21 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from law_synth.evaluation.image_sets import ImageSet
-from law_synth.evaluation.mask_measures import SMALL_LESION
-from law_synth.evaluation.per_image import PerImageResults, nearest_training, several
+from law_synth.evaluation.mask_metrics import several
+from law_synth.evaluation.per_image import PerImageResults, nearest_training
 from law_synth.judging.agreement import region_masks
 from law_synth.view.places import Geometry
 from law_synth.view.slices import SliceView
-from nnunet_order.pictures import DPI, LABEL_COLOURS, METHOD_COLOURS, PANEL_INCHES
+from nnunet_order.pictures import LABEL_COLOURS, PANEL_INCHES, draw_outline, label_colour, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
 OWN, JUDGE = LABEL_COLOURS[0], LABEL_COLOURS[2]  # contours of the mask and of the judge's, of one region
 NEITHER = "#888888"  # a line in the legend that stands for all regions
 RANKS = ("best", "upper quartile", "median", "lower quartile", "worst")
 CAPTION_LENGTH = 20
-SMALLEST_GROUP = 8
 
 
 def draw_grid(results: PerImageResults, path: Path) -> None:
@@ -39,7 +37,7 @@ def draw_grid(results: PerImageResults, path: Path) -> None:
     titles = ["Mask", "Generated", "Overlay", *["Own real image"] * has_own, "Nearest real image"]
     aspect = float(np.median([_aspect(results, index) for _, index in rows]))
     height = (PANEL_INCHES * aspect + 0.24) * len(rows) + 0.45
-    figure = _figure(PANEL_INCHES * len(titles) + 0.5, height)
+    figure = new_figure(PANEL_INCHES * len(titles) + 0.5, height)
     figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=0, hspace=0)
     grid = figure.subplots(len(rows), len(titles), squeeze=False)
     for axes, title in zip(grid[0], titles, strict=True):
@@ -57,9 +55,10 @@ def _legend(results: PerImageResults) -> list[Line2D]:
     """Lines of the overlays, and the window of the values that are shown."""
     from matplotlib.lines import Line2D
 
-    regions, judged = several(tuple(results.sets.real.regions)), results.segmenter is not None
+    regions, judged = several(results.sets.real.regions), results.segmenter is not None
     handles = [
-        Line2D([], [], color=_colour(number), linewidth=4, label=name) for number, name in enumerate(regions)
+        Line2D([], [], color=label_colour(number), linewidth=4, label=name)
+        for number, name in enumerate(regions)
     ]
     mask, found = (NEITHER, NEITHER) if regions else (OWN, JUDGE)
     handles.append(Line2D([], [], color=mask, label="mask"))
@@ -72,7 +71,7 @@ def _legend(results: PerImageResults) -> list[Line2D]:
 
 def ranked_cases(results: PerImageResults) -> list[tuple[str, int]]:
     """(caption, index) of the cases to show, no case twice."""
-    dice = results.layouts["synthetic"]["dice"]
+    dice = results.mask_columns["synthetic"]["dice"]
     judged = np.isfinite(dice)
     order = np.argsort(-dice[judged], kind="stable") if judged.any() else np.arange(len(dice))
     indices = np.flatnonzero(judged)[order] if judged.any() else order
@@ -81,97 +80,6 @@ def ranked_cases(results: PerImageResults) -> list[tuple[str, int]]:
     for rank, position in zip(RANKS, positions, strict=True):
         chosen.setdefault(int(indices[position]), rank if judged.any() else "")
     return [(rank, index) for index, rank in chosen.items()]
-
-
-def draw_agreement(results: PerImageResults, path: Path) -> None:
-    """Write Dice histograms (own and shuffled masks, real ceiling) and Dice against the lesion's size.
-
-    One row for each region where there are several.
-    """
-    regions = several(tuple(results.sets.real.regions)) or ("",)
-    figure = _figure(9.6 if len(regions) == 1 else 11.5, 0.9 + 3.0 * len(regions))
-    grid = figure.subplots(len(regions), 2, width_ratios=(1, 1.1), squeeze=False)
-    for row, region in zip(grid, regions, strict=True):
-        _draw_agreement(row, results, region)
-    title = f"Does the lesion lie where the mask says? {results.segmenter.name}"
-    figure.suptitle(title, fontsize=10)
-    if len(regions) == 1:
-        figure.legend(
-            *grid[0, 0].get_legend_handles_labels(),
-            loc="outside lower center",
-            ncols=4,
-            frameon=False,
-            fontsize=8,
-        )
-    figure.savefig(path)
-
-
-def _draw_agreement(row: Sequence[Axes], results: PerImageResults, region: str) -> None:
-    left, right = row
-    suffix = f"_{region}" if region else ""
-    bins = np.linspace(0, 1, 21 if len(results.sets.synthetic) >= 200 else 11)
-    for (label, layout, metric), colour in zip(_series(results), METHOD_COLOURS, strict=False):
-        dice = layout[metric + suffix]
-        dice = dice[np.isfinite(dice)]
-        if not dice.size:
-            continue
-        real = label.startswith("ceiling")
-        style = {"histtype": "step" if real else "stepfilled", "linewidth": 1.8, "alpha": 1 if real else 0.45}
-        share = np.full(dice.size, 100 / dice.size)
-        left.hist(dice, bins, weights=share, color=colour, label=f"{label}, mean {dice.mean():.2f}", **style)
-        left.axvline(dice.mean(), color=colour, linewidth=1.2, linestyle=":")
-        if metric == "dice":
-            ratio = layout[f"lesion_ratio{suffix}"]
-            _draw_against_size(right, ratio, layout[metric + suffix], colour, not real)
-    what = region or "lesion"
-    left.set(xlabel=f"Dice of the segmenter's {region or 'prediction'}", ylabel="images (%)", xlim=(0, 1))
-    right.set(
-        xlabel=f"{what}'s share of the image (%), lines: medians", ylabel="Dice, own mask", ylim=(-0.02, 1.02)
-    )
-    if region:
-        handles = left.get_legend_handles_labels()
-        right.legend(*handles, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=8)
-    else:
-        right.axvline(100 * SMALL_LESION, color="#999999", linewidth=0.8, linestyle="--")
-        right.text(100 * SMALL_LESION, 0.01, " small ", fontsize=8, color="#666666", ha="right")
-    _log_percent(right)
-    for axes in row:
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.yaxis.grid(True, color="#dddddd", linewidth=0.7)
-        axes.set_axisbelow(True)
-
-
-def _series(results: PerImageResults) -> list[tuple[str, dict[str, np.ndarray], str]]:
-    """(label, layout, name in it) of each histogram."""
-    synthetic = results.layouts["synthetic"]
-    series = [("own mask", synthetic, "dice"), ("shuffled mask", synthetic, "dice_shuffled")]
-    return series + [(f"ceiling: real {name}", results.layouts[name], "dice") for name in results.references]
-
-
-def _draw_against_size(axes: Axes, ratio: np.ndarray, dice: np.ndarray, colour: str, dots: bool) -> None:
-    """Dots of single images, and as a line the medians of up to eight groups of like size."""
-    known = np.isfinite(dice) & (ratio > 0)
-    percent, dice = 100 * ratio[known], dice[known]
-    if dots:
-        axes.scatter(percent, dice, s=9, color=colour, alpha=0.45, linewidths=0)
-    count = min(8, len(dice) // SMALLEST_GROUP)
-    if count > 1:
-        groups = np.array_split(np.argsort(percent), count)
-        middle = [[np.median(values[group]) for group in groups] for values in (percent, dice)]
-        axes.plot(*middle, color=colour, linewidth=1.8)
-
-
-def _log_percent(axes: Axes) -> None:
-    from matplotlib.ticker import FuncFormatter, NullFormatter
-
-    axes.set_xscale("log")
-    low, high = axes.get_xlim()
-    ticks = [tick for tick in (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100) if low <= tick <= high]
-    if len(ticks) < 2:
-        ticks = np.geomspace(low, high, 5)[1:-1]
-    axes.set_xticks(ticks)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _draw_case(row: Sequence[Axes], results: PerImageResults, rank: str, index: int, has_own: bool) -> None:
@@ -211,7 +119,7 @@ def _mask_picture(mask: np.ndarray, view: SliceView) -> np.ndarray:
     regions = region_masks(mask, view)
     picture = np.zeros((*mask.shape, 3))
     for number, name in sorted(enumerate(regions), key=lambda item: -len(view.dataset.regions[item[1]])):
-        picture[regions[name]] = to_rgb(_colour(number)) if len(regions) > 1 else 1.0
+        picture[regions[name]] = to_rgb(label_colour(number)) if len(regions) > 1 else 1.0
     return np.rint(255 * picture).astype(np.uint8)
 
 
@@ -229,8 +137,8 @@ def _sizes(mask: np.ndarray, view: SliceView, geometry: Geometry | None) -> str:
 
 
 def _dice_caption(results: PerImageResults, index: int) -> str:
-    layout = results.layouts["synthetic"]
-    names = {name: f"dice_{name}" for name in several(tuple(results.sets.real.regions))} or {"": "dice"}
+    layout = results.mask_columns["synthetic"]
+    names = {name: f"dice_{name}" for name in several(results.sets.real.regions)} or {"": "dice"}
     known = {name: layout[key][index] for name, key in names.items() if np.isfinite(layout[key][index])}
     return "Dice " + ", ".join(f"{name} {dice:.2f}".strip() for name, dice in known.items()) if known else ""
 
@@ -239,11 +147,7 @@ def _outline(axes: Axes, mask: np.ndarray, view: SliceView, colour: str, style: 
     """Outline what a mask holds: one region in `colour`, several in their own."""
     regions = region_masks(mask, view)
     for number, inside in enumerate(regions.values()):
-        _contour(axes, inside, colour if len(regions) == 1 else _colour(number), style)
-
-
-def _colour(region: int) -> str:
-    return LABEL_COLOURS[region % len(LABEL_COLOURS)]
+        draw_outline(axes, inside, colour if len(regions) == 1 else label_colour(number), style)
 
 
 def _aspect(results: PerImageResults, index: int) -> float:
@@ -262,24 +166,5 @@ def _pixel_size(geometry: Geometry) -> tuple[float, ...]:
     return tuple(size for axis, size in enumerate(geometry.spacing[::-1]) if axis != geometry.axis)
 
 
-def _contour(axes: Axes, mask: np.ndarray, colour: str, style: str) -> None:
-    """Outline a mask; nothing for an empty one."""
-    if not mask.any():
-        return
-    padded = np.pad(mask, 1).astype(float)  # zeros close the outline of a lesion that the border cuts
-    y, x = (np.arange(side) - 1 for side in padded.shape)
-    axes.contour(x, y, padded, [0.5], colors=[colour], linewidths=1.4, linestyles=style)
-    axes.set(xlim=(-0.5, mask.shape[1] - 0.5), ylim=(mask.shape[0] - 0.5, -0.5))
-
-
 def _short(name: str) -> str:
     return name if len(name) <= CAPTION_LENGTH else name[: CAPTION_LENGTH - 3] + "..."
-
-
-def _figure(width: float, height: float) -> Figure:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
