@@ -11,7 +11,7 @@ import pytest
 import tyro
 
 from dataset_conversion.system.errors import UserError
-from law_synth.evaluation.evaluate import Evaluate
+from law_synth.evaluation.options import Evaluate
 from law_synth.experiment.command_line import command_line
 from law_synth.experiment.config import PATHS, TABLES, make_config, read_config
 from law_synth.experiment.demo import Demo

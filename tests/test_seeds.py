@@ -8,7 +8,7 @@ from dataset_conversion.phantom import ConvertPhantom
 from dataset_conversion.subset import ConvertSubset
 from dataset_conversion.system.errors import UserError
 from law_synth.base.init_base import InitBase
-from law_synth.evaluation.evaluate import Evaluate as EvaluateSynthesis
+from law_synth.evaluation.options import Evaluate as EvaluateSynthesis
 from law_synth.experiment.demo import Demo as LawDemo
 from law_synth.experiment.experiment import Experiment
 from law_synth.generation.options import Generate
