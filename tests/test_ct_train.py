@@ -13,6 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
+from dataset_conversion.raw.folds import read_splits
+
 pytest.importorskip("diffusers", reason="needs the extra synth")
 pytest.importorskip("accelerate", reason="needs the extra synth")
 
@@ -87,7 +89,7 @@ def pictures(tmp_path_factory) -> Path:
 
 def test_run_records_view_slices_and_prompt(run, ct_dataset, base):
     dataset = read_dataset(ct_dataset)
-    trained = dataset.read_splits()[0]["train"]
+    trained = read_splits(dataset)[0]["train"]
     view = view_of(dataset, trained)
     assert run.config["view"] == json.loads(json.dumps(view.record))
     assert run.config["view"] == json.loads((base / "base_config.json").read_text())["view"]
@@ -183,7 +185,7 @@ def test_validation_volumes_do_not_move_the_window(ct_dataset, base, tmp_path):
     shutil.copytree(base, tmp_path / "plain", ignore=shutil.ignore_patterns("base_config.json"))
     model = load_base(str(tmp_path / "plain"))
     before = settle(options, dataset, model, 1).config
-    for name in dataset.read_splits()[0]["val"]:
+    for name in read_splits(dataset)[0]["val"]:
         path = folder / "imagesTr" / f"{name}_0000.nii.gz"
         image = sitk.ReadImage(str(path))
         sitk.WriteImage(image * 7, str(path))

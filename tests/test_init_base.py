@@ -19,6 +19,7 @@ from PIL import Image
 
 from dataset_conversion.phantom import ConvertPhantom
 from dataset_conversion.raw.dataset import find_dataset
+from dataset_conversion.raw.folds import read_splits
 from dataset_conversion.system.errors import UserError
 from law_synth.base import init_base, losses
 from law_synth.base import stage as training_stage
@@ -64,7 +65,7 @@ def test_trained_base_is_complete_and_says_what_it_saw(trained, phantoms):
     assert (base.latent_factor, len(base.tokenizer)) == (4, 49408)
     assert base.vae.config.scaling_factor == 1
     config = json.loads((trained / "base_config.json").read_text())
-    split = find_dataset(phantoms).read_splits()[0]
+    split = read_splits(find_dataset(phantoms))[0]
     assert config["train_cases"] == sorted(split["train"])
     assert not set(config["train_cases"]) & set(split["val"])
     assert set(config["held_back_cases"]) < set(config["train_cases"])
@@ -388,7 +389,7 @@ def test_a_base_begun_on_other_cases_is_not_gone_on_with(phantoms, tmp_path, mon
         killed.setattr(init_base, "finish", lambda *_: sys.exit(137))
         with pytest.raises(SystemExit):
             options.run()
-    folds = find_dataset(str(phantoms)).read_splits()
+    folds = read_splits(find_dataset(str(phantoms)))
     monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path / "preprocessed"))
     other = tmp_path / "preprocessed" / phantoms.name / "splits_final.json"
     other.parent.mkdir(parents=True)

@@ -55,9 +55,7 @@ def test_a_seed_that_some_generator_refuses_is_found_before_the_work(data, tmp_p
     monkeypatch.chdir(tmp_path)
     for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         monkeypatch.delenv(name, raising=False)
-    with pytest.raises(
-        UserError, match=f" {seed}, expected 0 or more, at most 4294967295; correct the option"
-    ):
+    with pytest.raises(UserError, match=f" {seed}, expected 0 to 4294967295; change it"):
         VERBS[verb](tmp_path / "new" / "Dataset901_New", data, seed).run()
     assert not [*tmp_path.iterdir()]
 

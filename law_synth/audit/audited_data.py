@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from dataset_conversion.raw.cases import COLOUR_ENDINGS, Case
 from dataset_conversion.raw.dataset import (
-    COLOUR_ENDINGS,
-    Case,
     RawDataset,
     dataset_folders,
     find_dataset,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from dataset_conversion.raw.grid import Grid
+from dataset_conversion.raw.geometry import Grid
 from dataset_conversion.system.errors import UserError
 from law_synth.audit.audited_data import AuditedData
 from law_synth.audit.finding import Finding, changed

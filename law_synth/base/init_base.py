@@ -15,11 +15,11 @@ import tyro
 
 from dataset_conversion.raw.description import load_json, load_table
 from dataset_conversion.raw.folds import Fold
-from dataset_conversion.raw.writer import write_json
 from dataset_conversion.system.errors import UserError, check_writable, writing
+from dataset_conversion.system.json_files import write_json
 from dataset_conversion.system.lock import hold
-from dataset_conversion.system.requirements import package_versions, require
-from dataset_conversion.system.seeds import check_seed
+from dataset_conversion.system.options import check_seed
+from dataset_conversion.system.provenance import package_versions, require
 from dataset_conversion.volumes import check_window
 from law_synth.base.losses import Flips
 from law_synth.base.seen import CONFIG, SLICES_PER_CASE, chosen_slices, evenly

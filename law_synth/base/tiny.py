@@ -6,7 +6,7 @@ import gzip
 import importlib.util
 from pathlib import Path
 
-from dataset_conversion.system.requirements import missing, require
+from dataset_conversion.system.provenance import missing, require
 from law_synth.base.model import quiet
 
 CLIP_MERGES = 48_894  # of the CLIP tokenizer; with 512 bytes and 2 marks, 49,408 tokens

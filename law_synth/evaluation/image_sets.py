@@ -17,7 +17,7 @@ from dataset_conversion.raw.dataset import RawDataset, find_dataset
 from dataset_conversion.raw.description import load_table
 from dataset_conversion.raw.folds import Fold, fold_cases
 from dataset_conversion.system.errors import UserError
-from dataset_conversion.system.hashing import hash_file
+from dataset_conversion.system.files import hash_file
 from dataset_conversion.system.names import check_case_id, check_case_ids
 from law_synth.base.seen import SLICES_PER_CASE
 from law_synth.judging.segmenter import Segmenter

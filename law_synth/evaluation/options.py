@@ -9,8 +9,7 @@ from typing import Annotated, Literal
 import tyro
 
 from dataset_conversion.system.errors import UserError
-from dataset_conversion.system.options import Range, check_ranges
-from dataset_conversion.system.seeds import check_seed
+from dataset_conversion.system.options import SEED, Range, check_ranges
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class Evaluate:
     there are validation cases). Copies are always looked for among the images that the model saw."""
     out: Path | None = None
     """Folder for the results. The default is `evaluation` in the synthetic data set."""
-    seed: int = 0
+    seed: Annotated[int, SEED] = 0
     """Seed of the shuffled masks, the random halves and the bootstrap."""
     device: str = "auto"
     """auto (a GPU if there is one), cpu, cuda or cuda:1."""
@@ -56,6 +55,5 @@ class Evaluate:
     def check(self) -> None:
         """UserError: an option that makes no sense, alone or beside another."""
         check_ranges(self)
-        check_seed(self.seed)
         if self.clip_pretrained is None and self.clip_model != type(self).clip_model:
             raise UserError("found --clip-model without --clip-pretrained, expected its weights; name them")

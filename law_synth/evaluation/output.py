@@ -16,8 +16,8 @@ from rich.text import Text
 
 from dataset_conversion.system.errors import printable
 from dataset_conversion.system.folders import report_folder
-from dataset_conversion.system.requirements import package_versions
-from dataset_conversion.system.verbatim import verbatim
+from dataset_conversion.system.provenance import package_versions
+from dataset_conversion.system.terminal import verbatim
 from law_synth.evaluation.agreement_chart import draw_agreement
 from law_synth.evaluation.case_grid import draw_grid
 from law_synth.evaluation.measurement import Measurement

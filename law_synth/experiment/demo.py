@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from dataset_conversion.system.errors import UserError
-from dataset_conversion.system.seeds import check_seed
+from dataset_conversion.system.options import check_seed
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ class Demo:
     """Run stages that other versions of the packages finished once more, and all that follow them."""
 
     def run(self) -> None:
-        from dataset_conversion.system.requirements import METRICS, require
+        from dataset_conversion.system.provenance import METRICS, require
         from law_synth.experiment.config import make_config
         from law_synth.experiment.stages import make_plan
         from nnunet_order.stages.options import begin, begun_record

@@ -42,7 +42,7 @@ class Experiment:
     execution: tyro.conf.OmitArgPrefixes[Execution] = field(default_factory=Execution)
 
     def run(self) -> None:
-        from dataset_conversion.system.requirements import METRICS, require
+        from dataset_conversion.system.provenance import METRICS, require
         from law_synth.experiment.stages import make_plan
         from nnunet_order.stages.runner import Experiment as Stages
 

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from dataset_conversion.system.errors import UserError
-from dataset_conversion.system.options import Range, check_ranges
-from dataset_conversion.system.seeds import check_seed
+from dataset_conversion.system.options import SEED, Range, check_ranges
 
 PRESETS = {"fast": ("unipc", 20), "paper": ("ddim", 50)}  # sampler and steps
 MOST_SAMPLES = 1_000_000  # case ids have six digits
@@ -92,7 +91,7 @@ class Generate:
     """Type of the computation. The default is bf16 on a GPU (fp16 before Ampere) and fp32 on a CPU."""
     compile: bool = False
     """Compile the networks with torch.compile, which pays off for thousands of images."""
-    seed: int = 0
+    seed: Annotated[int, SEED] = 0
     """Another seed gives other noise and other augmentations."""
     device: str = "auto"
     """auto (a GPU if there is one), cpu, cuda or cuda:1."""
@@ -102,7 +101,6 @@ class Generate:
     def check(self) -> None:
         """UserError: an option that makes no sense, alone or beside another."""
         check_ranges(self)
-        check_seed(self.seed)
         _ = self.parsed_shard
         if self.masks is None and (self.mask_groups is not None or self.drop_held_out_masks):
             raise UserError(

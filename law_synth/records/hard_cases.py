@@ -13,9 +13,8 @@ import numpy as np
 from msgspec import Meta
 
 from dataset_conversion.raw.folds import Fold
-from dataset_conversion.raw.writer import write_json
 from dataset_conversion.system.errors import UserError
-from dataset_conversion.system.json_files import as_json, read_json
+from dataset_conversion.system.json_files import as_json, read_json, write_json
 from dataset_conversion.system.names import check_case_id
 
 FORMAT = 1

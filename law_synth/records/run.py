@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from dataset_conversion.raw.dataset import nnunet_folder
 from dataset_conversion.raw.description import load_table
 from dataset_conversion.system.errors import UserError
-from dataset_conversion.system.hashing import feed
+from dataset_conversion.system.files import feed
 from dataset_conversion.system.names import check_case_ids
 from law_synth.base.seen import evenly
 from law_synth.view.slices import Slice, SliceView, view_from

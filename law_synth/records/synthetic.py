@@ -17,9 +17,10 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from dataset_conversion.raw.writer import check_out, write_atomically, write_json
+from dataset_conversion.raw.writer import check_out
 from dataset_conversion.system.errors import UserError, check_writable
-from dataset_conversion.system.hashing import hash_file
+from dataset_conversion.system.files import hash_file, write_atomically
+from dataset_conversion.system.json_files import write_json
 from dataset_conversion.system.lock import leaving_no_empty_parents
 from dataset_conversion.system.names import check_case_id, check_inside
 from law_synth.view.slices import Slice

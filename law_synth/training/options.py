@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import tyro
 
 from dataset_conversion.system.errors import UserError
-from dataset_conversion.system.seeds import check_seed
+from dataset_conversion.system.options import check_seed
 from dataset_conversion.volumes import check_window
 from law_synth.base.seen import SLICES_PER_CASE
 from law_synth.weightings import WEIGHTINGS, WeightingName

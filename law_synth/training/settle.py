@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-import subprocess
 from pathlib import Path
 from typing import NamedTuple
 
 from dataset_conversion.raw.dataset import RawDataset, find_dataset
 from dataset_conversion.raw.folds import leak_free_fold
 from dataset_conversion.system.errors import UserError
-from dataset_conversion.system.requirements import package_versions
+from dataset_conversion.system.provenance import git_commit, package_versions
 from law_synth.base.model import BaseModel
 from law_synth.base.seen import base_config, chosen_slices, is_of_same_cases, view_with_base
 from law_synth.records.run import FORMAT, default_run_folder, slices_of
@@ -94,7 +93,7 @@ def settle(options: Train, dataset: RawDataset, base: BaseModel, processes: int)
     config = {
         "format": FORMAT,
         "versions": package_versions("law-order", "torch", "diffusers", "accelerate", "transformers"),
-        "git_commit": _git_commit(),
+        "git_commit": git_commit(),
         "options": options.recorded,
         "processes": processes,
         "dataset": {"name": dataset.name, "folder": str(dataset.folder.resolve())},
@@ -149,16 +148,3 @@ def describe(plan: Plan) -> None:
         plan.effective_batch,
         plan.folder,
     )
-
-
-def _git_commit() -> str | None:
-    """Commit of the checkout that runs, None for an installed package."""
-    git = ["git", "-C", str(Path(__file__).parent)]
-    try:  # an environment may lie inside somebody else's checkout
-        subprocess.run(
-            [*git, "ls-files", "--error-unmatch", Path(__file__).name], capture_output=True, check=True
-        )
-        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
-        return head.stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None

@@ -14,7 +14,8 @@ from dataset_conversion.system.errors import UserError
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from dataset_conversion.raw.dataset import Case, RawDataset
+    from dataset_conversion.raw.cases import Case
+    from dataset_conversion.raw.dataset import RawDataset
 
 PERCENTILES = (0.5, 99.5)  # what nnU-Net's CTNormalization clips foreground intensities to
 MARGIN = 0.1  # of the width, added at both ends: synthetic cases must not move those percentiles

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import tyro
 
-from dataset_conversion.system.requirements import require
+from dataset_conversion.system.provenance import require
 from nnunet_order.metrics import FOREGROUND_MEAN, RESAMPLES
 
 logger = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ class Report:
 
     def run(self) -> None:
         require("synth", "jinja2")
-        from dataset_conversion.raw.writer import write_atomically
+        from dataset_conversion.system.files import write_atomically
         from dataset_conversion.system.folders import report_folder
         from law_synth.experiment import statistics, tables
         from law_synth.experiment.results import read_results
