@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from dataset_conversion.raw.dataset import RawDataset
 from dataset_conversion.raw.description import load_table
 from dataset_conversion.system.errors import UserError
 from dataset_conversion.system.names import check_case_ids
+from law_synth.base.options import SLICES_PER_CASE
 from law_synth.view.slices import Slice, SliceView, view_from, view_of
 
-if TYPE_CHECKING:
-    from dataset_conversion.raw.dataset import RawDataset
-
 CONFIG = "base_config.json"
-SLICES_PER_CASE = 16
 
 
 def base_config(source: str) -> dict:
@@ -71,9 +67,3 @@ def chosen_slices(view: SliceView, case_ids: list[str], per_case: int) -> list[S
             "expected one; check the labels"
         )
     return slices
-
-
-def evenly(values: Sequence, count: int) -> list:
-    """`count` of the values from the middles of as many equal parts; all of them where there are fewer."""
-    count = min(count, len(values))
-    return [values[(2 * number + 1) * len(values) // (2 * count)] for number in range(count)]

@@ -6,6 +6,8 @@ import gzip
 import importlib.util
 from pathlib import Path
 
+import torch
+
 from dataset_conversion.system.provenance import missing, require
 from law_synth.base.model import quiet
 
@@ -23,8 +25,6 @@ def write_tiny_base(
     the extra `synth` is missing.
     """
     require("synth", "diffusers", "transformers")
-    import torch
-
     tokenizer = clip_tokenizer(TINY_MERGES)
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)

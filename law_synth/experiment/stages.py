@@ -14,7 +14,7 @@ from dataset_conversion.raw.folds import Fold, drawn_cases, fold_cases, read_spl
 from dataset_conversion.subset import ConvertSubset, source_splits
 from dataset_conversion.system.errors import UserError
 from law_synth.audit.options import Audit
-from law_synth.base.init_base import InitBase
+from law_synth.base.options import InitBase
 from law_synth.base.seen import base_config, is_of_same_cases
 from law_synth.evaluation.options import Evaluate
 from law_synth.experiment.budget import iterations_per_epoch, samples

@@ -87,7 +87,7 @@ class MaskFolder:
         axis = self.view.axis if self.view.is_volumetric else int(np.argmax(header.GetSpacing()[::-1]))
         found = np.flatnonzero(volume.any(axis=tuple({0, 1, 2} - {axis})))
         sources = []
-        for index in evenly_spaced(found, self.per_volume).tolist():
+        for index in evenly_spaced(found.tolist(), self.per_volume):
             place = place_of(header, axis, index) if self.view.is_volumetric else None
             sources.append(
                 self._source(

@@ -16,7 +16,7 @@ from dataset_conversion.raw.description import load_table
 from dataset_conversion.system.errors import UserError
 from dataset_conversion.system.files import feed
 from dataset_conversion.system.names import check_case_ids
-from law_synth.base.seen import evenly
+from dataset_conversion.volumes import evenly_spaced
 from law_synth.view.slices import Slice, SliceView, view_from
 
 if TYPE_CHECKING:
@@ -172,7 +172,7 @@ def monitored_slices(config: dict) -> list[Slice]:
     """
     set_aside = slices_of(config, config["monitor_cases"])
     slices = set_aside or slices_of(config, config["train_cases"])
-    pictured = slices[:PICTURED] if config["slices"] is None else evenly(slices, PICTURED)
+    pictured = slices[:PICTURED] if config["slices"] is None else evenly_spaced(slices, PICTURED)
     return pictured + [one for one in set_aside if one not in pictured]
 
 

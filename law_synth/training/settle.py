@@ -10,10 +10,10 @@ from dataset_conversion.raw.dataset import RawDataset, find_dataset
 from dataset_conversion.raw.folds import leak_free_fold
 from dataset_conversion.system.errors import UserError
 from dataset_conversion.system.provenance import git_commit, package_versions
+from law_synth.base.held_back import hold_back_cases
 from law_synth.base.model import BaseModel
 from law_synth.base.seen import base_config, chosen_slices, is_of_same_cases, view_with_base
 from law_synth.records.run import FORMAT, default_run_folder, slices_of
-from law_synth.training.data import set_aside
 from law_synth.training.options import Train
 from law_synth.view.classes import joined, lesion_classes
 from law_synth.view.slices import Slice, SliceView
@@ -88,7 +88,7 @@ def settle(options: Train, dataset: RawDataset, base: BaseModel, processes: int)
     view = view_with_base(dataset, trained, options.window, base.source)
     slices = chosen_slices(view, trained, options.slices_per_case)
     shown = list(dict.fromkeys(one.case for one in slices))  # the others are volumes without lesions
-    monitored = set_aside(shown, options.monitor_cases, options.seed, dataset.groups)
+    monitored = hold_back_cases(shown, options.monitor_cases, options.seed, dataset.groups)
     guidance = options.guidance_scale
     config = {
         "format": FORMAT,

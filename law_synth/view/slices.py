@@ -183,9 +183,8 @@ class SliceView:
             label = self._volume("label", case_id)
             others = tuple(axis for axis in range(3) if axis != self.axis)
             found = np.flatnonzero((label > 0).any(axis=others))
-        if per_case is not None:
-            found = evenly_spaced(found, per_case)
-        return found.tolist()
+        chosen = found.tolist()
+        return chosen if per_case is None else evenly_spaced(chosen, per_case)
 
     def _grid(self, case_id: str) -> Grid:
         """Of a case's first image; kept, as some of nnU-Net's readers read the whole file for it."""
