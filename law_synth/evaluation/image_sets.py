@@ -19,12 +19,8 @@ from dataset_conversion.raw.folds import Fold, fold_cases
 from dataset_conversion.system.errors import UserError
 from dataset_conversion.system.files import hash_file
 from dataset_conversion.system.names import check_case_id, check_case_ids
-<<<<<<< HEAD
-from law_synth.base.seen import SLICES_PER_CASE
-from law_synth.judging.segmenter import Segmenter
-=======
 from law_synth.base.options import SLICES_PER_CASE
->>>>>>> house
+from law_synth.judging.segmenter import Segmenter
 from law_synth.records.run import CASE_LISTS, slices_of
 from law_synth.records.synthetic import source_slice
 from law_synth.view.places import Geometry
@@ -81,7 +77,7 @@ class ImageSet:
         return geometry.resized(self.size) if resizes else geometry
 
     def find(self, segmenter: Segmenter, index: int, image: np.ndarray) -> np.ndarray:
-        """Class numbers (H, W) that a segmenter finds in the image of `read`, as stored if `read` keeps its size."""
+        """Class numbers (H, W) that a segmenter finds in the image of `read`, or in the stored one."""
         if not self._resizes(self.view.stored_size(self.slices[index])):
             return segmenter.find_slice(self.view, self.slices[index])
         return segmenter.find(self.view, image, self.geometry(index))

@@ -15,13 +15,8 @@ import tyro
 from dataset_conversion.raw.folds import Fold
 from dataset_conversion.system.errors import UserError
 from dataset_conversion.system.options import check_seed
-<<<<<<< HEAD
-from law_synth.base.init_base import InitBase
-from law_synth.evaluation.options import Evaluate
-=======
 from law_synth.base.options import InitBase
-from law_synth.evaluation.evaluate import Evaluate
->>>>>>> house
+from law_synth.evaluation.options import Evaluate
 from law_synth.experiment.command_line import parse
 from law_synth.generation.options import Generate
 from law_synth.training.options import DEFAULT_BASE, Train
