@@ -15,9 +15,8 @@ from dataset_conversion.raw.dataset import RawDataset, find_dataset
 from dataset_conversion.raw.folds import Fold, fold_cases, leak_free_fold
 from dataset_conversion.system.errors import UserError
 from dataset_conversion.system.names import check_case_ids, match_key
-from law_synth.generation.mask_files import MANY, mask_stem
-from law_synth.generation.masks import MaskSource, mask_hash
 from law_synth.records.run import CASE_LISTS
+from law_synth.view.mask_sources import MaskSource, mask_hash, mask_stem
 from law_synth.view.resize import resize_mask
 
 if TYPE_CHECKING:
@@ -26,6 +25,8 @@ if TYPE_CHECKING:
     from law_synth.view.slices import SliceView
 
 logger = logging.getLogger(__name__)
+
+MANY = 200  # masks that deserve a progress bar
 
 
 def refuse_leaks(run: TrainedRun, dataset: RawDataset, segmenter: Segmenter | None = None) -> None:

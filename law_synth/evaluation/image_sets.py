@@ -9,12 +9,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
-from dataset_conversion import image_files
 from dataset_conversion.raw.dataset import RawDataset, find_dataset
 from dataset_conversion.raw.description import load_table
 from dataset_conversion.raw.folds import Fold, fold_cases
@@ -22,13 +20,12 @@ from dataset_conversion.system.errors import UserError
 from dataset_conversion.system.files import hash_file
 from dataset_conversion.system.names import check_case_id, check_case_ids
 from law_synth.base.options import SLICES_PER_CASE
+from law_synth.judging.segmenter import Segmenter
 from law_synth.records.run import CASE_LISTS, slices_of
 from law_synth.records.synthetic import source_slice
+from law_synth.view.places import Geometry
 from law_synth.view.resize import resize_mask
-from law_synth.view.slices import Geometry, Slice, SliceView, view_from, view_of
-
-if TYPE_CHECKING:
-    from law_synth.judging.segmenter import Segmenter
+from law_synth.view.slices import Slice, SliceView, view_from, view_of
 
 Size = tuple[int, int]  # (H, W)
 
@@ -42,7 +39,7 @@ class ImageSet:
     view: SliceView
     slices: tuple[Slice, ...]
     size: Size | None = None
-    """Size that every image and mask is resized to without crop; None: as stored."""
+    """Size that every image and mask is resized to, without crop; None leaves them as stored."""
 
     def __len__(self) -> int:
         return len(self.slices)
@@ -80,8 +77,8 @@ class ImageSet:
         return geometry.resized(self.size) if resizes else geometry
 
     def find(self, segmenter: Segmenter, index: int, image: np.ndarray) -> np.ndarray:
-        """Class numbers (H, W) that a segmenter finds in the image of `read`, as stored where it can."""
-        if not self._resizes(stored_size(self.view, self.slices[index])):
+        """Class numbers (H, W) that a segmenter finds in the image of `read`, or in the stored one."""
+        if not self._resizes(self.view.stored_size(self.slices[index])):
             return segmenter.find_slice(self.view, self.slices[index])
         return segmenter.find(self.view, image, self.geometry(index))
 
@@ -95,7 +92,7 @@ class ImageSet:
 
     @property
     def seen_as(self) -> list[str]:
-        """What has to be said of how files become images: nothing of 8-bit pictures."""
+        """How files become images, in words; empty for 8-bit pictures, which are shown as they are."""
         if not self.view.is_volumetric:
             return [self.window] * bool(self.window)
         of_volumes = Counter(one.case for one in self.slices)
@@ -106,7 +103,7 @@ class ImageSet:
         return [slices] + [self.window] * bool(self.window)
 
     def batches(self, batch_size: int) -> Iterator[list[np.ndarray]]:
-        """All images, in order, so many at a time."""
+        """All images, in order, `batch_size` at a time."""
         for start in range(0, len(self), batch_size):
             yield [self.read(index)[0] for index in range(start, min(start + batch_size, len(self)))]
 
@@ -126,12 +123,12 @@ class ImageSet:
 
 
 @dataclass(frozen=True)
-class Subject:
-    """What is evaluated: synthetic cases, and the real sets that they are compared with."""
+class ComparedSets:
+    """The synthetic cases that are evaluated, and the real sets that they are compared with."""
 
     synthetic: ImageSet
     sources: tuple[Slice | None, ...]
-    """Per synthetic case, the real image that owns its mask; None where that is unknown."""
+    """For each synthetic case the real image that owns its mask; None where that is unknown."""
     references: dict[str, ImageSet]
     """`train`: the images that the model saw; `held-out`: those of the fold's validation cases, if any."""
     record: dict
@@ -147,7 +144,7 @@ class Subject:
         return (self.record.get("run") or {}).get("fold")
 
     def groups(self, name: str) -> list[str]:
-        """Patient or video of each image of a set; a synthetic one is of its mask's."""
+        """Patient or video of each image of a set; a synthetic image counts as one of its mask's."""
         if name != "synthetic":
             return self.references[name].groups
         owners, known = self.real.groups, zip(self.synthetic.groups, self.sources, strict=True)
@@ -160,8 +157,8 @@ class Subject:
         return [(i, position[source]) for i, source in enumerate(self.sources) if source in position]
 
 
-def read_subject(synthetic: str, real: str | None) -> Subject:
-    """Find the data sets and who belongs where. UserError: no source data set, cases missing, no cases."""
+def read_compared_sets(synthetic: str, real: str | None) -> ComparedSets:
+    """Find the data sets and their cases. UserError: no source data set, missing cases."""
     dataset = find_dataset(synthetic)
     record = _read_json(dataset.folder / "synthesis.json")
     run = record.get("run") or {}
@@ -191,26 +188,19 @@ def read_subject(synthetic: str, real: str | None) -> Subject:
         name: ImageSet(name, real_view, tuple(of_set), size) for name, of_set in of_sets.items() if of_set
     }
     sources = tuple(None if kept is None else kept[one.case] for one in slices)
-    return Subject(ImageSet("synthetic", view, tuple(slices)), sources, references, record)
+    return ComparedSets(ImageSet("synthetic", view, tuple(slices)), sources, references, record)
 
 
 def common_size(view: SliceView, slices: Sequence[Slice]) -> Size | None:
-    """(H, W) if all images have it, else None. UserError: as `stored_size`."""
-    sizes = {stored_size(view, one) for one in slices}
+    """(H, W) if all images have it, else None. UserError: as `SliceView.stored_size`."""
+    sizes = {view.stored_size(one) for one in slices}
     return sizes.pop() if len(sizes) == 1 else None
-
-
-def stored_size(view: SliceView, slice_: Slice) -> Size:
-    """(H, W) of an image, from its header. UserError: unreadable."""
-    if view.is_volumetric:
-        return view.geometry(slice_).shape
-    return image_files.stored_size(view.dataset.case(slice_.case).images[0])
 
 
 def _views(
     dataset: RawDataset, source: RawDataset, run: dict, train_ids: Sequence[str]
 ) -> tuple[SliceView, SliceView]:
-    """Synthetic and real data set as the run saw the real one; as they are where no run is known.
+    """Synthetic and real data set as the run saw the real one, or as they are where no run is known.
 
     UserError: they know other classes.
     """
@@ -228,7 +218,7 @@ def _views(
 
 
 def _source(dataset: RawDataset, record: dict, real: str | None) -> RawDataset:
-    """The real data set: `--real`, else the one that synthesis.json names, by folder or else by name."""
+    """The real data set: --real, or the one that synthesis.json names, by its folder or by its name."""
     if real is not None:
         return find_dataset(real)
     named = record.get("source_dataset")

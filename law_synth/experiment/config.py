@@ -17,8 +17,8 @@ from dataset_conversion.system.json_files import converted
 from dataset_conversion.system.names import refuse_lookalikes
 from dataset_conversion.system.options import Range, check_ranges, check_seed
 from law_synth.base.options import InitBase
-from law_synth.evaluation.evaluate import Evaluate
-from law_synth.generation.generate import Generate
+from law_synth.evaluation.options import Evaluate
+from law_synth.generation.options import Generate
 from law_synth.training.options import DEFAULT_BASE, Train
 from law_synth.weightings import WEIGHTINGS
 
