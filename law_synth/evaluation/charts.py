@@ -11,11 +11,17 @@ import numpy as np
 from law_synth.evaluation.mask_measures import SMALL_LESION
 from law_synth.evaluation.per_image import Findings, nearest_training, several
 from law_synth.judging.agreement import region_masks
-from nnunet_order.pictures import DPI, LABEL_COLOURS, METHOD_COLOURS, PANEL_INCHES
+from nnunet_order.pictures import (
+    LABEL_COLOURS,
+    METHOD_COLOURS,
+    PANEL_INCHES,
+    draw_outline,
+    label_colour,
+    new_figure,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
     from law_synth.evaluation.image_sets import ImageSet
@@ -39,7 +45,7 @@ def draw_grid(findings: Findings, path: Path) -> None:
     titles = ["Mask", "Generated", "Overlay", *["Own real image"] * has_own, "Nearest real image"]
     aspect = float(np.median([_aspect(findings, index) for _, index in rows]))
     height = (PANEL_INCHES * aspect + 0.24) * len(rows) + 0.45
-    figure = _figure(PANEL_INCHES * len(titles) + 0.5, height)
+    figure = new_figure(PANEL_INCHES * len(titles) + 0.5, height)
     figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=0, hspace=0)
     grid = figure.subplots(len(rows), len(titles), squeeze=False)
     for axes, title in zip(grid[0], titles, strict=True):
@@ -59,7 +65,8 @@ def _legend(findings: Findings) -> list[Line2D]:
 
     regions, judged = several(tuple(findings.subject.real.regions)), findings.segmenter is not None
     handles = [
-        Line2D([], [], color=_colour(number), linewidth=4, label=name) for number, name in enumerate(regions)
+        Line2D([], [], color=label_colour(number), linewidth=4, label=name)
+        for number, name in enumerate(regions)
     ]
     mask, found = (NEITHER, NEITHER) if regions else (OWN, JUDGE)
     handles.append(Line2D([], [], color=mask, label="mask"))
@@ -89,7 +96,7 @@ def draw_agreement(findings: Findings, path: Path) -> None:
     One row for each region where there are several.
     """
     regions = several(tuple(findings.subject.real.regions)) or ("",)
-    figure = _figure(9.6 if len(regions) == 1 else 11.5, 0.9 + 3.0 * len(regions))
+    figure = new_figure(9.6 if len(regions) == 1 else 11.5, 0.9 + 3.0 * len(regions))
     grid = figure.subplots(len(regions), 2, width_ratios=(1, 1.1), squeeze=False)
     for row, region in zip(grid, regions, strict=True):
         _draw_agreement(row, findings, region)
@@ -213,7 +220,7 @@ def _mask_picture(mask: np.ndarray, view: SliceView) -> np.ndarray:
     regions = region_masks(mask, view)
     picture = np.zeros((*mask.shape, 3))
     for number, name in sorted(enumerate(regions), key=lambda item: -len(view.dataset.regions[item[1]])):
-        picture[regions[name]] = to_rgb(_colour(number)) if len(regions) > 1 else 1.0
+        picture[regions[name]] = to_rgb(label_colour(number)) if len(regions) > 1 else 1.0
     return np.rint(255 * picture).astype(np.uint8)
 
 
@@ -241,11 +248,7 @@ def _outline(axes: Axes, mask: np.ndarray, view: SliceView, colour: str, style: 
     """Outline what a mask holds: one region in `colour`, several in their own."""
     regions = region_masks(mask, view)
     for number, inside in enumerate(regions.values()):
-        _contour(axes, inside, colour if len(regions) == 1 else _colour(number), style)
-
-
-def _colour(region: int) -> str:
-    return LABEL_COLOURS[region % len(LABEL_COLOURS)]
+        draw_outline(axes, inside, colour if len(regions) == 1 else label_colour(number), style)
 
 
 def _aspect(findings: Findings, index: int) -> float:
@@ -264,24 +267,5 @@ def _pixel_size(geometry: Geometry) -> tuple[float, ...]:
     return tuple(size for axis, size in enumerate(geometry.spacing[::-1]) if axis != geometry.axis)
 
 
-def _contour(axes: Axes, mask: np.ndarray, colour: str, style: str) -> None:
-    """Outline a mask; nothing for an empty one."""
-    if not mask.any():
-        return
-    padded = np.pad(mask, 1).astype(float)  # zeros close the outline of a lesion that the border cuts
-    y, x = (np.arange(side) - 1 for side in padded.shape)
-    axes.contour(x, y, padded, [0.5], colors=[colour], linewidths=1.4, linestyles=style)
-    axes.set(xlim=(-0.5, mask.shape[1] - 0.5), ylim=(mask.shape[0] - 0.5, -0.5))
-
-
 def _short(name: str) -> str:
     return name if len(name) <= CAPTION_LENGTH else name[: CAPTION_LENGTH - 3] + "..."
-
-
-def _figure(width: float, height: float) -> Figure:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
