@@ -8,9 +8,9 @@ from dataset_conversion.raw.dataset import RawDataset
 from dataset_conversion.raw.folds import Fold, fold_cases
 from law_synth.experiment.config import Config
 from law_synth.view.slices import slice_axis, volume_grid
+from nnunet_order.paper_recipe import PaperRecipeTrainer as Recipe
 from nnunet_order.schedule import one_pass
 from nnunet_order.trainer_options import trainer_options
-from nnunet_order.trainers import PaperRecipeTrainer as Recipe
 
 
 def iterations_per_epoch(config: Config, source: RawDataset) -> int:

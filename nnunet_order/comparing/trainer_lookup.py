@@ -12,9 +12,9 @@ from functools import cache
 from pathlib import Path
 
 from dataset_conversion.system.errors import UserError
+from nnunet_order.paper_recipe import PaperRecipeTrainer
 from nnunet_order.registration import VARIABLE
 from nnunet_order.trainer_options import trainer_options
-from nnunet_order.trainers import PaperRecipeTrainer
 
 
 def check_trainers(trainers: Iterable[str], options: str, on: str) -> None:
