@@ -189,9 +189,8 @@ def chosen_slices(image: Volume, label: Volume | None, plane: Plane, options: Sl
     else:
         least = TUMOUR if options.which == "lesion" else 1
         found = slices_reaching(label, plane.slices, least - LABEL_ROUNDING)
-    if options.per_case is not None:
-        found = evenly_spaced(found, options.per_case)
-    return found.tolist()
+    chosen = found.tolist()
+    return chosen if options.per_case is None else evenly_spaced(chosen, options.per_case)
 
 
 def read_pixels(

@@ -139,11 +139,13 @@ def slices_reaching(volume: Volume, axis: int, value: float) -> np.ndarray:
     return np.flatnonzero(found)
 
 
-def evenly_spaced(indices: np.ndarray, count: int) -> np.ndarray:
-    """`count` of the indices, the middles of parts of equal length: at the ends a lesion is smallest."""
-    if len(indices) <= count:
-        return indices
-    return indices[(2 * np.arange(count) + 1) * len(indices) // (2 * count)]
+def evenly_spaced(values: Sequence, count: int) -> list:
+    """`count` of the values, the middles of parts of equal length, or all of them where there are fewer.
+
+    Of the slices of a lesion these leave out the ends, where it is smallest.
+    """
+    count = min(count, len(values))
+    return [values[(2 * number + 1) * len(values) // (2 * count)] for number in range(count)]
 
 
 def read_slices(

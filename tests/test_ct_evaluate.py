@@ -24,10 +24,10 @@ from law_synth.audit.audit import Audit
 from law_synth.audit.subject import read_subject
 from law_synth.evaluation.evaluate import Evaluate
 from law_synth.evaluation.image_sets import read_subject as read_evaluated
-from law_synth.generation.masks import mask_hash
 from law_synth.judging.agreement import MEAN, agreement
 from law_synth.judging.segmenter import Segmenter, load_judge
 from law_synth.records.synthetic import write_chunk, write_rows
+from law_synth.view.mask_sources import mask_hash
 from law_synth.view.resize import resize_mask
 from law_synth.view.slices import Slice, SliceView, view_of
 from nnunet_order.metrics import interval, resampled_means

@@ -23,10 +23,10 @@ from dataset_conversion.system.errors import UserError
 from law_synth.generation.chunks import resize_channels
 from law_synth.generation.generate import Generate
 from law_synth.generation.mask_files import MaskFolder
-from law_synth.generation.masks import mask_hash
 from law_synth.generation.nested_masks import filled_organ
 from law_synth.generation.samples import make_plan
 from law_synth.records.run import TrainedRun, read_run
+from law_synth.view.mask_sources import mask_hash
 from law_synth.view.resize import resize_mask
 from law_synth.view.slices import Slice, SliceView, view_of
 

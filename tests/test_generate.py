@@ -26,12 +26,12 @@ from dataset_conversion.raw.writer import RawDatasetWriter
 from dataset_conversion.system.errors import UserError
 from law_synth.base.model import load_base
 from law_synth.generation.generate import Generate
-from law_synth.generation.masks import case_masks, mask_hash
 from law_synth.generation.quality import QualityFilter, training_thumbnails
 from law_synth.generation.sampling import ImageSampler, Sampling
 from law_synth.leaks import refuse_leaks
 from law_synth.records.run import configurations_hash, newest_run, read_run, weights_hash
 from law_synth.records.synthetic import open_generation
+from law_synth.view.mask_sources import case_masks, mask_hash
 from law_synth.view.resize import resize_mask
 from law_synth.view.slices import view_of
 

@@ -16,7 +16,6 @@ from rich.progress import track
 
 from dataset_conversion.system.errors import UserError
 from law_synth.audit.finding import Finding, NotPossible, leak
-from law_synth.generation.masks import mask_hash
 from law_synth.judging.features import (
     Extractor,
     cached,
@@ -27,6 +26,7 @@ from law_synth.judging.features import (
     unit_norm,
     with_mirrored,
 )
+from law_synth.view.mask_sources import mask_hash
 from law_synth.view.resize import resize_image, resize_mask
 from law_synth.view.slices import Slice, SliceView
 
@@ -48,7 +48,7 @@ def check_masks(subject: Subject, options: Audit) -> tuple[list[Finding], str]:
     findings = []
     for case_id in subject.kept:
         try:
-            mask = resize_mask(subject.view.read_mask(subject.sample(case_id)), subject.run["size"])
+            mask = resize_mask(subject.view.read_mask(subject.sample(case_id)), subject.run.size)
         except UserError:  # check_labels says so
             continue
         copied = held_out.get(mask_hash(mask))
@@ -65,7 +65,7 @@ def _known_masks(subject: Subject, name: str, case_ids: Sequence[str]) -> dict[s
     masks, view = {}, subject.real_view
     for case_id in track(case_ids, f"reading {name} masks", transient=True):
         for slice_ in view.slices([case_id]):
-            masks |= dict.fromkeys(_mask_keys(view.read_mask(slice_), subject.run["size"]), slice_)
+            masks |= dict.fromkeys(_mask_keys(view.read_mask(slice_), subject.run.size), slice_)
     return masks
 
 
@@ -182,7 +182,7 @@ class Likeness:
         for one in track(slices, f"reading {name} images", transient=True):
             image = view.read_rgb(one)
             versions = with_mirrored(image) if name == "synthetic" else [image]
-            seen = versions if name == "synthetic" else [image, resize_image(image, self.subject.run["size"])]
+            seen = versions if name == "synthetic" else [image, resize_image(image, self.subject.run.size)]
             pixels.append(list(map(mask_hash, seen)))
             small.append(thumbnails(versions))
         vectors = np.stack(small, axis=1) if small else np.empty((1, 0, 0))

@@ -13,10 +13,11 @@ from dataset_conversion.raw.dataset import splits_files
 from dataset_conversion.system.errors import UserError
 from dataset_conversion.system.hashing import hash_file
 from law_synth.audit.finding import Finding, NotPossible, changed, leak
-from law_synth.generation.masks import augment, mask_hash
+from law_synth.generation.masks import augment
 from law_synth.generation.nested_masks import Nesting
 from law_synth.judging.agreement import MEAN, agreement
-from law_synth.records.synthetic import FOLDER, source_slice
+from law_synth.records.synthetic import FOLDER, SynthesisRow, read_chunks, source_slice
+from law_synth.view.mask_sources import mask_hash
 from law_synth.view.resize import resize_mask
 
 if TYPE_CHECKING:
@@ -29,12 +30,12 @@ SAME_AUGMENTED = 0.99  # Dice; another version of SciPy may round a few pixels o
 def check_manifest(subject: Subject, options: Audit) -> tuple[list[Finding], str]:
     """synthesis.jsonl has one line per sample, and the lines that the chunks were written with."""
     findings, rows = [], subject.rows
-    cases = [row["case"] for row in rows]
-    if len(set(cases)) != len(cases) or len(rows) != subject.options["samples"]:
+    cases = [row.case for row in rows]
+    if len(set(cases)) != len(cases) or len(rows) != subject.options.samples:
         what = f"{len(rows)} lines of {len(set(cases))} cases, not {subject.options['samples']}"
         findings.append(changed("synthesis.jsonl", what))
-    found = {row["case"]: row for row in rows}
-    recorded = {row["case"]: row for chunk in _chunks(subject) for row in chunk["rows"]}
+    found = {row.case: row for row in rows}
+    recorded = {row.case: row for chunk in read_chunks(subject.dataset.folder) for row in chunk.rows}
     if not recorded:
         raise NotPossible(f"there is no {FOLDER}/ with the chunks' own records")
     for case in sorted({*cases, *recorded}):
@@ -78,7 +79,7 @@ def check_labels(subject: Subject, options: Audit) -> tuple[list[Finding], str]:
         except UserError as error:
             findings.append(changed(case_id, f"{error}"))
             continue
-        if mask_hash(resize_mask(mask, subject.run["size"])) != row["mask_sha256"]:
+        if mask_hash(resize_mask(mask, subject.run.size)) != row.mask_sha256:
             findings.append(changed(case_id, "its label is not the mask that it was generated from"))
         elif subject.source is not None and not _is_mask_of_source(subject, row, mask):
             findings.append(changed(case_id, f"its label is not the mask of {source_slice(row).id}"))
@@ -89,7 +90,8 @@ def check_labels(subject: Subject, options: Audit) -> tuple[list[Finding], str]:
 
 def check_images(subject: Subject, options: Audit) -> tuple[list[Finding], str]:
     """Images can be read, are as large as their labels, and have the bytes that were written."""
-    digests = {name: sha256 for chunk in _chunks(subject) for name, sha256 in chunk["files"].items()}
+    chunks = read_chunks(subject.dataset.folder)
+    digests = {name: sha256 for chunk in chunks for name, sha256 in chunk.files.items()}
     findings = []
     for case_id in subject.kept:
         case = subject.dataset.case(case_id)
@@ -125,12 +127,12 @@ def check_real_cases(subject: Subject, options: Audit) -> tuple[list[Finding], s
                         _held(subject, case.id),
                     )
                 )
-    return findings, f"{len(subject.real_ids)} real cases" if subject.options["with_real"] else "none"
+    return findings, f"{len(subject.real_ids)} real cases" if subject.options.with_real else "none"
 
 
 def check_splits(subject: Subject, options: Audit) -> tuple[list[Finding], str]:
     """Every validation case is real and one of the fold's, and synthetic cases train only."""
-    if not subject.options["with_real"]:
+    if not subject.options.with_real:
         return [], "none: no real cases to validate on"
     _, validation = subject.split
     places = splits_files(subject.dataset.folder)
@@ -162,19 +164,19 @@ def _check_splits_file(subject: Subject, path: Path) -> list[Finding]:
     return findings
 
 
-def _is_mask_of_source(subject: Subject, row: dict, mask: np.ndarray) -> bool:
+def _is_mask_of_source(subject: Subject, row: SynthesisRow, mask: np.ndarray) -> bool:
     """Whether a label is made of its source's mask; of masks from elsewhere only the sha256 is known."""
-    source, size = source_slice(row), subject.run["size"]
+    source, size = source_slice(row), subject.run.size
     if source is None:
         return True
-    nestings = [Nesting(*pair) for pair in subject.options.get("nesting", ())]
+    nestings = [Nesting(*pair) for pair in subject.options.nesting or ()]
     own = subject.real_view.read_mask(source)
-    expected = augment(own, row["mask_augmentation"], row["mask_seed"], size, nestings)
-    if not subject.options["original_size"]:
+    expected = augment(own, row.mask_augmentation, row.mask_seed, size, nestings)
+    if not subject.options.original_size:
         expected = resize_mask(expected, size)
     if expected.shape != mask.shape:
         return False
-    if row["mask_augmentation"] == "none" or not (expected.any() and mask.any()):
+    if row.mask_augmentation == "none" or not (expected.any() and mask.any()):
         return np.array_equal(expected, mask)
     return agreement(mask, expected, subject.view)[MEAN] >= SAME_AUGMENTED
 
@@ -191,13 +193,3 @@ def _foreign(subject: Subject, part: str, name: str) -> Finding:
 def _held(subject: Subject, case: str) -> str:
     kind = "held out" if case in subject.held_out else "a training case"
     return f"{case} is {kind} in fold {subject.run['fold']} of {subject.real.name}"
-
-
-def _chunks(subject: Subject) -> list[dict]:
-    """The chunks' records, as far as they are there."""
-    folder = subject.dataset.folder / FOLDER
-    try:
-        chunks = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("chunk_*.json")]
-        return [{"rows": chunk["rows"], "files": chunk["files"]} for chunk in chunks]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder}: malformed ({error}), expected chunk records; generate again") from error

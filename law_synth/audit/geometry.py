@@ -9,8 +9,9 @@ import numpy as np
 from dataset_conversion.raw.grid import Grid
 from dataset_conversion.system.errors import UserError
 from law_synth.audit.finding import Finding, changed
-from law_synth.records.synthetic import source_slice
-from law_synth.view.slices import Geometry, volume_grid
+from law_synth.records.synthetic import SynthesisRow, source_slice
+from law_synth.view.places import Geometry
+from law_synth.view.slices import volume_grid
 from law_synth.view.window import stored_dtype
 
 if TYPE_CHECKING:
@@ -29,13 +30,13 @@ def check_geometry(subject: Subject, options: Audit) -> tuple[list[Finding], str
         except (UserError, OSError, RuntimeError):  # check_images says so
             continue
         findings += [changed(case_id, what, "a segmenter would see it otherwise") for what in differences]
-    dtype = subject.run["view"]["window"]["dtype"]
+    dtype = subject.run.view.window.dtype
     place = " volumes of one slice, where their sources are" if subject.view.is_volumetric else " images"
     return findings, f"{len(subject.kept)}{place}, {dtype}"
 
 
-def _differences(subject: Subject, row: dict) -> list[str]:
-    case, view = subject.dataset.case(row["case"]), subject.view
+def _differences(subject: Subject, row: SynthesisRow) -> list[str]:
+    case, view = subject.dataset.case(row.case), subject.view
     dtype = stored_dtype(case)
     found = [] if dtype == view.window.dtype else [f"its values are {dtype}, not {view.window.dtype}"]
     if not view.is_volumetric:
@@ -47,13 +48,13 @@ def _differences(subject: Subject, row: dict) -> list[str]:
     return found
 
 
-def _expected(subject: Subject, row: dict) -> Geometry:
+def _expected(subject: Subject, row: SynthesisRow) -> Geometry:
     """Place of the source; of a mask from elsewhere the image's own, which the label must share."""
-    source, size = source_slice(row), subject.run["size"]
+    source, size = source_slice(row), subject.run.size
     if source is None:
-        return subject.view.geometry(subject.sample(row["case"]))
+        return subject.view.geometry(subject.sample(row.case))
     geometry = subject.real_view.geometry(source)
-    return geometry if subject.options["original_size"] else geometry.resized((size, size))
+    return geometry if subject.options.original_size else geometry.resized((size, size))
 
 
 def _differences_of_file(grid: Grid, expected: Geometry) -> list[str]:

@@ -9,25 +9,25 @@ from typing import TYPE_CHECKING
 from dataset_conversion.raw.dataset import RawDataset, nnunet_folder
 from dataset_conversion.system.errors import UserError
 from law_synth.audit.finding import Finding, NotPossible, changed, leak
-from law_synth.audit.subject import RUN_KEYS
 from law_synth.base.files import cached_model
-from law_synth.base.seen import base_config, is_of_same_cases
-from law_synth.generation.mask_files import mask_stem
-from law_synth.leaks import held_out_groups, mask_group
+from law_synth.leaks import cases_behind_base, cases_behind_judge, held_out_groups, mask_group
+from law_synth.records.base import read_base_config
 from law_synth.records.run import (
     CONFIG,
     TrainedRun,
     configurations_hash,
     read_run,
-    slices_of,
     weights_hash,
 )
-from law_synth.records.synthetic import source_slice
+from law_synth.records.synthetic import SynthesisRow, source_slice
+from law_synth.view.mask_sources import mask_stem
 
 if TYPE_CHECKING:
     from law_synth.audit.audit import Audit
     from law_synth.audit.subject import Subject
     from law_synth.judging.segmenter import Segmenter
+
+COMPARED = ("fold", "train_cases", "monitor_cases", "view", "slices", "size", "base")  # of a run and its copy
 
 
 def check_sources(subject: Subject, options: Audit) -> tuple[list[Finding], str]:
@@ -38,31 +38,30 @@ def check_sources(subject: Subject, options: Audit) -> tuple[list[Finding], str]
     held_out = {} if subject.source is None else held_out_groups(subject.source, set(subject.split[0]))
     findings = []
     for row in subject.rows:
-        own = row["source_case"]
-        name = own or mask_stem(row["source_mask"])
+        own = row.source_case
+        name = own or mask_stem(row.source_mask)
         group = None if own or subject.source is None else _group_of_mask(row, held_out, subject.source)
         if subject.source is not None and name in subject.held_out:
-            findings.append(leak(row["case"], f"its mask is that of {name}", _what(subject, name)))
+            findings.append(leak(row.case, f"its mask is that of {name}", _what(subject, name)))
         elif group in held_out:
             what = f"its mask {row['source_mask']} is of {group}, as {held_out[group]} is"
-            findings.append(leak(row["case"], what, _what(subject, held_out[group])))
+            findings.append(leak(row.case, what, _what(subject, held_out[group])))
         elif own is not None and (own not in subject.recorded or own not in _training(subject)):
             meaning = "it is no training case of the run's fold, so its images may be held out"
-            findings.append(leak(row["case"], f"its mask is that of {own}", meaning))
+            findings.append(leak(row.case, f"its mask is that of {own}", meaning))
         elif not _is_slice_of_run(subject, row):
             what = f"its mask is slice {row['source_slice']} of {own}"
-            findings.append(changed(row["case"], what, "the run has not seen that slice"))
+            findings.append(changed(row.case, what, "the run has not seen that slice"))
     if subject.source is None and not findings:
         raise NotPossible(f"all are training cases as the run lists them, but {subject.no_source}")
-    elsewhere = sum(row["source_case"] is None for row in subject.rows)
+    elsewhere = sum(row.source_case is None for row in subject.rows)
     extra = f", {elsewhere} of them from elsewhere" if elsewhere else ""
     return findings, f"{len(subject.rows)} masks{extra}; training cases of fold {subject.run['fold']}"
 
 
-def _group_of_mask(row: dict, held_out: Mapping[str, str], source: RawDataset) -> str | None:
+def _group_of_mask(row: SynthesisRow, held_out: Mapping[str, str], source: RawDataset) -> str | None:
     """Patient of a mask without image: as recorded (from --mask-groups, say) or else as its name tells."""
-    recorded = row.get("source_group")
-    return recorded if recorded in held_out else mask_group(row["source_mask"], source, held_out)
+    return row.source_group if row.source_group in held_out else mask_group(row.source_mask, source, held_out)
 
 
 def check_training_cases(subject: Subject, options: Audit) -> tuple[list[Finding], str]:
@@ -88,26 +87,26 @@ def check_run(subject: Subject, options: Audit) -> tuple[list[Finding], str]:
     """The weights that generated are there, are those recorded, and their run says the same of its cases."""
     run = _find_run(subject, options)
     findings = []
-    if weights_hash(run.folder) != subject.options["model"]:
+    if weights_hash(run.folder) != subject.options.model:
         findings.append(
             changed(f"{run.folder}", "other weights than generated", "what they saw is not known")
         )
-    if subject.run.get("configurations_hash") not in (None, configurations_hash(run.folder)):
+    if subject.run.configurations_hash not in (None, configurations_hash(run.folder)):
         what = "another config.json beside the weights than generated"
         findings.append(changed(f"{run.folder}", what, "the same weights make another network"))
-    for name in RUN_KEYS:
-        if run.config.get(name) != subject.run[name]:
+    for name in COMPARED:
+        if getattr(run.config, name) != getattr(subject.run, name):
             findings.append(
                 changed(f"{run.folder}", f"another {name} than in synthesis.json", "one is not true")
             )
-    if run.dataset_name != subject.record["source_dataset"]["name"]:
+    if run.dataset_name != subject.record.source_dataset.name:
         findings.append(changed(f"{run.folder}", f"trained on {run.dataset_name}", "another data set"))
     if subject.source is not None:
         findings += [
             leak(f"{run.folder}", f"trained on {case}", _what(subject, case))
             for case in sorted(set(run.train_cases) & set(subject.held_out) - subject.recorded)
         ]
-    others = [row["case"] for row in subject.rows if row["model_hash"] != subject.options["model"]]
+    others = [row.case for row in subject.rows if row.model_hash != subject.options.model]
     findings += [
         changed(case, "its row names another model", "what that one saw is not known") for case in others
     ]
@@ -118,40 +117,39 @@ def check_base(subject: Subject, options: Audit) -> tuple[list[Finding], str]:
     """The base model is the one recorded, and by its own record saw none of the held-out cases."""
     from law_synth.base.files import PARTS, hash_base, is_unfinished
 
-    recorded = subject.run["base"]
-    folder = Path(options.base) if options.base else _find_base(recorded["source"])
+    recorded = subject.run.base
+    folder = Path(options.base) if options.base else _find_base(recorded.source)
     if is_unfinished(folder):
         raise NotPossible(f"{folder} is what an interrupted init-base left, which does not tell its cases")
     findings = []
     if missing := [part for part in PARTS if not (folder / part).is_dir()]:
         raise NotPossible(f"{folder} is no complete base: it has no {missing[0]}/; give --base")
-    if hash_base(folder) != recorded["hash"]:
+    if hash_base(folder) != recorded.hash:
         findings.append(changed(f"{folder}", "another base than the run's", "what that one saw is not known"))
-    config = base_config(str(folder))
-    if "train_cases" not in config:
+    origin = subject.record.source_dataset.known_origin
+    config, seen = read_base_config(folder), cases_behind_base(f"{folder}", origin)
+    if seen is None:
+        raise NotPossible(f"it was trained on {config.dataset}, another data set, which may hold copies")
+    if not seen:
         kind = "random weights" if config else "no base of law-synth: trained by its publisher"
-        return findings, f"{recorded['source']}: {kind}"
-    source = subject.record["source_dataset"]
-    if not is_of_same_cases(config, source.get("origin", source["name"])):
-        raise NotPossible(f"it was trained on {config['dataset']}, another data set, which may hold copies")
-    held_out = set(config["train_cases"]) & set(subject.held_out)
+        return findings, f"{recorded.source}: {kind}"
+    held_out = seen & set(subject.held_out)
     findings += [leak(f"{folder}", f"trained on {case}", _what(subject, case)) for case in sorted(held_out)]
-    return findings, f"{recorded['source']}: {len(config['train_cases'])} cases of fold {config['fold']}"
+    return findings, f"{recorded.source}: {len(seen)} cases of fold {config.fold}"
 
 
 def check_judges(subject: Subject, options: Audit) -> tuple[list[Finding], str]:
     """Each segmenter that chose images or masks is the one recorded and saw no validation or test case."""
     from law_synth.judging.segmenter import judge_of_fold
-    from law_synth.leaks import cases_behind_judge
 
-    hard = subject.record.get("hard_cases") or {}
-    wanted = {subject.options.get("segmenter"), hard.get("segmenter_sha256")} - {None}
+    hard = subject.record.hard_cases
+    wanted = {subject.options.segmenter, hard and hard.segmenter_sha256} - {None}
     if not wanted:
         return [], "none: nothing was chosen by a segmenter"
     judges = {
         judge.hash: judge
         for folder in options.segmenter
-        for judge in [judge_of_fold(folder, "cpu", subject.run["fold"], subject.real)]
+        for judge in [judge_of_fold(folder, "cpu", subject.run.fold, subject.real)]
     }
     if missing := sorted(wanted - judges.keys()):
         raise NotPossible(f"give --segmenter, the model folder whose sha256 is {missing[0][:12]}...")
@@ -167,20 +165,20 @@ def check_judges(subject: Subject, options: Audit) -> tuple[list[Finding], str]:
 
 def check_hard_cases(subject: Subject, options: Audit) -> tuple[list[Finding], str]:
     """The Dice that decided how often masks were drawn are those of training cases only."""
-    hard = subject.record.get("hard_cases")
+    hard = subject.record.hard_cases
     if hard is None:
         return [], "none: every mask as often"
     findings = [
         leak("synthesis.json", f"masks were chosen by the Dice of {case}", _what(subject, case))
-        for case in sorted(set(hard["dice"]) & set(subject.held_out))
+        for case in sorted(set(hard.dice) & set(subject.held_out))
     ]
     return findings, f"Dice of {len(hard['dice'])} training cases"
 
 
-def _is_slice_of_run(subject: Subject, row: dict) -> bool:
+def _is_slice_of_run(subject: Subject, row: SynthesisRow) -> bool:
     """Whether the run has seen the slice that owns a mask; a mask from elsewhere is none of its slices."""
     source = source_slice(row)
-    return source is None or source in slices_of(subject.run, [source.case])
+    return source is None or source in subject.run.slices_of([source.case])
 
 
 def _training(subject: Subject) -> set[str]:
@@ -212,7 +210,7 @@ def _find_run(subject: Subject, options: Audit) -> TrainedRun:
             run = read_run(path.parent)
         except UserError:  # not yet trained, or damaged: not this one
             continue
-        if run.hash == subject.options["model"]:
+        if run.hash == subject.options.model:
             return run
     raise NotPossible("no run with these weights under $nnUNet_results/law_synth; give --trained-run")
 

@@ -13,16 +13,18 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import numpy as np
 import tyro
 
-from dataset_conversion.raw.description import load_json, load_table
+from dataset_conversion.raw.description import load_json
 from dataset_conversion.raw.folds import Fold
 from dataset_conversion.raw.writer import write_json
 from dataset_conversion.system.errors import UserError, check_writable, writing
+from dataset_conversion.system.json_files import as_json, read_json
 from dataset_conversion.system.lock import hold
 from dataset_conversion.system.requirements import package_versions, require
 from dataset_conversion.system.seeds import check_seed
-from dataset_conversion.volumes import check_window
+from dataset_conversion.volumes import check_window, evenly_spaced
 from law_synth.base.losses import Flips
-from law_synth.base.seen import CONFIG, SLICES_PER_CASE, chosen_slices, evenly
+from law_synth.base.seen import SLICES_PER_CASE, chosen_slices
+from law_synth.records.base import CONFIG, FORMAT, BaseConfig, BegunBase, write_base_config
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -33,7 +35,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
 WORK = ".training"  # inside --out until the base is finished: options and checkpoints
 OPTIONS = "options.json"
 PACKAGES = ("law-order", "torch", "diffusers", "transformers")  # they decide what the weights are
@@ -112,7 +113,7 @@ class InitBase:
         with writing(self.out):
             results = self._write_tiny(options) if self.size else self._train(options)
             versions = package_versions(*PACKAGES)
-            finish(self.out, {"format": FORMAT, "options": options, **results, "versions": versions})
+            finish(self.out, BaseConfig(format=FORMAT, options=options, **results, versions=versions))
         seconds = time.perf_counter() - began
         logger.info("wrote %s in %.0f s; use it with --base %s", self.out, seconds, self.out)
 
@@ -171,7 +172,7 @@ class InitBase:
                 "%d cases of %d patients are too few to hold some back: PSNR is of training images",
                 *(len(cases), len({view.dataset.groups[case] for case in cases})),
             )
-        shown = evenly(held_back or kept[:HELD_BACK], HELD_BACK)
+        shown = evenly_spaced(held_back or kept[:HELD_BACK].tolist(), HELD_BACK)
         # Only now: whatever is wrong with the data leaves nothing behind.
         lock = hold(self.out / WORK / "lock", self.out)
         sources = {"train_cases": seen, "dataset_origin": view.dataset.origin, "view": view.record}
@@ -251,8 +252,8 @@ def is_finished(out: Path, options: dict) -> bool:
     """
     for record in (out / CONFIG, out / WORK / OPTIONS):
         if record.is_file():
-            content = load_table(record, "the record of a base", "choose another --out or remove the folder")
-            _check_same(out, content.get("options") or {}, options)
+            begun = read_json(record, BegunBase, "choose another --out or remove the folder")
+            _check_same(out, begun.options, options)
             return record.name == CONFIG
     if out.exists() and (not out.is_dir() or {path.name for path in out.iterdir()} - {WORK}):
         raise UserError(f"{out}: found something other than a base, expected nothing; choose another --out")
@@ -274,7 +275,7 @@ def claim(out: Path, options: dict, sources: dict | None = None) -> None:
 
     UserError: what lies there was trained on other cases, of which the finished base would say nothing.
     """
-    record = {"options": options, "sources": json.loads(json.dumps(sources))}  # as it is read back
+    record = {"options": options, "sources": json.loads(json.dumps(as_json(sources)))}  # as it is read back
     path = out / WORK / OPTIONS
     if path.is_file() and load_json(path) != record:
         raise UserError(
@@ -285,7 +286,7 @@ def claim(out: Path, options: dict, sources: dict | None = None) -> None:
     write_json(path, record)
 
 
-def finish(out: Path, config: dict) -> None:
+def finish(out: Path, config: BaseConfig) -> None:
     """Write base_config.json, which says that the base is complete, and drop the checkpoints."""
-    write_json(out / CONFIG, config)
+    write_base_config(out, config)
     shutil.rmtree(out / WORK, ignore_errors=True)

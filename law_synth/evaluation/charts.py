@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from matplotlib.lines import Line2D
 
     from law_synth.evaluation.image_sets import ImageSet
-    from law_synth.view.slices import Geometry, SliceView
+    from law_synth.view.places import Geometry
+    from law_synth.view.slices import SliceView
 
 OWN, JUDGE = LABEL_COLOURS[0], LABEL_COLOURS[2]  # contours of the mask and of the judge's, of one region
 NEITHER = "#888888"  # a line in the legend that stands for all regions

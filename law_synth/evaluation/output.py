@@ -16,11 +16,13 @@ from rich.text import Text
 
 from dataset_conversion.system.errors import printable
 from dataset_conversion.system.folders import report_folder
+from dataset_conversion.system.json_files import as_json
 from dataset_conversion.system.requirements import package_versions
 from dataset_conversion.system.verbatim import verbatim
 from law_synth.evaluation.charts import draw_agreement, draw_grid
 from law_synth.evaluation.measure import Measure
 from law_synth.evaluation.per_image import COPY_MEASURES, Findings, clip_similarities, nearest_training
+from law_synth.records.run import config_as_json
 from nnunet_order.evaluation_output import write_csv
 
 FILES = ("evaluation.json", "per_case.csv", "grid.png", "agreement.png")
@@ -31,7 +33,7 @@ def write_report(findings: Findings, measures: Sequence[Measure], settings: dict
     """Write all files; none is ever half-written."""
     with report_folder(out, FILES) as partial:
         write_csv(partial / "per_case.csv", per_case_rows(findings))
-        content = json.dumps(as_json(findings, measures, settings), indent=2, default=str)
+        content = json.dumps(as_record(findings, measures, settings), indent=2, default=str)
         (partial / "evaluation.json").write_text(content + "\n", encoding="utf-8")
         draw_grid(findings, partial / "grid.png")
         if findings.segmenter is not None:
@@ -57,7 +59,7 @@ def per_case_rows(findings: Findings) -> list[dict]:
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
-def as_json(findings: Findings, measures: Sequence[Measure], settings: Mapping) -> dict:
+def as_record(findings: Findings, measures: Sequence[Measure], settings: Mapping) -> dict:
     """Everything that somebody needs to compute the same numbers again; NaN becomes null."""
     subject, judge = findings.subject, findings.segmenter
     images = {"synthetic": subject.synthetic} | subject.references
@@ -73,9 +75,9 @@ def as_json(findings: Findings, measures: Sequence[Measure], settings: Mapping) 
             }
             for name, one in images.items()
         },
-        "view": subject.synthetic.view.record,
+        "view": as_json(subject.synthetic.view.record),
         "regions": subject.real.regions,
-        "run": subject.record.get("run"),
+        "run": subject.record and config_as_json(subject.record.run),
         "extractors": {
             extractor.name: {
                 "weights_sha256": extractor.weights_sha256,

@@ -17,24 +17,18 @@ from PIL import Image
 from dataset_conversion.system.errors import UserError, writing
 from dataset_conversion.system.terminal import pace, progress
 from law_synth.base.model import load_base, quiet
+from law_synth.base.student import load_student
 from law_synth.devices import pick_device
-from law_synth.evaluation.image_sets import stored_size
 from law_synth.generation.finish import finish_dataset, refuse_splits_in_the_way
 from law_synth.generation.quality import QualityFilter, training_thumbnails
+from law_synth.generation.resuming import check_generation, no_ruins, open_generation
 from law_synth.generation.samples import GenerationPlan, Prepared, make_plan
 from law_synth.generation.sampling import ImageSampler
-from law_synth.records.synthetic import (
-    check_generation,
-    count_chunks,
-    no_ruins,
-    open_generation,
-    read_chunk,
-    write_chunk,
-)
+from law_synth.records.synthetic import SynthesisRow, count_chunks, read_chunk, write_chunk
 
 if TYPE_CHECKING:
     from law_synth.generation.generate import Generate
-    from law_synth.view.slices import Geometry
+    from law_synth.view.places import Geometry
 
 logger = logging.getLogger(__name__)
 
@@ -89,8 +83,8 @@ def _processes(device: str) -> Iterator[tuple[int, int, torch.device]]:
 
 def _announce(plan: GenerationPlan) -> None:
     run, sampling = plan.run, plan.sampling
-    logger.info("model: %s (fold %s, step %s)", run.folder, run.fold, run.config.get("step"))
-    if not run.config.get("finished", True):
+    logger.info("model: %s (fold %s, step %s)", run.folder, run.fold, run.config.step)
+    if not run.config.finished:
         logger.warning("%s: the training has not finished", run.folder)
     logger.info(
         "%d images of %d masks of %s, %d chunks; %s, %d steps, guidance %g, %s on %s",
@@ -121,7 +115,7 @@ def _announce(plan: GenerationPlan) -> None:
 
 def _compare_sizes(plan: GenerationPlan) -> None:
     """Say so when the synthetic images are of another size than the real ones beside them."""
-    sizes = [stored_size(plan.view, slice_) for slice_ in plan.run.slices]
+    sizes = [plan.view.stored_size(slice_) for slice_ in plan.run.slices]
     size, (height, width) = plan.run.size, np.median(sizes, axis=0)
     if max(abs(height - size) / height, abs(width - size) / width) > SIZE_CHANGE:
         logger.warning(
@@ -180,9 +174,9 @@ def _load_sampler(plan: GenerationPlan) -> ImageSampler:
             f"{run.folder}: found other weights than law_config.json says, or another config.json with them, "
             "expected a run at rest; wait until the training has saved, then give the command again"
         )
-    base = load_base(run.base_source)  # the sampler moves what it needs
+    base = load_base(run.config.base.source)  # the sampler moves what it needs
     with quiet():
-        controlnet, unet = run.load_student(base, torch.float32)
+        controlnet, unet = load_student(run, base, torch.float32)
         return ImageSampler(base, controlnet, unet, plan.sampling, plan.device, plan.view.classes.count)
 
 
@@ -243,7 +237,7 @@ def resize_channels(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     return np.stack(resized, axis=-1).clip(0, 255)
 
 
-def _encode_and_write(plan: GenerationPlan, chunk: int, kept: list[tuple], rows: list[dict]) -> None:
+def _encode_and_write(plan: GenerationPlan, chunk: int, kept: list[tuple], rows: list[SynthesisRow]) -> None:
     files = {name: content for case in kept for name, content in plan.view.encode(*case).items()}
     labels = {name: content for name, content in files.items() if name.startswith("labelsTr/")}
     images = {name: content for name, content in files.items() if name not in labels}

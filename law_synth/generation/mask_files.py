@@ -12,26 +12,24 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dataset_conversion.image_files import IMAGE_ENDINGS, check_regular, images_in, warn_left_out
+from dataset_conversion.image_files import check_regular, images_in, warn_left_out
 from dataset_conversion.images import Notes, read_index_mask
 from dataset_conversion.system.errors import UserError
 from dataset_conversion.system.folders import visible_files
 from dataset_conversion.system.names import check_name
 from dataset_conversion.system.parallel import dropping_the_rest
-from dataset_conversion.system.text_files import tidy_name
 from dataset_conversion.volumes import evenly_spaced
-from law_synth.generation.masks import MaskSource, mask_hash
-from law_synth.view.classes import VOLUME_ENDINGS, Classes
+from law_synth.view.classes import Classes
+from law_synth.view.mask_sources import ENDINGS, VOLUMES, MaskSource, mask_hash, mask_stem
+from law_synth.view.places import Geometry
 from law_synth.view.resize import resize_mask
-from law_synth.view.slices import Geometry, Slice, SliceView
+from law_synth.view.slices import Slice, SliceView
 
 if TYPE_CHECKING:
     import SimpleITK as sitk
 
 MANY = 200  # files that deserve a progress bar
 READERS = 4  # volumes in memory at the same time
-VOLUMES = (*VOLUME_ENDINGS, ".nii")
-ENDINGS = (*VOLUMES, *IMAGE_ENDINGS)
 
 
 @dataclass(frozen=True)
@@ -86,7 +84,7 @@ class MaskFolder:
         axis = self.view.axis if self.view.is_volumetric else int(np.argmax(header.GetSpacing()[::-1]))
         found = np.flatnonzero(volume.any(axis=tuple({0, 1, 2} - {axis})))
         sources = []
-        for index in evenly_spaced(found, self.per_volume).tolist():
+        for index in evenly_spaced(found.tolist(), self.per_volume):
             place = place_of(header, axis, index) if self.view.is_volumetric else None
             sources.append(
                 self._source(
@@ -181,12 +179,6 @@ def place_of(image: sitk.Image, axis: int, index: int) -> Geometry:
     shape = tuple(size[other] for other in range(3) if other != axis)
     origin = image.TransformIndexToPhysicalPoint(corner)
     return Geometry(shape, image.GetSpacing(), origin, image.GetDirection(), axis)
-
-
-def mask_stem(name: str) -> str:
-    """A mask file's tidy name without its ending: `.nii.gz` is one."""
-    ending = next((ending for ending in ENDINGS if name.lower().endswith(ending)), "")
-    return tidy_name(name[: len(name) - len(ending)])
 
 
 def _numbers(label: np.ndarray, path: Path, classes: Classes) -> np.ndarray:

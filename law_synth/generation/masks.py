@@ -1,64 +1,19 @@
-"""Masks to generate from, and their augmentation. A mask is a uint8 map of class numbers, 0 to K."""
+"""Variants of a mask that keep a lesion a lesion. A mask is a uint8 map of class numbers, 0 to K."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import numpy as np
 
 from law_synth.generation.nested_masks import Nesting, move_lesions
 from law_synth.generation.warps import classes_at, draw_coordinates, touches_border, warp
-from law_synth.view.slices import Geometry, Slice, SliceView
 
 Augmentation = Literal["none", "flip", "affine", "elastic", "nested", "nested-elastic"]
 
 ATTEMPTS = 20  # draws before a mask is only flipped
 AREA_CHANGE = 0.1  # most that an augmentation may change a class's area
-
-
-@dataclass(frozen=True)
-class MaskSource:
-    """A mask to generate from."""
-
-    name: str
-    """Id of the case; for a mask that came from elsewhere the file's name, or path below its folder."""
-    case: str | None
-    """The training case that owns the mask, or after which its file is named; None where there is neither."""
-    group: str
-    """Patient or video of the mask; its file's stem where nobody says."""
-    index: int | None
-    """Of the slice, where the mask is one of a volume."""
-    read: Callable[[], np.ndarray]
-    """Gives class numbers, uint8 (Y, X)."""
-    locate: Callable[[], Geometry | None]
-    """Gives its place in space; None in a 2D data set."""
-    sha256: str = ""
-    """Of the pixels, for a mask from elsewhere, and below at model size."""
-    sha256_at_size: str | None = None
-    """None where it is of one class only: then it is nobody's."""
-
-
-def case_masks(view: SliceView, slices: Sequence[Slice]) -> list[MaskSource]:
-    """The masks of training cases, in the order of `slices`."""
-    return [
-        MaskSource(
-            slice_.case,
-            slice_.case,
-            view.dataset.groups[slice_.case],
-            slice_.index,
-            lambda slice_=slice_: view.read_mask(slice_),
-            lambda slice_=slice_: view.geometry(slice_),
-        )
-        for slice_ in slices
-    ]
-
-
-def mask_hash(mask: np.ndarray) -> str:
-    """sha256 of a mask's size and pixels; one pixel more or less changes it."""
-    return hashlib.sha256(f"{mask.shape}".encode() + np.ascontiguousarray(mask).tobytes()).hexdigest()
 
 
 def augment(

@@ -18,13 +18,15 @@ from dataset_conversion.system.requirements import package_versions
 from law_synth.devices import has_bf16
 from law_synth.generation.generate import PRESETS
 from law_synth.generation.mask_files import MaskFolder
-from law_synth.generation.masks import MaskSource, augment, case_masks, mask_hash
+from law_synth.generation.masks import augment
 from law_synth.generation.nested_masks import Nesting, find_nestings
 from law_synth.generation.sampling import Sampling, derived_seed
 from law_synth.judging.segmenter import judge_of_fold
 from law_synth.leaks import HeldOutMasks, refuse_leaks
-from law_synth.mining.hard_cases import HardCases, read_hard_cases
+from law_synth.records.hard_cases import HardCases, read_hard_cases
 from law_synth.records.run import TrainedRun, newest_run, read_run
+from law_synth.records.synthetic import Recipe, SourceDataset, SynthesisRecord, SynthesisRow
+from law_synth.view.mask_sources import MaskSource, case_masks, mask_hash
 from law_synth.view.resize import resize_mask
 
 if TYPE_CHECKING:
@@ -32,7 +34,8 @@ if TYPE_CHECKING:
 
     from law_synth.generation.generate import Generate
     from law_synth.judging.segmenter import Segmenter
-    from law_synth.view.slices import Geometry, SliceView
+    from law_synth.view.places import Geometry
+    from law_synth.view.slices import SliceView
 
 logger = logging.getLogger(__name__)
 
@@ -127,68 +130,64 @@ class GenerationPlan:
         kind, size = self.verb.mask_augment, self.run.size
         return augment(sample.source.read(), kind, sample.mask_seed, size, self.nestings)
 
-    def row(self, sample: Sample, chunk: int, mask: np.ndarray, reason: str | None, scores: dict) -> dict:
+    def row(
+        self, sample: Sample, chunk: int, mask: np.ndarray, reason: str | None, scores: dict
+    ) -> SynthesisRow:
         """Line of synthesis.jsonl for a sample and its mask at model size."""
-        return {
-            "case": sample.case,
-            "index": sample.index,
-            "chunk": chunk,
-            "kept": reason is None,
-            "reason": reason,
-            "seed": sample.seed,
-            "source_case": sample.source.case,
-            "source_group": sample.source.group,
-            "source_slice": sample.source.index,
-            "source_mask": sample.source.name,
-            "mask_sha256": mask_hash(mask),
-            "mask_augmentation": self.verb.mask_augment,
-            "mask_seed": None if self.verb.mask_augment == "none" else sample.mask_seed,
-            "prompt": self.sampling.prompt,
-            "sampler": self.sampling.sampler,
-            "steps": self.sampling.steps,
-            "guidance_scale": self.sampling.guidance_scale,
-            "model_hash": self.run.hash,
-            "scores": scores,
-        }
+        return SynthesisRow(
+            case=sample.case,
+            index=sample.index,
+            chunk=chunk,
+            kept=reason is None,
+            reason=reason,
+            seed=sample.seed,
+            source_case=sample.source.case,
+            source_group=sample.source.group,
+            source_slice=sample.source.index,
+            source_mask=sample.source.name,
+            mask_sha256=mask_hash(mask),
+            mask_augmentation=self.verb.mask_augment,
+            mask_seed=None if self.verb.mask_augment == "none" else sample.mask_seed,
+            prompt=self.sampling.prompt,
+            sampler=self.sampling.sampler,
+            steps=self.sampling.steps,
+            guidance_scale=self.sampling.guidance_scale,
+            model_hash=self.run.hash,
+            scores=scores,
+        )
 
-    def description(self) -> dict:
-        """Content of synthesis.json. Its options decide the bytes that are written, so that a resume compares
-        them."""
+    def description(self) -> SynthesisRecord:
+        """Content of synthesis.json. Its recipe decides the bytes that are written, so that a resume compares
+        it."""
         import torch
 
         verb = self.verb
-        options = {
-            "model": self.run.hash,
-            "base": self.run.base_hash,
-            "data_set": self.dataset.name,
-            "masks": self._masks_digest(),
-            "samples": len(self.samples),
-            "mask_augment": verb.mask_augment,
-            "with_real": verb.with_real,
-            "original_size": self.original_size,
+        recipe = Recipe(
+            model=self.run.hash,
+            base=self.run.config.base.hash,
+            data_set=self.dataset.name,
+            masks=self._masks_digest(),
+            samples=len(self.samples),
+            mask_augment=verb.mask_augment,
+            with_real=verb.with_real,
+            original_size=self.original_size,
             **asdict(self.sampling),
-            "segmenter": self.segmenter and self.segmenter.hash,
-            **{
-                name: getattr(verb, name)
-                for name in ("min_agreement", "max_similarity", "chunk_size", "seed")
-            },
-            "device": self.device.type,
-        }
-        if self.nestings:
-            options["nesting"] = self.nestings
-        if self.hard_cases is not None:
-            options["hard_cases"] = self.hard_cases.hash
+            segmenter=self.segmenter and self.segmenter.hash,
+            min_agreement=verb.min_agreement,
+            max_similarity=verb.max_similarity,
+            chunk_size=verb.chunk_size,
+            seed=verb.seed,
+            device=self.device.type,
+            nesting=[*map(list, self.nestings)] or None,
+            hard_cases=self.hard_cases and self.hard_cases.hash,
+        )
         packages = ("law-order", "torch", "diffusers", "transformers", "nnunetv2", "numpy", "pillow")
         versions = package_versions(*packages)
         if self.device.type == "cpu":
             versions["threads"] = str(torch.get_num_threads())  # sums of another order
-        source = {
-            "name": self.dataset.name,
-            "origin": self.dataset.origin,
-            "folder": str(self.dataset.folder.resolve()),
-        }
-        content = {"options": options, "run": self.run.config, "source_dataset": source, "versions": versions}
-        return content if self.hard_cases is None else content | {"hard_cases": self.hard_cases.content}
+        folder = str(self.dataset.folder.resolve())
+        source = SourceDataset(name=self.dataset.name, origin=self.dataset.origin, folder=folder)
+        return SynthesisRecord(recipe, self.run.config, source, versions, self.hard_cases)
 
     @cached_property
     def prefix(self) -> str:
@@ -230,8 +229,8 @@ def _sampling(verb: Generate, run: TrainedRun, device: torch.device) -> Sampling
     return Sampling(
         verb.sampler or sampler,
         verb.steps or steps,
-        verb.guidance_scale or run.guidance_scale,
-        run.prompt if verb.prompt is None else verb.prompt,
+        verb.guidance_scale or run.config.guidance_scale,
+        run.config.prompt if verb.prompt is None else verb.prompt,
         verb.dtype or ("fp32" if device.type == "cpu" else "bf16" if has_bf16(device) else "fp16"),
         verb.compile,
     )

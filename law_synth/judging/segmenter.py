@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dataset_conversion.raw.dataset import RawDataset, find_dataset, nnunet_folder, read_folds
+from dataset_conversion.raw.folds import Fold
 from dataset_conversion.system.errors import UserError
 from dataset_conversion.system.hashing import hash_file
+from law_synth.view.places import Geometry
+from law_synth.view.slices import Slice, SliceView
 from nnunet_order.export import build_network, load_checkpoint, read_json
 
 if TYPE_CHECKING:
     import torch
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-
-    from dataset_conversion.raw.folds import Fold
-    from law_synth.view.slices import Geometry, Slice, SliceView
 
 CHECKPOINT = "checkpoint_final.pth"
 

@@ -49,11 +49,10 @@ class Mine:
         """Predict and write. UserError: data set, fold, model or --out not usable; the model would leak."""
         from dataset_conversion.raw.dataset import find_dataset
         from dataset_conversion.raw.folds import leak_free_fold
-        from dataset_conversion.raw.writer import write_json
         from law_synth.devices import pick_device
         from law_synth.judging.segmenter import judge_of_fold
         from law_synth.leaks import refuse_informed_judge
-        from law_synth.mining.hard_cases import FORMAT, is_hard_cases
+        from law_synth.records.hard_cases import HardCases, is_hard_cases, write_hard_cases
         from law_synth.view.slices import view_of
 
         if self.out.exists() and not is_hard_cases(self.out):
@@ -68,17 +67,10 @@ class Mine:
         logger.info("%s looks at %d training cases of fold %s of %s", judge.name, len(cases), self.fold, name)
         if self.dry_run:
             return
-        content = {
-            "format": FORMAT,
-            "dataset": name,
-            "fold": self.fold,
-            "segmenter": judge.name,
-            "segmenter_sha256": judge.hash,
-            "dice": measure_dice(judge, view, cases),
-        }
-        write_json(self.out, content)
-        values = list(content["dice"].values())
-        mean, worst = float(np.mean(values)), min(content["dice"], key=content["dice"].get)
+        dice = measure_dice(judge, view, cases)
+        write_hard_cases(self.out, HardCases(name, self.fold, judge.name, judge.hash, dice))
+        values = list(dice.values())
+        mean, worst = float(np.mean(values)), min(dice, key=dice.get)
         logger.info("wrote %s: mean Dice %.3f, worst %.3f (%s)", self.out, mean, min(values), worst)
 
 

@@ -5,35 +5,43 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from dataset_conversion.raw.folds import Fold
+from dataset_conversion.raw.writer import write_json
 from dataset_conversion.system.errors import UserError
+from dataset_conversion.system.json_files import as_json, converted, read_json
 from dataset_conversion.system.names import check_case_id
 
 FORMAT = 1
-KEYS = ("format", "dataset", "fold", "segmenter", "segmenter_sha256", "dice")
 FLOOR = 0.1  # weight of a case that was segmented without an error, so that none is forgotten
+REMEDY = "run law-synth mine again"
 
 
 @dataclass(frozen=True)
 class HardCases:
-    """Content of a file of `law-synth mine`; `read_hard_cases` makes it."""
+    """Content of a file of `law-synth mine`, with the order of its fields there."""
 
-    content: dict
+    dataset: str
+    fold: Fold
+    segmenter: str
+    segmenter_sha256: str
+    dice: dict[str, int | float]
+    """Case id -> Dice of the segmenter's lesion and the mask."""
 
     @property
-    def dice(self) -> dict[str, float]:
-        """Case id -> Dice of the segmenter's lesion and the mask."""
-        return self.content["dice"]
+    def json(self) -> dict[str, Any]:
+        """As the file has it."""
+        return {"format": FORMAT, **as_json(self)}
 
     @property
     def hash(self) -> str:
         """sha256 of the content, however it is laid out in the file."""
-        return hashlib.sha256(json.dumps(self.content, sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(self.json, sort_keys=True).encode()).hexdigest()
 
     def draw(self, cases: Sequence[str], count: int, seed: int) -> list[int]:
         """Indices (count,) into `cases`, ascending: the worse a case was segmented, the more often it comes.
@@ -53,45 +61,49 @@ def read_hard_cases(path: Path, dataset: str, fold: Fold, train_cases: Sequence[
 
     UserError: missing or malformed, of another data set or fold, or not of exactly the training cases.
     """
-    content = _load(path)
-    found = (content["dataset"], content["fold"])
-    if found != (dataset, fold):
+    hard = _read(path)
+    if (hard.dataset, hard.fold) != (dataset, fold):
         raise UserError(
-            f"{path}: found fold {found[1]} of {found[0]}, expected fold {fold} of {dataset}; run law-synth "
-            f"mine --dataset {dataset} --fold {fold}"
+            f"{path}: found fold {hard.fold} of {hard.dataset}, expected fold {fold} of {dataset}; run "
+            f"law-synth mine --dataset {dataset} --fold {fold}"
         )
-    if outside := sorted(set(content["dice"]) - set(train_cases)):
+    if outside := sorted(set(hard.dice) - set(train_cases)):
         raise UserError(
             f"{path}: found {outside[0]} ({len(outside)} such), expected training cases of fold {fold} only: "
-            "it would leak; run law-synth mine again"
+            f"it would leak; {REMEDY}"
         )
-    if missing := sorted(set(train_cases) - set(content["dice"])):
+    if missing := sorted(set(train_cases) - set(hard.dice)):
         raise UserError(
             f"{path}: found no Dice of {missing[0]} ({len(missing)} such), expected one of each training "
-            f"case of fold {fold}; run law-synth mine again"
+            f"case of fold {fold}; {REMEDY}"
         )
-    return HardCases(content)
+    return hard
 
 
 def is_hard_cases(path: Path) -> bool:
     """Whether `path` is a file of `law-synth mine`."""
     try:
-        _load(path)
+        _read(path)
     except UserError:
         return False
     return True
 
 
-def _load(path: Path) -> dict:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if content["format"] != FORMAT:
-            raise ValueError(f"format {content['format']}, not {FORMAT}")
-        if missing := [key for key in KEYS if key not in content]:
-            raise ValueError(f"no {missing[0]}")
-        if not all(0 <= dice <= 1 for dice in content["dice"].values()):
-            raise ValueError("a Dice outside 0 to 1")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = "not found" if isinstance(error, FileNotFoundError) else f"malformed ({error})"
-        raise UserError(f"{path}: {reason}, expected a file of law-synth mine; run it again") from error
-    return content | {"dice": {check_case_id(case, path): dice for case, dice in content["dice"].items()}}
+def write_hard_cases(path: Path, hard: HardCases) -> None:
+    """Write a file of `law-synth mine`."""
+    write_json(path, hard.json)
+
+
+def checked_hard_cases(hard: HardCases, path: Path) -> HardCases:
+    """With ids that are safe to make files of. UserError: odd ids; a Dice outside of 0 to 1."""
+    for case, dice in hard.dice.items():
+        if not 0 <= dice <= 1:
+            raise UserError(f"{path}: found a Dice of {dice} at dice.{case}, expected 0 to 1; {REMEDY}")
+    return replace(hard, dice={check_case_id(case, path): dice for case, dice in hard.dice.items()})
+
+
+def _read(path: Path) -> HardCases:
+    content = read_json(path, dict[str, Any], REMEDY)
+    if content.get("format") != FORMAT:
+        raise UserError(f"{path}: found format {content.get('format')}, expected {FORMAT}; {REMEDY}")
+    return checked_hard_cases(converted(content, HardCases, path, REMEDY), path)
