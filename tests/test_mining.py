@@ -23,8 +23,8 @@ from law_synth.generation.generate import Generate
 from law_synth.generation.quality import QualityFilter, training_thumbnails
 from law_synth.judging.segmenter import Segmenter, judge_of_fold
 from law_synth.leaks import cases_behind_judge, refuse_informed_judge
-from law_synth.mining.hard_cases import HardCases, read_hard_cases
 from law_synth.mining.mine import Mine
+from law_synth.records.hard_cases import HardCases, read_hard_cases
 from law_synth.records.run import read_run
 from law_synth.view.slices import view_of
 from nnunet_order.metrics import binary_metrics
@@ -184,7 +184,7 @@ def test_draws_are_proportional_and_repeatable():
     """Every case comes as often as its share says, rounded up or down, and by its share on average."""
     cases = [f"c{i}" for i in range(7)]
     dice = dict(zip(cases, (1, 0.95, 0.8, 0.5, 0.3, 0, 1), strict=True))
-    hard = HardCases({"dice": dice})
+    hard = HardCases("d", 0, "s", "0", dice)
     weights = np.array([1 - dice[case] + 0.1 for case in cases])
     for count in (3, 7, 40):
         expected = count * weights / weights.sum()
@@ -193,7 +193,7 @@ def test_draws_are_proportional_and_repeatable():
         counts = np.array([np.bincount(draw, minlength=len(cases)) for draw in draws])
         assert (counts.sum(1) == count).all() and (np.abs(counts - expected) < 1).all()
         np.testing.assert_allclose(counts.mean(0), expected, atol=0.08)
-    perfect = HardCases({"dice": dict.fromkeys(cases, 1.0)})
+    perfect = HardCases("d", 0, "s", "0", dict.fromkeys(cases, 1.0))
     assert perfect.draw(cases, 7, 5) == list(range(7))
 
 
@@ -227,15 +227,18 @@ def test_hard_cases_that_do_not_fit_are_refused(trained_run, tmp_path):
         ({"dice": dice | {held_out[0]: 0.1}}, f"found {held_out[0]} .*it would leak"),
         ({"dice": dice | {held_out[-1]: 0.1}}, f"found {held_out[-1]} .*it would leak"),
         ({"dice": dict(list(dice.items())[1:])}, f"found no Dice of {run.train_cases[0]}"),
-        ({"dice": dice | {run.train_cases[0]: 1.5}}, "a Dice outside 0 to 1"),
+        ({"dice": dice | {run.train_cases[0]: 1.5}}, "found a Dice of 1.5 at dice"),
         ({"dataset": "Dataset001_Other"}, f"found fold 0 of Dataset001_Other, expected fold 0 of {NAME}"),
         ({"fold": 1}, "found fold 1 of"),
-        ({"format": 2}, "format 2, not 1"),
+        ({"format": 2}, "found format 2, expected 1"),
     ):
         with pytest.raises(UserError, match=line):
             generate(tmp_path / "Dataset951", hard_cases=write_hard_cases(file, **({"dice": dice} | change)))
     file.write_text("[]")
-    for path, line in ((file, "malformed"), (tmp_path / "none.json", "none.json: not found")):
+    for path, line in (
+        (file, "found array, expected object"),
+        (tmp_path / "none.json", "none.json: not found"),
+    ):
         with pytest.raises(UserError, match=line):
             generate(tmp_path / "Dataset951", hard_cases=path)
     with pytest.raises(UserError, match="--hard-cases with --masks"):
