@@ -54,7 +54,7 @@ def check_masks(subject: Subject, options: Audit) -> tuple[list[Finding], str]:
         copied = held_out.get(mask_hash(mask))
         if copied is not None and mask_hash(mask) not in known:
             what = f"its label is the mask of {copied.id}"
-            findings.append(leak(case_id, what, f"{copied.case} is held out in fold {subject.run['fold']}"))
+            findings.append(leak(case_id, what, f"{copied.case} is held out in fold {subject.run.fold}"))
     slices = f" of {len(set(held_out.values()))} slices" * subject.view.is_volumetric
     looked_at = f"{len(subject.kept)} labels against {len(labelled)} held-out masks{slices}, mirrored too"
     return findings, looked_at
@@ -145,7 +145,7 @@ class Likeness:
 
     def _finding(self, index: int, what: str, held_out: int) -> Finding:
         copy = self._held_out.id(held_out)
-        meaning = f"{copy} is held out in fold {self.subject.run['fold']}"
+        meaning = f"{copy} is held out in fold {self.subject.run.fold}"
         return leak(self._synthetic.id(index), f"its {what} of {copy}", meaning)
 
     def _looked_at(self) -> str:

@@ -32,7 +32,7 @@ def check_manifest(subject: Subject, options: Audit) -> tuple[list[Finding], str
     findings, rows = [], subject.rows
     cases = [row.case for row in rows]
     if len(set(cases)) != len(cases) or len(rows) != subject.options.samples:
-        what = f"{len(rows)} lines of {len(set(cases))} cases, not {subject.options['samples']}"
+        what = f"{len(rows)} lines of {len(set(cases))} cases, not {subject.options.samples}"
         findings.append(changed("synthesis.jsonl", what))
     found = {row.case: row for row in rows}
     recorded = {row.case: row for chunk in read_chunks(subject.dataset.folder) for row in chunk.rows}
@@ -192,4 +192,4 @@ def _foreign(subject: Subject, part: str, name: str) -> Finding:
 
 def _held(subject: Subject, case: str) -> str:
     kind = "held out" if case in subject.held_out else "a training case"
-    return f"{case} is {kind} in fold {subject.run['fold']} of {subject.real.name}"
+    return f"{case} is {kind} in fold {subject.run.fold} of {subject.real.name}"

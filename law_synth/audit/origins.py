@@ -44,19 +44,19 @@ def check_sources(subject: Subject, options: Audit) -> tuple[list[Finding], str]
         if subject.source is not None and name in subject.held_out:
             findings.append(leak(row.case, f"its mask is that of {name}", _what(subject, name)))
         elif group in held_out:
-            what = f"its mask {row['source_mask']} is of {group}, as {held_out[group]} is"
+            what = f"its mask {row.source_mask} is of {group}, as {held_out[group]} is"
             findings.append(leak(row.case, what, _what(subject, held_out[group])))
         elif own is not None and (own not in subject.recorded or own not in _training(subject)):
             meaning = "it is no training case of the run's fold, so its images may be held out"
             findings.append(leak(row.case, f"its mask is that of {own}", meaning))
         elif not _is_slice_of_run(subject, row):
-            what = f"its mask is slice {row['source_slice']} of {own}"
+            what = f"its mask is slice {row.source_slice} of {own}"
             findings.append(changed(row.case, what, "the run has not seen that slice"))
     if subject.source is None and not findings:
         raise NotPossible(f"all are training cases as the run lists them, but {subject.no_source}")
     elsewhere = sum(row.source_case is None for row in subject.rows)
     extra = f", {elsewhere} of them from elsewhere" if elsewhere else ""
-    return findings, f"{len(subject.rows)} masks{extra}; training cases of fold {subject.run['fold']}"
+    return findings, f"{len(subject.rows)} masks{extra}; training cases of fold {subject.run.fold}"
 
 
 def _group_of_mask(row: SynthesisRow, held_out: Mapping[str, str], source: RawDataset) -> str | None:
@@ -189,7 +189,7 @@ def _training(subject: Subject) -> set[str]:
 def _what(subject: Subject, case: str) -> str:
     """What a held-out case is."""
     if case in subject.split[1]:
-        kind = f"a validation case of fold {subject.run['fold']}"
+        kind = f"a validation case of fold {subject.run.fold}"
     else:
         kind = "a test case, or in no part of the fold,"
     return f"that is {kind} of {subject.real.name}"
