@@ -29,7 +29,8 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from dataset_conversion.images import Notes, read_binary_mask, read_rgb
+from dataset_conversion.images import read_binary_mask, read_rgb
+from dataset_conversion.notes import Notes
 from dataset_conversion.raw.dataset import find_dataset
 from dataset_conversion.raw.writer import RGB, RawDatasetWriter
 from nnunet_order.metrics import interval, resampled_means

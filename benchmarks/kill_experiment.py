@@ -24,7 +24,8 @@ from pathlib import Path
 import tyro
 
 from dataset_conversion.phantom import ConvertPhantom
-from nnunet_order.stages.stage import git_commit, machine, versions
+from dataset_conversion.system.provenance import git_commit, machine
+from nnunet_order.stages.stage import versions
 
 # Every kind of stage: a trained base, two rounds with mining, a filter, a numbered fold, two segmenters.
 CONFIG = """

@@ -28,7 +28,8 @@ from rich.progress import track
 from torch import Tensor, nn
 from variants import VARIANTS
 
-from dataset_conversion.raw.dataset import Case, read_dataset
+from dataset_conversion.raw.cases import Case
+from dataset_conversion.raw.dataset import read_dataset
 from nnunet_order.attention import BidirectionalSkipAttention, scaled_similarity
 
 RECIPES = {  # optimizer, learning rate

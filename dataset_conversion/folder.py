@@ -13,7 +13,6 @@ import numpy as np
 
 from dataset_conversion.image_files import IMAGE_ENDINGS, images_in, shortened
 from dataset_conversion.images import (
-    Notes,
     check_max_side,
     is_grey,
     read_binary_mask,
@@ -22,13 +21,14 @@ from dataset_conversion.images import (
     read_rgb,
     resize_to,
 )
-from dataset_conversion.raw.splits import grouped_splits
+from dataset_conversion.notes import Notes
+from dataset_conversion.raw.finished import conversion_of
+from dataset_conversion.raw.folds import grouped_splits
 from dataset_conversion.raw.writer import RGB, RawDatasetWriter
 from dataset_conversion.system.errors import UserError
-from dataset_conversion.system.finished import conversion_of
-from dataset_conversion.system.names import check_name, match_key, refuse_lookalikes
+from dataset_conversion.system.files import read_table
+from dataset_conversion.system.names import check_name, match_key, refuse_lookalikes, tidy_name
 from dataset_conversion.system.parallel import in_parallel
-from dataset_conversion.system.text_files import read_table, tidy_name
 
 logger = logging.getLogger(__name__)
 

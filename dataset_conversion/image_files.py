@@ -7,15 +7,13 @@ import stat
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from PIL import ExifTags, Image, ImageChops, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
+from dataset_conversion.notes import Notes
 from dataset_conversion.system.errors import UserError
 from dataset_conversion.system.folders import visible_files
-
-if TYPE_CHECKING:
-    from dataset_conversion.images import Notes
 
 logger = logging.getLogger(__name__)
 

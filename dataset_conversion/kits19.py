@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from dataset_conversion.images import Notes, check_max_side
+from dataset_conversion.images import check_max_side
 from dataset_conversion.kits19_case import (
     Kits19Case,
     SliceOptions,
@@ -19,11 +19,12 @@ from dataset_conversion.kits19_case import (
     convert_slices,
     convert_volume,
 )
+from dataset_conversion.notes import Notes
 from dataset_conversion.planes import PlaneName
-from dataset_conversion.raw.splits import DEFAULT_FOLDS, default_splits, grouped_splits
+from dataset_conversion.raw.finished import Conversion, conversion_of
+from dataset_conversion.raw.folds import DEFAULT_FOLDS, default_splits, grouped_splits
 from dataset_conversion.raw.writer import RawDatasetWriter
 from dataset_conversion.system.errors import UserError
-from dataset_conversion.system.finished import Conversion, conversion_of
 from dataset_conversion.system.parallel import in_parallel
 from dataset_conversion.system.resumable import Journal, resumable_folder
 from dataset_conversion.volumes import check_window

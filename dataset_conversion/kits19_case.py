@@ -9,10 +9,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dataset_conversion.images import Notes, resize_to
+from dataset_conversion.images import resize_to
+from dataset_conversion.notes import Notes
 from dataset_conversion.planes import Plane, PlaneName, find_plane, orientation, slice_affine, turned_volume
-from dataset_conversion.raw.writer import RawDatasetWriter, link_or_copy
+from dataset_conversion.raw.writer import RawDatasetWriter
 from dataset_conversion.system.errors import UserError
+from dataset_conversion.system.files import link_or_copy
 from dataset_conversion.volumes import (
     ValueRange,
     Volume,

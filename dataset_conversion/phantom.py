@@ -10,11 +10,11 @@ import numpy as np
 
 from dataset_conversion.phantom_ct import LABELS as CT_LABELS
 from dataset_conversion.phantom_ct import phantom_ct_case
+from dataset_conversion.raw.finished import conversion_of
 from dataset_conversion.raw.writer import RGB, RawDatasetWriter
 from dataset_conversion.system.errors import UserError
-from dataset_conversion.system.finished import conversion_of
+from dataset_conversion.system.options import check_seed
 from dataset_conversion.system.parallel import in_parallel
-from dataset_conversion.system.seeds import check_seed
 from dataset_conversion.volumes import write_volume
 
 SMALLEST, LARGEST = 0.005, 0.40  # area of the first polyp as a fraction of the image, log-uniform

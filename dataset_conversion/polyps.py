@@ -12,11 +12,12 @@ from typing import Literal
 
 from dataset_conversion.folder import Pair, case_id, convert_pairs, match_files
 from dataset_conversion.images import read_binary_mask, read_rgb
-from dataset_conversion.raw.splits import grouped_splits
+from dataset_conversion.raw.finished import conversion_of
+from dataset_conversion.raw.folds import grouped_splits
 from dataset_conversion.raw.writer import RGB, RawDatasetWriter
 from dataset_conversion.system.errors import UserError
-from dataset_conversion.system.finished import conversion_of
-from dataset_conversion.system.text_files import read_lines, read_table, tidy_name
+from dataset_conversion.system.files import read_lines, read_table
+from dataset_conversion.system.names import tidy_name
 
 logger = logging.getLogger(__name__)
 

@@ -3,46 +3,36 @@
 from __future__ import annotations
 
 import logging
-import random
-from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from dataset_conversion.images import (
-    Notes,
-    check_max_side,
-    read_grey,
-    read_index_mask,
-    read_rgb,
-    resize_to,
-)
-from dataset_conversion.raw.dataset import (
-    COLOUR_ENDINGS,
+from dataset_conversion.images import check_max_side, read_grey, read_index_mask, read_rgb, resize_to
+from dataset_conversion.notes import Notes
+from dataset_conversion.raw.cases import COLOUR_ENDINGS, Case
+from dataset_conversion.raw.dataset import RawDataset, find_dataset
+from dataset_conversion.raw.description import check_label_values
+from dataset_conversion.raw.finished import conversion_of
+from dataset_conversion.raw.folds import (
     DEFAULT_FOLDS,
-    Case,
-    RawDataset,
     Split,
     default_splits,
-    find_dataset,
-    splits_files,
-)
-from dataset_conversion.raw.description import check_label_values
-from dataset_conversion.raw.writer import (
-    check_out,
-    link_or_copy,
+    drawn_cases,
     refuse_other_splits,
-    write_json,
+    restricted_splits,
+    splits_files,
+    splits_in,
     write_splits,
 )
+from dataset_conversion.raw.writer import check_out
 from dataset_conversion.system.errors import UserError
-from dataset_conversion.system.finished import conversion_of
+from dataset_conversion.system.files import link_or_copy
 from dataset_conversion.system.folders import new_folder
+from dataset_conversion.system.json_files import write_json
+from dataset_conversion.system.options import check_seed
 from dataset_conversion.system.parallel import in_parallel
-from dataset_conversion.system.seeds import check_seed
 
 logger = logging.getLogger(__name__)
 
@@ -159,32 +149,7 @@ def source_splits(source: RawDataset, given: Path | None = None) -> list[Split]:
     case_ids = [case.id for case in source.training_cases]
     if path is None:
         return default_splits(case_ids) if len(case_ids) >= DEFAULT_FOLDS else []
-    return source.splits_in(path)
-
-
-def drawn_cases(case_ids: Sequence[str], splits: Sequence[Split], fraction: float, seed: int) -> set[str]:
-    """A share of the cases, drawn among those that are in training and validation of the same folds.
-
-    At least one case of each such part; without folds at least five, if there are so many.
-    """
-    sides = [(set(fold["train"]), set(fold["val"])) for fold in splits]
-    parts = defaultdict(list)
-    for case_id in sorted(case_ids):
-        parts[tuple((case_id in train, case_id in val) for train, val in sides)].append(case_id)
-    generator = random.Random(seed)
-    kept: set[str] = set()
-    for part in parts.values():
-        generator.shuffle(part)
-        kept.update(part[: max(1 if splits else DEFAULT_FOLDS, round(fraction * len(part)))])
-    return kept
-
-
-def restricted_splits(splits: Sequence[Split], kept: set[str]) -> list[Split]:
-    """The same folds without the cases that are not `kept`, in their order."""
-    return [
-        {side: [case_id for case_id in fold[side] if case_id in kept] for side in ("train", "val")}
-        for fold in splits
-    ]
+    return splits_in(source, path)
 
 
 def link_case(source: RawDataset, case: Case, part: str, folder: Path) -> None:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dataset_conversion.images import Notes
+from dataset_conversion.notes import Notes
 from dataset_conversion.system.errors import UserError
 
 MILLIMETRES = {"meter": 1000.0, "micron": 0.001}  # any other unit is read as mm, as ITK does

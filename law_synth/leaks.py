@@ -9,7 +9,8 @@ from dataclasses import replace
 import numpy as np
 from rich.progress import track
 
-from dataset_conversion.raw.dataset import Case, RawDataset, find_dataset
+from dataset_conversion.raw.cases import Case
+from dataset_conversion.raw.dataset import RawDataset, find_dataset
 from dataset_conversion.raw.folds import Fold, fold_cases, leak_free_fold
 from dataset_conversion.system.errors import UserError
 from dataset_conversion.system.names import match_key

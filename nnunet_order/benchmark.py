@@ -17,10 +17,10 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from dataset_conversion.raw.writer import write_json
 from dataset_conversion.system.errors import UserError
+from dataset_conversion.system.json_files import write_json
+from dataset_conversion.system.options import check_seed
 from dataset_conversion.system.parallel import in_processes
-from dataset_conversion.system.seeds import check_seed
 from nnunet_order.complexity import planned_unet
 
 if TYPE_CHECKING:

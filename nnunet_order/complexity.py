@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from dataset_conversion.raw.writer import write_json
 from dataset_conversion.system.errors import UserError
+from dataset_conversion.system.json_files import write_json
 
 if TYPE_CHECKING:
     from torch import nn
@@ -73,7 +73,10 @@ class Complexity:
 
 def paper_rows() -> list[PaperRow]:
     """The rows of Tables 3, 5 and 6; ours where the paper has none."""
-    from nnunet_order.networks import ORDER, EGEUNet, MKUNet, MKUNetWide, UNeXt
+    from nnunet_order.networks.mk_unet import ORDER, MKUNet
+    from nnunet_order.networks.ege_unet import EGEUNet
+    from nnunet_order.networks.mk_unet import MKUNetWide
+    from nnunet_order.networks.unext import UNeXt
 
     def small(network: type[nn.Module]) -> Callable[[int, int], nn.Module]:
         return lambda size, channels: network(channels, 1)

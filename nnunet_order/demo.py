@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from dataset_conversion.system.seeds import check_seed
+from dataset_conversion.system.options import check_seed
 from nnunet_order.stages.runner import Experiment, make_workers
 from nnunet_order.stages.stage import Stage
 from nnunet_order.trainer_options import OPTIONS_VARIABLE

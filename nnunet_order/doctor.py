@@ -38,7 +38,7 @@ class Doctor:
         from rich.console import Console
         from rich.table import Table
 
-        from dataset_conversion.system.verbatim import verbatim
+        from dataset_conversion.system.terminal import verbatim
 
         findings = [*check_nnunet(), *check_trainers(), *check_folders(), check_device()]
         table = Table("", "check", "found", "what to do", box=None, pad_edge=False)

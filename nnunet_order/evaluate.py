@@ -11,13 +11,14 @@ from pathlib import Path
 import numpy as np
 from rich.progress import track
 
-from dataset_conversion.raw.dataset import RawDataset, files_by_id, find_dataset
+from dataset_conversion.raw.cases import files_by_id
+from dataset_conversion.raw.dataset import RawDataset, find_dataset
 from dataset_conversion.raw.folds import fold_cases
 from dataset_conversion.raw.geometry import check_places, label_spacing, slice_axis
 from dataset_conversion.system.errors import UserError
 from dataset_conversion.system.folders import check_report_folder
+from dataset_conversion.system.options import check_seed
 from dataset_conversion.system.parallel import in_processes
-from dataset_conversion.system.seeds import check_seed
 from nnunet_order.evaluation_output import FILES, Evaluation, print_summary, write_report
 from nnunet_order.metrics import (
     FOREGROUND_MEAN,

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from dataset_conversion.raw.dataset import RawDataset
 from dataset_conversion.system.folders import report_folder
-from dataset_conversion.system.verbatim import verbatim
+from dataset_conversion.system.terminal import verbatim
 from nnunet_order.metrics import EMPTY_MASKS, FOREGROUND_MEAN, MEANS, METRICS, RESAMPLES, UNITS
 
 FILES = ("per_case.csv", "summary.csv", "summary.json", "examples.png", "comparison.png")

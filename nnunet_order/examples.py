@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dataset_conversion.raw.dataset import COLOUR_ENDINGS, Case, RawDataset, files_by_id
+from dataset_conversion.raw.cases import COLOUR_ENDINGS, Case, files_by_id
+from dataset_conversion.raw.dataset import RawDataset
 from dataset_conversion.raw.geometry import label_spacing, slice_axis
 from nnunet_order.metrics import METRICS
 from nnunet_order.pictures import Example, displayable, intensity_window

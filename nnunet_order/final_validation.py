@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dataset_conversion.raw.writer import write_json
+from dataset_conversion.system.json_files import write_json
 
 SKIPPED = (
     'No final validation (final_validation="none", the default of fold all, which has trained on all cases). '

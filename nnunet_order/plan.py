@@ -12,8 +12,8 @@ import tyro
 
 from dataset_conversion.raw.dataset import RawDataset, dataset_folders, find_dataset, nnunet_folder
 from dataset_conversion.raw.description import load_json, load_table
-from dataset_conversion.raw.writer import write_json
 from dataset_conversion.system.errors import UserError
+from dataset_conversion.system.json_files import write_json
 from nnunet_order.network_plans import with_network
 
 logger = logging.getLogger(__name__)

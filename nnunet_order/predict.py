@@ -17,9 +17,10 @@ from PIL import Image
 from rich.progress import track
 
 from dataset_conversion.image_files import IMAGE_ENDINGS, images_in, opened
-from dataset_conversion.images import Notes, read_grey, read_rgb
-from dataset_conversion.raw.writer import write_atomically
+from dataset_conversion.images import read_grey, read_rgb
+from dataset_conversion.notes import Notes
 from dataset_conversion.system.errors import UserError, check_writable
+from dataset_conversion.system.files import write_atomically
 from nnunet_order.export import INSTALL_HINT, METADATA_KEY
 
 logger = logging.getLogger(__name__)

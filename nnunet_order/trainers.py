@@ -29,7 +29,7 @@ from pytorch_optimizer import AdEMAMix
 from torch import nn
 
 from dataset_conversion.system.errors import UserError
-from dataset_conversion.system.seeds import check_seed
+from dataset_conversion.system.options import check_seed
 from nnunet_order.attention import autocast_off
 from nnunet_order.final_validation import SKIPPED, leave_empty_summary
 from nnunet_order.finite_loss import FiniteLoss

@@ -59,7 +59,7 @@ def check_architecture(architecture: Mapping[str, Any], own: Collection[str] = (
     Raises:
         UntrustedCode, or UserError where an entry is damaged or names what is not installed.
     """
-    from nnunet_order.networks import SigmoidHead
+    from nnunet_order.networks.sigmoid_head import SigmoidHead
 
     trusted = [*os.environ.get(TRUST_VARIABLE, "").split(), *own]
     try:

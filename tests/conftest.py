@@ -15,6 +15,8 @@ import pytest
 from filelock import FileLock
 from PIL import Image
 
+from dataset_conversion.raw.folds import read_splits
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # otherwise imports retry the network for 23 s
 # Before torch is imported: where two test processes share two cores, threads that spin while they wait take
 # them from each other (a test of two tiny networks took 187 s, not 25).
@@ -242,7 +244,7 @@ def trained_run(tmp_path_factory) -> Path:
     run = root / "nnUNet_results" / "law_synth" / "Dataset950_Phantom" / "law__fold_0"
     controlnet.save_pretrained(run / "controlnet")
     base.unet.save_pretrained(run / "unet")
-    train_cases = read_dataset(data).read_splits()[0]["train"]
+    train_cases = read_splits(read_dataset(data))[0]["train"]
     config = small_run(
         dataset=TrainedOn(data.name, str(data)),
         train_cases=train_cases[1:],

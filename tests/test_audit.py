@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 from small_records import small_base
 
+from dataset_conversion.raw.folds import read_splits
 from dataset_conversion.system.json_files import as_json
 
 pytest.importorskip("diffusers", reason="needs the extra synth")
@@ -67,7 +68,7 @@ def source(trained_run):
 
 @pytest.fixture
 def split(source):
-    return source.read_splits()[0]
+    return read_splits(source)[0]
 
 
 def look(check, data: Path, **options) -> list[str]:
@@ -106,7 +107,7 @@ def test_grey_bent_masks_at_original_size_are_clean(trained_run, tmp_path):
             add(f"law_{i:06d}", image, mask)
     run = Path(shutil.copytree(trained_run, tmp_path / "run"))
     changes = {"dataset": {"name": folder.name, "folder": str(folder)}, "monitor_cases": []}
-    changes["train_cases"] = read_dataset(folder).read_splits()[0]["train"]
+    changes["train_cases"] = read_splits(read_dataset(folder))[0]["train"]
     changes["view"] = as_json(view_of(read_dataset(folder), changes["train_cases"]).record)
     change_json(run / "law_config.json", lambda config: config.update(changes))
     out = tmp_path / "Dataset951"

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dataset_conversion.system.errors import UserError
-from dataset_conversion.system.requirements import package_versions, require
+from dataset_conversion.system.provenance import package_versions, require
 from law_synth.base.files import find_base
 from law_synth.base.model import load_base
 from law_synth.base.tiny import clip_tokenizer, new_scheduler, write_tiny_base

@@ -12,8 +12,9 @@ import pytest
 
 from dataset_conversion.phantom import ConvertPhantom
 from dataset_conversion.raw.dataset import read_dataset
-from dataset_conversion.raw.writer import write_json
+from dataset_conversion.raw.folds import read_splits
 from dataset_conversion.system.errors import UserError
+from dataset_conversion.system.json_files import write_json
 from nnunet_order.comparing.compare import PRESETS, SCALES, Compare, Comparison
 from nnunet_order.comparing.scores import CaseScores, read_scores
 from nnunet_order.comparing.segmentation import Segmentation, prepare_real
@@ -212,13 +213,13 @@ def test_the_users_own_folds_come_along(phantoms, tmp_path, monkeypatch):
     alone = prepare_real(source, 1.0, None)[0]
     place = tmp_path / phantoms.name / "splits_final.json"
     monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path))
-    write_json(place, source.read_splits()[::-1])
+    write_json(place, read_splits(source)[::-1])
     real = prepare_real(source, 1.0, None)[0]
     assert f"--splits {place}" in real.commands[0] and "--splits" not in alone.commands[0]
-    write_json(place, source.read_splits()[1:])
+    write_json(place, read_splits(source)[1:])
     fewer = prepare_real(source, 1.0, None)[0]
     monkeypatch.delenv("nnUNet_preprocessed")
-    write_json(place, source.read_splits())
+    write_json(place, read_splits(source))
     monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path))
     default = prepare_real(source, 1.0, None)[0]
     keys = [stage_keys([one])["real"] for one in (alone, default, real, fewer)]

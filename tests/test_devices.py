@@ -12,13 +12,15 @@ import torch
 
 from dataset_conversion.phantom import ConvertPhantom
 from dataset_conversion.system.errors import UserError
-from law_synth.base.init_base import InitBase
+from law_synth.base.init_base import init_base
 from law_synth.base.model import load_base
+from law_synth.base.options import InitBase
 from law_synth.base.tiny import write_tiny_base
 from law_synth.devices import pick_device
 from law_synth.evaluation.evaluate import Evaluate
 from law_synth.generation.generate import Generate
 from law_synth.training.options import Train
+from law_synth.training.train import train
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -46,9 +48,11 @@ def test_init_base_trains_on_a_gpu_and_its_base_takes_images_of_the_cpu(tmp_path
     ConvertPhantom(out=tmp_path / "Dataset905_Phantom", cases=12, test_cases=0, size=48).run()
     steps = {"vae_steps": 4, "unet_steps": 4, "batch_size": 4, "checkpoint_every": 2}
     small = {"image_size": 32, "vae_width": 8, "unet_width": 16, "device": "cuda"}
-    InitBase(
-        out=tmp_path / "base", source=str(tmp_path / "Dataset905_Phantom"), fold="all", **steps, **small
-    ).run()
+    init_base(
+        InitBase(
+            out=tmp_path / "base", source=str(tmp_path / "Dataset905_Phantom"), fold="all", **steps, **small
+        )
+    )
     assert json.loads((tmp_path / "base" / "base_config.json").read_text())["psnr"] > 0
     base = load_base(str(tmp_path / "base"), "cuda")
     mean, _ = base.posterior(torch.zeros(1, 3, 32, 32))
@@ -80,7 +84,7 @@ def test_train_on_a_gpu_and_go_on(tmp_path, precision):
     )
     for steps in (2, 3):
         AcceleratorState._reset_state()  # one precision per process
-        replace(options, max_steps=steps).run()
+        train(replace(options, max_steps=steps))
     entries = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     losses = [entry["loss/total"] for entry in entries if "loss/total" in entry]
     assert len(losses) == 3 and all(map(math.isfinite, losses))

@@ -22,9 +22,9 @@ import pytest
 from dataset_conversion.phantom import ConvertPhantom
 from dataset_conversion.raw.dataset import read_dataset
 from dataset_conversion.system.errors import UserError
-from law_synth.base.init_base import InitBase
+from law_synth.base.options import InitBase
 from law_synth.experiment.config import read_config
-from law_synth.experiment.experiment import Experiment
+from law_synth.experiment.options import Experiment
 from law_synth.experiment.stages import make_plan
 from nnunet_order.comparing.compare import Compare, Comparison
 from nnunet_order.comparing.table import TABLE, table_rows

@@ -21,8 +21,8 @@ from nnunet_order.comparing.segmentation import Segmentation
 from nnunet_order.registration import VARIABLE
 from nnunet_order.stages.inputs import files_digest
 from nnunet_order.stages.options import Execution, begin
-from nnunet_order.stages.run import StageFiles
-from nnunet_order.stages.runner import Experiment, find_program, make_workers
+from nnunet_order.stages.run import StageFiles, find_program
+from nnunet_order.stages.runner import Experiment, make_workers
 from nnunet_order.stages.stage import Stage, stage_keys, versions
 
 

@@ -18,7 +18,7 @@ import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from PIL import Image
 
-from dataset_conversion.images import Notes
+from dataset_conversion.notes import Notes
 from dataset_conversion.system.errors import UserError
 from nnunet_order.export import METADATA_KEY, Export, build_network, find_fold, load_checkpoint, load_model
 from nnunet_order.network_plans import with_network

@@ -13,6 +13,7 @@ from PIL import ExifTags, Image
 
 from dataset_conversion.folder import ConvertFolder
 from dataset_conversion.raw.dataset import RawDataset, read_dataset
+from dataset_conversion.raw.folds import read_splits
 from dataset_conversion.system.errors import UserError
 
 
@@ -315,7 +316,7 @@ def test_a_group_typed_in_two_ways_is_one_group(tmp_path, typed):
     table.write_text("\n".join(["case, group ", *rows]), encoding="utf-8")
     dataset = convert(tmp_path, groups=table)
     assert dataset.groups == dict(zip(names, groups, strict=True))
-    for split in dataset.read_splits():
+    for split in read_splits(dataset):
         sides = [{dataset.groups[case_id] for case_id in split[side]} for side in ("train", "val")]
         assert sides[1] and not sides[0] & sides[1]
 

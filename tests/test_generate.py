@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 from small_records import small_run, small_synthesis
 
 from dataset_conversion.raw.dataset import find_dataset, read_dataset
+from dataset_conversion.raw.folds import read_splits
 from dataset_conversion.raw.writer import RawDatasetWriter
 from dataset_conversion.system.errors import UserError
 from dataset_conversion.system.json_files import as_json
@@ -362,7 +363,7 @@ def test_splits_in_the_way_are_found_before_the_work(trained_run, tmp_path):
     """Those of the same cases are no obstacle, whichever synthetic ones they name."""
     path = tmp_path / "nnUNet_preprocessed" / "Dataset951" / "splits_final.json"
     path.parent.mkdir(parents=True)
-    split = dataset_of(trained_run).read_splits()[0]
+    split = read_splits(dataset_of(trained_run))[0]
     path.write_text(json.dumps([{"train": split["train"], "val": split["train"][:1]}]))
     out = tmp_path / "nnUNet_raw" / "Dataset951"
     for options in ({}, {"dry_run": True}):
@@ -418,7 +419,7 @@ def test_real_cases_validate_and_synthetic_ones_train(trained_run, tmp_path, cap
     caplog.set_level("INFO")
     out = generate(tmp_path / "Dataset951", samples=3, with_real=True)
     source, dataset = dataset_of(trained_run), read_dataset(out)
-    fold = source.read_splits()[0]
+    fold = read_splits(source)[0]
     made = [f"law_{i:06d}" for i in range(3)]
     assert [case.id for case in dataset.training_cases] == sorted(fold["train"] + fold["val"] + made)
     for path in (out, tmp_path / "nnUNet_preprocessed" / "Dataset951"):
@@ -484,7 +485,7 @@ def grey_run(trained_run, tmp_path) -> Path:
             mask[10 + i : 25, 20:45] = 1
             writer.add_training_case(f"law_{i:06d}", image, mask)
     dataset = read_dataset(folder)
-    train = dataset.read_splits()[0]["train"]
+    train = read_splits(dataset)[0]["train"]
     config = {"dataset": {"name": folder.name, "folder": str(folder)}, "train_cases": train}
     config |= {"monitor_cases": [], "view": as_json(view_of(dataset, train).record)}
     return variant(trained_run, tmp_path / "run", **config)
@@ -716,7 +717,7 @@ def test_judge_that_saw_validation_cases_is_refused(trained_run, tmp_path, caplo
 
 
 def test_changed_splits_are_refused(trained_run, tmp_path):
-    splits = dataset_of(trained_run).read_splits()
+    splits = read_splits(dataset_of(trained_run))
     folder = tmp_path / "nnUNet_preprocessed" / "Dataset950_Phantom"
     folder.mkdir(parents=True)
     (folder / "splits_final.json").write_text(json.dumps(splits[1:]))

@@ -18,14 +18,8 @@ from PIL import Image
 
 from dataset_conversion.folder import ConvertFolder
 from dataset_conversion.image_files import FORMATS, images_in, stored_size
-from dataset_conversion.images import (
-    Notes,
-    is_grey,
-    read_binary_mask,
-    read_grey,
-    read_index_mask,
-    read_rgb,
-)
+from dataset_conversion.images import is_grey, read_binary_mask, read_grey, read_index_mask, read_rgb
+from dataset_conversion.notes import Notes
 from dataset_conversion.raw.dataset import RawDataset, read_dataset
 from dataset_conversion.subset import ConvertSubset
 from dataset_conversion.system.errors import UserError

@@ -19,12 +19,15 @@ from PIL import Image
 
 from dataset_conversion.phantom import ConvertPhantom
 from dataset_conversion.raw.dataset import find_dataset
+from dataset_conversion.raw.folds import read_splits
 from dataset_conversion.system.errors import UserError
-from law_synth.base import init_base, losses
-from law_synth.base import stage as training_stage
-from law_synth.base.init_base import HELD_BACK, InitBase, cases_to_hold_back
+from law_synth.base import losses, model_training
+from law_synth.base.held_back import ENOUGH, hold_back_patients
+from law_synth.base.init_base import init_base
 from law_synth.base.losses import Batches, standardize_latents, unet_loss, vae_loss
 from law_synth.base.model import load_base
+from law_synth.base.model_training import ModelTraining
+from law_synth.base.options import InitBase
 from law_synth.base.tiny import new_scheduler, new_unet, new_vae
 from law_synth.base.train_base import peak_signal_to_noise
 from law_synth.records.base import read_base_config
@@ -33,8 +36,9 @@ UNET_WEIGHTS = Path("unet") / "diffusion_pytorch_model.safetensors"
 COMMAND = (
     "import tyro\n"
     "from dataset_conversion.system.errors import run_command\n"
-    "from law_synth.base.init_base import InitBase\n"
-    "run_command(lambda: tyro.cli(InitBase).run())\n"
+    "from law_synth.base.init_base import init_base\n"
+    "from law_synth.base.options import InitBase\n"
+    "run_command(lambda: init_base(tyro.cli(InitBase)))\n"
 )
 
 
@@ -55,7 +59,7 @@ def training(phantoms: Path, out: Path, **options) -> InitBase:
 @pytest.fixture(scope="module")
 def trained(phantoms, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("trained") / "base"
-    training(phantoms, out).run()
+    init_base(training(phantoms, out))
     return out
 
 
@@ -64,7 +68,7 @@ def test_trained_base_is_complete_and_says_what_it_saw(trained, phantoms):
     assert (base.latent_factor, len(base.tokenizer)) == (4, 49408)
     assert base.vae.config.scaling_factor == 1
     config = json.loads((trained / "base_config.json").read_text())
-    split = find_dataset(phantoms).read_splits()[0]
+    split = read_splits(find_dataset(phantoms))[0]
     assert config["train_cases"] == sorted(split["train"])
     assert not set(config["train_cases"]) & set(split["val"])
     assert set(config["held_back_cases"]) < set(config["train_cases"])
@@ -80,11 +84,11 @@ def test_trained_base_is_complete_and_says_what_it_saw(trained, phantoms):
 def test_finished_base_is_left_alone(trained, phantoms, caplog):
     before = {path: path.stat().st_mtime_ns for path in trained.rglob("*")}
     with caplog.at_level("INFO"):
-        training(phantoms, trained).run()
+        init_base(training(phantoms, trained))
     assert "finished already" in caplog.text
     assert {path: path.stat().st_mtime_ns for path in trained.rglob("*")} == before
     with pytest.raises(UserError, match="found a base with seed = 0, expected 1"):
-        training(phantoms, trained, seed=1).run()
+        init_base(training(phantoms, trained, seed=1))
 
 
 def test_killed_training_goes_on_bitwise(trained, phantoms, tmp_path):
@@ -115,8 +119,8 @@ def test_killed_training_goes_on_bitwise(trained, phantoms, tmp_path):
         process.wait()
         assert not (options.out / "base_config.json").is_file()
     with pytest.raises(UserError, match="unet_steps = 4, expected 5"):
-        replace(options, unet_steps=5).run()
-    options.run()
+        init_base(replace(options, unet_steps=5))
+    init_base(options)
     assert load_base(str(options.out)).hash == load_base(str(trained)).hash
     configs = [json.loads((folder / "base_config.json").read_text()) for folder in (options.out, trained)]
     assert configs[0] == configs[1]
@@ -125,11 +129,11 @@ def test_killed_training_goes_on_bitwise(trained, phantoms, tmp_path):
 def test_killed_before_the_last_file(trained, phantoms, tmp_path, monkeypatch):
     options = training(phantoms, tmp_path / "base")
     with monkeypatch.context() as killed:
-        killed.setattr(init_base, "finish", lambda *_: sys.exit(137))
+        killed.setattr("law_synth.base.init_base.finish", lambda *_: sys.exit(137))
         with pytest.raises(SystemExit):
-            options.run()
+            init_base(options)
     (options.out / UNET_WEIGHTS).write_bytes(b"half a file")
-    options.run()
+    init_base(options)
     assert load_base(str(options.out)).hash == load_base(str(trained)).hash
 
 
@@ -141,10 +145,10 @@ def test_full_disk_is_one_line_and_the_same_command_goes_on(trained, phantoms, t
     for name in ("vae.partial", "unet.partial"):
         (work / name).symlink_to("/dev/full")
         with pytest.raises(UserError, match="found no space left for"):
-            options.run()
+            init_base(options)
         (work / name).unlink()
         assert not (options.out / "base_config.json").exists()
-    options.run()
+    init_base(options)
     assert load_base(str(options.out)).hash == load_base(str(trained)).hash
 
 
@@ -153,10 +157,10 @@ def test_dry_run_says_and_writes_nothing(phantoms, tmp_path, caplog, size):
     caplog.set_level("INFO")
     out = tmp_path / "base"
     if size:
-        InitBase(out=out, size="tiny", dry_run=True).run()
+        init_base(InitBase(out=out, size="tiny", dry_run=True))
         assert f"would write a tiny base of random weights into {out}" in caplog.text
     else:
-        training(phantoms, out, dry_run=True).run()
+        init_base(training(phantoms, out, dry_run=True))
         line = (
             "would read 9 training cases of fold 0 of Dataset905_Phantom at 32 px, train an autoencoder for 4"
         )
@@ -165,14 +169,14 @@ def test_dry_run_says_and_writes_nothing(phantoms, tmp_path, caplog, size):
 
 
 def test_checkpoint_interval_does_not_change_the_result(trained, phantoms, tmp_path):
-    training(phantoms, tmp_path / "base", checkpoint_every=100).run()
+    init_base(training(phantoms, tmp_path / "base", checkpoint_every=100))
     assert load_base(str(tmp_path / "base")).hash == load_base(str(trained)).hash
 
 
 def test_one_case(tmp_path, caplog):
     ConvertPhantom(out=tmp_path / "Dataset906_One", cases=1, test_cases=0, size=40).run()
     options = training(tmp_path / "Dataset906_One", tmp_path / "base", fold="all", vae_steps=1, unet_steps=1)
-    options.run()
+    init_base(options)
     assert "too few to hold some back" in caplog.text
     config = json.loads((options.out / "base_config.json").read_text())
     assert (config["images"], config["held_back_cases"], config["fold"]) == (1, [], "all")
@@ -184,19 +188,19 @@ def test_whole_patients_are_held_back(tmp_path):
     cases = [case.id for case in find_dataset(folder).training_cases]
     patients = {case: f"patient {index // 2}" for index, case in enumerate(cases)}
     (folder / "groups.json").write_text(json.dumps(patients))
-    training(folder, tmp_path / "base", fold="all", vae_steps=1, unet_steps=1).run()
+    init_base(training(folder, tmp_path / "base", fold="all", vae_steps=1, unet_steps=1))
     held_back = json.loads((tmp_path / "base" / "base_config.json").read_text())["held_back_cases"]
     assert len(held_back) == 2 and len({patients[case] for case in held_back}) == 1
 
 
 @pytest.mark.parametrize(
     ("sizes", "held_back"),
-    [([1] * 40, 8), ([1] * 200, HELD_BACK), ([9, 1], 1), ([1, 1, 1, 1], 0), ([40, 40], 0), ([5] * 40, 20)],
+    [([1] * 40, 8), ([1] * 200, ENOUGH), ([9, 1], 1), ([1, 1, 1, 1], 0), ([40, 40], 0), ([5] * 40, 20)],
 )
 def test_a_fifth_at_most_is_held_back(sizes, held_back):
     patients = {f"{name}-{case}": str(name) for name, size in enumerate(sizes) for case in range(size)}
     for seed in range(5):
-        chosen = cases_to_hold_back(list(patients), patients, seed)
+        chosen = hold_back_patients(list(patients), patients, seed)
         owners = {patients[case] for case in chosen}
         assert len(chosen) == held_back == sum(sizes[int(owner)] for owner in owners)
 
@@ -204,15 +208,15 @@ def test_a_fifth_at_most_is_held_back(sizes, held_back):
 @pytest.mark.parametrize("factor", [4, 8])
 def test_tiny(tmp_path, factor):
     options = InitBase(out=tmp_path / "tiny", size="tiny", vae_factor=factor, prediction_type="v_prediction")
-    options.run()
+    init_base(options)
     base = load_base(str(options.out))
     assert base.latent_factor == factor
     assert base.scheduler.config.prediction_type == "v_prediction"
     assert json.loads((options.out / "base_config.json").read_text())["options"]["size"] == "tiny"
     assert read_base_config(options.out).image_size == 64
-    options.run()
+    init_base(options)
     with pytest.raises(UserError, match="seed"):
-        replace(options, seed=3).run()
+        init_base(replace(options, seed=3))
 
 
 def test_command_line(phantoms, tmp_path):
@@ -246,7 +250,7 @@ def test_command_line(phantoms, tmp_path):
 def test_bad_options_are_one_line(phantoms, tmp_path, monkeypatch, change, message):
     monkeypatch.delenv("nnUNet_raw", raising=False)
     with pytest.raises(UserError) as error:
-        training(phantoms, tmp_path / "base", **change).run()
+        init_base(training(phantoms, tmp_path / "base", **change))
     assert message in str(error.value)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "base").exists()
@@ -254,20 +258,20 @@ def test_bad_options_are_one_line(phantoms, tmp_path, monkeypatch, change, messa
 
 def test_training_options_do_not_go_with_tiny(tmp_path):
     with pytest.raises(UserError, match="--unet-steps with --size"):
-        InitBase(out=tmp_path / "base", size="tiny", unet_steps=3).run()
+        init_base(InitBase(out=tmp_path / "base", size="tiny", unet_steps=3))
 
 
 def test_a_folder_with_other_content_is_refused(phantoms, tmp_path):
     (tmp_path / "thesis.tex").write_text("dear")
     with pytest.raises(UserError, match="something other than a base"):
-        training(phantoms, tmp_path).run()
+        init_base(training(phantoms, tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
 def test_non_finite_loss_stops(phantoms, tmp_path, monkeypatch):
     monkeypatch.setattr(losses, "KL_WEIGHT", float("nan"))
     with pytest.raises(UserError, match="VAE loss is not finite at one of the steps 1 to 1"):
-        training(phantoms, tmp_path / "base").run()
+        init_base(training(phantoms, tmp_path / "base"))
     assert not (tmp_path / "base" / ".training" / "vae.pt").exists()
 
 
@@ -280,7 +284,7 @@ def test_damaged_records_are_one_line(trained, phantoms, tmp_path, content):
     out = Path(shutil.copytree(trained, tmp_path / "base"))
     (out / "base_config.json").write_text(content)
     with pytest.raises(UserError, match=r"base_config\.json: (malformed|found)") as error:
-        training(phantoms, out).run()
+        init_base(training(phantoms, out))
     assert "\n" not in str(error.value)
     with pytest.raises(UserError, match=r"base_config\.json: (malformed|found)"):
         read_base_config(out)
@@ -290,7 +294,7 @@ def test_damaged_records_are_one_line(trained, phantoms, tmp_path, content):
 def test_damaged_checkpoints_are_one_line(tmp_path, content):
     path = tmp_path / "vae.pt"
     path.write_bytes(content)
-    stage = training_stage.Stage("VAE", torch.nn.Linear(1, 1), lambda step: None, 10, 1e-3)
+    stage = ModelTraining("VAE", torch.nn.Linear(1, 1), lambda step: None, 10, 1e-3)
     with pytest.raises(UserError, match=r"vae\.pt: cannot be read .*; remove it and give the same command"):
         stage.train(path, 5, 4)
 
@@ -363,17 +367,17 @@ def test_both_losses_fall_on_four_images(tmp_path):
         unet: unet_loss(unet, new_scheduler(), latents, torch.zeros(1, 77, 32), batches),
     }
     for model, loss in losses.items():
-        stage = training_stage.Stage("test", model, loss, steps=60, learning_rate=3e-3)
+        stage = ModelTraining("test", model, loss, steps=60, learning_rate=3e-3)
         stage.train(tmp_path / f"{type(model).__name__}.pt", every=60, images_per_step=8)
         assert np.mean(stage.losses[-10:]) < 0.8 * np.mean(stage.losses[:10])
 
 
 def test_learning_rate_warms_up_and_decays():
-    factors = [training_stage.learning_rate_factor(step, 100) for step in range(100)]
+    factors = [model_training.learning_rate_factor(step, 100) for step in range(100)]
     assert factors[:6] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1, 1])
     assert np.all(np.diff(factors[5:]) < 0)
     assert factors[-1] == pytest.approx(0.05, abs=0.001)
-    assert training_stage.learning_rate_factor(0, 1) == 1
+    assert model_training.learning_rate_factor(0, 1) == 1
 
 
 def test_peak_signal_to_noise():
@@ -385,13 +389,13 @@ def test_a_base_begun_on_other_cases_is_not_gone_on_with(phantoms, tmp_path, mon
     """Its record would name only the cases of now, and no audit would find the others."""
     options = training(phantoms, tmp_path / "base", fold=0)
     with monkeypatch.context() as killed:
-        killed.setattr(init_base, "finish", lambda *_: sys.exit(137))
+        killed.setattr("law_synth.base.init_base.finish", lambda *_: sys.exit(137))
         with pytest.raises(SystemExit):
-            options.run()
-    folds = find_dataset(str(phantoms)).read_splits()
+            init_base(options)
+    folds = read_splits(find_dataset(str(phantoms)))
     monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path / "preprocessed"))
     other = tmp_path / "preprocessed" / phantoms.name / "splits_final.json"
     other.parent.mkdir(parents=True)
     other.write_text(json.dumps(folds[1:] + folds[:1]))
     with pytest.raises(UserError, match="found a base begun on other training cases"):
-        options.run()
+        init_base(options)

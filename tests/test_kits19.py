@@ -21,6 +21,7 @@ from PIL import Image
 
 from dataset_conversion.kits19 import ConvertKits19
 from dataset_conversion.raw.dataset import RawDataset, read_dataset
+from dataset_conversion.raw.folds import read_splits
 from dataset_conversion.system.errors import UserError
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -97,10 +98,10 @@ def test_plain_volumes_are_linked_and_nnunet_accepts_them(tmp_path):
         source = tmp_path / "kits19" / "data" / case.id
         assert os.path.samefile(case.images[0], source / "imaging.nii.gz")
         assert case.label is None or os.path.samefile(case.label, source / "segmentation.nii.gz")
-    splits = dataset.read_splits()
+    splits = read_splits(dataset)
     assert json.loads((dataset.folder / "splits_final.json").read_text()) == splits
     (dataset.folder / "splits_final.json").unlink()
-    assert dataset.read_splits() == splits  # nnU-Net's own
+    assert read_splits(dataset) == splits  # nnU-Net's own
     assert not list(tmp_path.glob(".*"))
 
 
@@ -578,7 +579,7 @@ def test_which_slices_window_and_size(tmp_path):
     case = dataset.case("case_00002_s0005")
     assert np.abs(pixels(case.images[0]) - grey(scan(2)[0][:, :, 5].T, -1000, 500)).max() <= 1
     assert all(case.label is None for case in dataset.test_cases)
-    splits = dataset.read_splits()
+    splits = read_splits(dataset)
     assert len(splits) == 5
     for fold in splits:
         train, val = ({dataset.groups[case_id] for case_id in fold[side]} for side in ("train", "val"))

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 
+from dataset_conversion.raw.folds import read_splits
+
 pytest.importorskip("diffusers", reason="needs the extra synth")
 
 from dataset_conversion.raw.dataset import read_dataset
@@ -118,7 +120,7 @@ def test_mine_measures_the_training_cases_only(trained_run, judge, tmp_path):
     dataset, folder = read_dataset(read_run(trained_run).dataset_folder), judge((0, 1))
     out = tmp_path / "hard_cases.json"
     Mine(dataset="950", segmenter=folder, out=out, device="cpu").run()
-    content, split = json.loads(out.read_text()), dataset.read_splits()[0]
+    content, split = json.loads(out.read_text()), read_splits(dataset)[0]
     view = view_of(dataset, split["train"])
     model = Segmenter(folder, folds=[0])  # fold 1 has learned from this fold's validation cases
     assert (content["dataset"], content["fold"], content["segmenter_sha256"]) == (NAME, 0, model.hash)
@@ -136,7 +138,7 @@ def test_mine_measures_the_training_cases_only(trained_run, judge, tmp_path):
 def test_volumes_are_mined_by_the_mean_of_slices_and_classes(ct_dataset, judge, tmp_path):
     dataset = read_dataset(ct_dataset)
     folder = judge((0,), ct_dataset.name, dataset.json)
-    out, train = tmp_path / "hard_cases.json", dataset.read_splits()[0]["train"]
+    out, train = tmp_path / "hard_cases.json", read_splits(dataset)[0]["train"]
     Mine(dataset=str(ct_dataset), segmenter=folder, out=out, device="cpu").run()
     measured, view, model = json.loads(out.read_text())["dice"], view_of(dataset, train), Segmenter(folder)
     assert sorted(measured) == sorted(train) and len(set(measured.values())) > 1
@@ -151,7 +153,7 @@ def test_volumes_are_mined_by_the_mean_of_slices_and_classes(ct_dataset, judge, 
 def test_images_of_several_classes_have_a_score_each(ct_dataset, judge):
     """What a segmenter finds in a real slice against the slice's mask, and against the background."""
     dataset = read_dataset(ct_dataset)
-    view = view_of(dataset, dataset.read_splits()[0]["train"])
+    view = view_of(dataset, read_splits(dataset)[0]["train"])
     model, (slice_, *rest) = Segmenter(judge((0,), ct_dataset.name, dataset.json)), view.slices(["ct_2"])
     references = training_thumbnails(view, rest)
     (image, mask), geometry = view.read(slice_), view.geometry(slice_)
@@ -222,7 +224,7 @@ def test_hard_cases_that_do_not_fit_are_refused(trained_run, tmp_path):
     run, file = read_run(trained_run), tmp_path / "hard_cases.json"
     dice = dict.fromkeys(run.train_cases, 0.5)
     dataset = read_dataset(run.dataset_folder)
-    held_out = [*dataset.read_splits()[0]["val"], dataset.test_cases[0].id]
+    held_out = [*read_splits(dataset)[0]["val"], dataset.test_cases[0].id]
     for change, line in (
         ({"dice": dice | {held_out[0]: 0.1}}, f"found {held_out[0]} .*it would leak"),
         ({"dice": dice | {held_out[-1]: 0.1}}, f"found {held_out[-1]} .*it would leak"),
@@ -266,7 +268,7 @@ def test_a_judge_of_a_synthetic_data_set_is_known(trained_run, judge, tmp_path, 
 def test_a_judge_of_a_subset_is_known(trained_run, judge, tmp_path):
     """An experiment trains its segmenters on a copy of the data set under another name."""
     source = read_dataset(read_run(trained_run).dataset_folder)
-    splits, name = source.read_splits(), "Dataset001_Real"
+    splits, name = read_splits(source), "Dataset001_Real"
     subset = [{"train": part["train"][:4], "val": part["val"]} for part in splits]
     (tmp_path / "nnUNet_preprocessed" / name).mkdir(parents=True)
     (tmp_path / "nnUNet_preprocessed" / name / "splits_final.json").write_text(json.dumps(subset))
@@ -299,7 +301,7 @@ def test_audit_asks_for_the_judges_and_looks_at_them(trained_run, judge, tmp_pat
     assert checks["judge"]["result"] == "not possible" and "give --segmenter" in checks["judge"]["detail"]
     checks = checks_of(data, out, segmenter=(folder,))
     assert {check["result"] for check in checks.values()} == {"passed"}
-    val = read_dataset(run.dataset_folder).read_splits()[0]["val"][0]
+    val = read_splits(read_dataset(run.dataset_folder))[0]["val"][0]
     record = json.loads((data / "synthesis.json").read_text())
     record["hard_cases"]["dice"][val] = 0.1
     (data / "synthesis.json").write_text(json.dumps(record))

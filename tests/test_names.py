@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from dataset_conversion.raw.dataset import read_dataset
+from dataset_conversion.raw.folds import read_splits
 from dataset_conversion.raw.writer import RGB, RawDatasetWriter
 from dataset_conversion.subset import ConvertSubset
 from dataset_conversion.system.errors import UserError
@@ -145,7 +146,7 @@ def test_odd_ids_in_lists_are_one_line(tmp_path, name, case_id):
     }[name]
     (folder / f"{name}.json").write_text(json.dumps(content))
     dataset = read_dataset(folder)
-    read = {"splits_final": dataset.read_splits, "groups": lambda: dataset.groups}
+    read = {"splits_final": lambda: read_splits(dataset), "groups": lambda: dataset.groups}
     refused(f"{name}.json: found", read.get(name, lambda: dataset.test_sets))
 
 
@@ -162,12 +163,12 @@ def test_lists_name_files_in_the_other_unicode_form_or_with_spaces(tmp_path):
     dataset = read_dataset(folder)
     assert sorted(case.id for case in dataset.training_cases) == sorted(ids)
     assert all(case.label is not None and case.label.is_file() for case in dataset.training_cases)
-    assert dataset.read_splits() == [{"train": [COMPOSED, *ids[3:]], "val": ["case 1", "case_2"]}]
+    assert read_splits(dataset) == [{"train": [COMPOSED, *ids[3:]], "val": ["case 1", "case_2"]}]
     assert [dataset.groups[case_id] for case_id in ids[:3]] == ["P0", COMPOSED, COMPOSED]
     assert dataset.test_sets == {"A": ["test_0"]}
     ConvertSubset(dataset=str(folder), out=tmp_path / "Dataset601_R").run()
     assert (tmp_path / "Dataset601_R" / "labelsTr" / f"{COMPOSED}.png").is_file()
-    assert read_dataset(tmp_path / "Dataset601_R").read_splits() == dataset.read_splits()
+    assert read_splits(read_dataset(tmp_path / "Dataset601_R")) == read_splits(dataset)
     # Predictions have the names of the images, as nnU-Net saw them.
     Evaluate(
         str(folder), (str(folder / "labelsTr"),), tmp_path / "scores", labels=folder / "labelsTr", processes=1

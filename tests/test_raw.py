@@ -14,9 +14,8 @@ import pytest
 from PIL import Image
 
 from dataset_conversion.raw.dataset import find_dataset, read_dataset
-from dataset_conversion.raw.folds import leak_free_fold
-from dataset_conversion.raw.splits import grouped_splits
-from dataset_conversion.raw.writer import RGB, RawDatasetWriter, write_splits
+from dataset_conversion.raw.folds import grouped_splits, leak_free_fold, read_splits, write_splits
+from dataset_conversion.raw.writer import RGB, RawDatasetWriter
 from dataset_conversion.system.errors import UserError
 from dataset_conversion.system.folders import new_folder
 from dataset_conversion.system.resumable import resumable_folder
@@ -365,14 +364,14 @@ def test_grouped_splits_keep_groups_together_and_balance():
 def test_splits_go_where_nnunet_reads_them_and_never_over_others(tmp_path, monkeypatch):
     monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path / "preprocessed"))
     folder = write_dataset(tmp_path / "raw" / "Dataset500_Polyps")
-    default = read_dataset(folder).read_splits()
+    default = read_splits(read_dataset(folder))
     assert [len(split["val"]) for split in default] == [2, 1, 1, 1, 1]
 
     splits = grouped_splits({f"case_{i:03d}": str(i % 3) for i in range(6)}, folds=3)
     write_splits(folder, splits)
     target = tmp_path / "preprocessed" / "Dataset500_Polyps" / "splits_final.json"
     assert json.loads(target.read_text()) == json.loads((folder / "splits_final.json").read_text()) == splits
-    assert read_dataset(folder).read_splits() == splits
+    assert read_splits(read_dataset(folder)) == splits
     write_splits(folder, splits)  # the same again is fine
     with pytest.raises(UserError, match="found other splits"):
         write_splits(folder, splits[:2])

@@ -18,8 +18,9 @@ from scipy import stats
 from dataset_conversion.raw.dataset import read_dataset
 from dataset_conversion.system.errors import UserError
 from law_synth.experiment import statistics
+from law_synth.experiment.config import TABLES
+from law_synth.experiment.options import Report
 from law_synth.experiment.page import sentences
-from law_synth.experiment.page.report import TABLES, Report
 from law_synth.experiment.page.sentences import MINUS
 from law_synth.experiment.results import read_results
 from nnunet_order.comparing.scores import CaseScores

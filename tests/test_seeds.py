@@ -7,10 +7,10 @@ import pytest
 from dataset_conversion.phantom import ConvertPhantom
 from dataset_conversion.subset import ConvertSubset
 from dataset_conversion.system.errors import UserError
-from law_synth.base.init_base import InitBase
+from law_synth.base.options import InitBase
 from law_synth.evaluation.evaluate import Evaluate as EvaluateSynthesis
-from law_synth.experiment.demo import Demo as LawDemo
-from law_synth.experiment.experiment import Experiment
+from law_synth.experiment.options import Demo as LawDemo
+from law_synth.experiment.options import Experiment
 from law_synth.generation.generate import Generate
 from law_synth.training.options import Train
 from nnunet_order.benchmark import Benchmark
@@ -55,9 +55,7 @@ def test_a_seed_that_some_generator_refuses_is_found_before_the_work(data, tmp_p
     monkeypatch.chdir(tmp_path)
     for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         monkeypatch.delenv(name, raising=False)
-    with pytest.raises(
-        UserError, match=f" {seed}, expected 0 or more, at most 4294967295; correct the option"
-    ):
+    with pytest.raises(UserError, match=f" {seed}, expected 0 to 4294967295; change it"):
         VERBS[verb](tmp_path / "new" / "Dataset901_New", data, seed).run()
     assert not [*tmp_path.iterdir()]
 

@@ -13,6 +13,7 @@ from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from PIL import Image
 
 from dataset_conversion.raw.dataset import RawDataset, find_dataset
+from dataset_conversion.raw.folds import read_splits
 from dataset_conversion.system.errors import UserError
 from law_synth.judging.segmenter import Segmenter, load_judge
 from law_synth.view.slices import PICTURE_SPACING, Slice, view_of
@@ -91,7 +92,7 @@ def test_judge_says_what_nnunet_predicts(nnunet, order_model, tmp_path):
 def test_judge_knows_its_data(nnunet, order_model):
     judge = Segmenter(order_model)
     assert judge.name == f"{ORDER}__nnUNetPlans__2d, fold 1" and judge.train_dataset == "Dataset901_Phantom"
-    split = find_dataset(nnunet.raw / "Dataset901_Phantom").read_splits()[1]
+    split = read_splits(find_dataset(nnunet.raw / "Dataset901_Phantom"))[1]
     assert judge.train_cases == sorted(split["train"])
     assert judge.hash == Segmenter(order_model).hash and len(judge.hash) == 64
     assert (judge.channels, judge.regions) == (3, {"polyp": (1,)})

@@ -13,7 +13,9 @@ import SimpleITK as sitk
 import torch
 
 from dataset_conversion.phantom import ConvertPhantom
-from dataset_conversion.raw.dataset import Case, read_dataset
+from dataset_conversion.raw.cases import Case
+from dataset_conversion.raw.dataset import read_dataset
+from dataset_conversion.raw.folds import read_splits
 from dataset_conversion.raw.writer import RawDatasetWriter
 from dataset_conversion.system.errors import UserError
 from dataset_conversion.system.json_files import as_json, converted
@@ -26,7 +28,7 @@ from law_synth.view.window import MARGIN, Window, find_window, stored_dtype
 @pytest.fixture(scope="module")
 def view(ct_dataset) -> SliceView:
     dataset = read_dataset(ct_dataset)
-    return view_of(dataset, dataset.read_splits()[0]["train"])
+    return view_of(dataset, read_splits(dataset)[0]["train"])
 
 
 @pytest.fixture

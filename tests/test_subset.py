@@ -13,9 +13,9 @@ from PIL import ExifTags, Image
 
 from dataset_conversion.images import resize_to
 from dataset_conversion.raw.dataset import read_dataset
-from dataset_conversion.raw.splits import grouped_splits
+from dataset_conversion.raw.folds import drawn_cases, grouped_splits, read_splits, restricted_splits
 from dataset_conversion.raw.writer import RGB, RawDatasetWriter
-from dataset_conversion.subset import ConvertSubset, drawn_cases, restricted_splits
+from dataset_conversion.subset import ConvertSubset
 from dataset_conversion.system.errors import UserError
 from dataset_conversion.system.lock import alone
 from nnunet_order.stages.inputs import dataset_digest
@@ -70,8 +70,8 @@ def test_share_of_every_fold_with_all_test_cases(tmp_path, monkeypatch):
 
     kept = {case.id for case in made.training_cases}
     splits = json.loads((tmp_path / "preprocessed" / out.name / "splits_final.json").read_text())
-    assert json.loads((out / "splits_final.json").read_text()) == splits == made.read_splits()
-    for before, after in zip(source.read_splits(), splits, strict=True):
+    assert json.loads((out / "splits_final.json").read_text()) == splits == read_splits(made)
+    for before, after in zip(read_splits(source), splits, strict=True):
         assert len(before["val"]) == 4 and len(after["val"]) == 2
         for side in ("train", "val"):
             assert after[side] == [case_id for case_id in before[side] if case_id in kept]
@@ -117,7 +117,7 @@ def test_source_without_folds_gets_nnunets_own(tmp_path):
     ConvertSubset(dataset=str(tmp_path / "Dataset500_Source"), out=out, fraction=0.5).run()
     made = read_dataset(out)
     assert len(made.training_cases) == 10
-    assert json.loads((out / "splits_final.json").read_text()) == made.read_splits()
+    assert json.loads((out / "splits_final.json").read_text()) == read_splits(made)
 
 
 def test_folds_of_a_given_file(tmp_path):
@@ -126,7 +126,7 @@ def test_folds_of_a_given_file(tmp_path):
     convert = {"dataset": str(source), "out": tmp_path / "Dataset001_Real", "fraction": 0.5}
     ConvertSubset(**convert, splits=tmp_path / "mine.json").run()
     made = read_dataset(tmp_path / "Dataset001_Real")
-    assert made.read_splits() == [{"train": ["case_001"], "val": ["case_000"]}]
+    assert read_splits(made) == [{"train": ["case_001"], "val": ["case_000"]}]
     assert len(made.training_cases) == 2 + 3
     convert["out"] = tmp_path / "Dataset002_Real"
     with pytest.raises(UserError, match=r"no\.json: not found, expected a file like splits_final"):

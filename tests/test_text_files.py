@@ -7,7 +7,8 @@ import unicodedata
 import pytest
 
 from dataset_conversion.system.errors import UserError
-from dataset_conversion.system.text_files import read_lines, read_table, tidy_name
+from dataset_conversion.system.files import read_lines, read_table
+from dataset_conversion.system.names import tidy_name
 
 COLUMNS = ("case", "group")
 LONG = "x" * 200_000  # more than the csv module takes in one value

@@ -23,20 +23,23 @@ pytest.importorskip("accelerate", reason="needs the extra synth")
 
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
-from law_synth.training.loop import _objective
 
 from dataset_conversion.phantom import ConvertPhantom
 from dataset_conversion.system.errors import UserError
 from dataset_conversion.system.lock import hold
-from law_synth.base.init_base import InitBase
+from law_synth.base.held_back import hold_back_cases
+from law_synth.base.init_base import init_base
 from law_synth.base.model import load_base
+from law_synth.base.options import InitBase
 from law_synth.base.student import load_student
 from law_synth.base.tiny import write_tiny_base
 from law_synth.records.base import write_base_config
 from law_synth.records.run import newest_run, read_run
-from law_synth.training.data import Sampler, latent_mask, set_aside
+from law_synth.training.build import new_objective
+from law_synth.training.data import Sampler, latent_mask
 from law_synth.training.options import Train
 from law_synth.training.state import load_state, save_state
+from law_synth.training.train import train
 
 
 @pytest.fixture(scope="module")
@@ -104,20 +107,20 @@ def same_weights(one, other) -> bool:
 @pytest.mark.parametrize("ema", [0.0, 0.9])
 def test_resume_is_exact(options, tmp_path, weighting, ema):
     options = replace(options, weighting=weighting, ema_decay=ema)
-    options.run()
+    train(options)
     in_parts = replace(options, out=tmp_path / "parts")
     for steps in (1, 3, 4):
-        replace(in_parts, max_steps=steps).run()
+        train(replace(in_parts, max_steps=steps))
     assert log_of(tmp_path / "parts") == log_of(tmp_path / "run")
     assert same_weights(tmp_path / "parts", tmp_path / "run")
-    in_parts.run()  # complete: changes nothing
+    train(in_parts)  # complete: changes nothing
     assert same_weights(tmp_path / "parts", tmp_path / "run")
 
 
 @pytest.mark.slow
 def test_kill_and_resume_through_the_command(options, tmp_path, world):
     """kill -9 in the middle; the same command goes on and ends as a run that nobody killed."""
-    options.run()
+    train(options)
     arguments = "train --dataset 910 --size 64 --max-steps 4 --batch-size 2 --gradient-accumulation 2 "
     arguments += (
         "--learning-rate 1e-3 --log-every 1 --save-every 2 --sample-every 0 --monitor-cases 0 --device cpu "
@@ -139,7 +142,7 @@ def test_kill_and_resume_through_the_command(options, tmp_path, world):
 @pytest.mark.slow
 def test_two_processes_do_the_same_training(options, tmp_path, world):
     """Two processes of batch 1 see the samples of one process of batch 2, and have its losses."""
-    options.run()
+    train(options)
     arguments = "train --dataset 910 --size 64 --max-steps 4 --batch-size 1 --gradient-accumulation 2 "
     arguments += (
         "--learning-rate 1e-3 --log-every 1 --save-every 2 --sample-every 0 --monitor-cases 0 --device cpu "
@@ -158,11 +161,11 @@ def test_two_processes_do_the_same_training(options, tmp_path, world):
 
 def test_kill_in_the_last_save_is_mended(options):
     """The state is complete, the export is not: the same command writes what is missing."""
-    options.run()
+    train(options)
     before = weights_of(options.out)
     shutil.rmtree(options.out / "unet")
     (options.out / "law_config.json").unlink()
-    options.run()
+    train(options)
     assert read_run(options.out).config.finished
     after = weights_of(options.out)
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
@@ -170,11 +173,11 @@ def test_kill_in_the_last_save_is_mended(options):
 
 def test_a_run_that_was_to_be_longer_is_finished_when_the_user_says_so(options):
     """Or generation would warn of a training that has not finished, for ever."""
-    options.run()
+    train(options)
     path = options.out / "law_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"finished": False}))  # killed after 4 of 8
     before = weights_of(options.out)
-    options.run()
+    train(options)
     assert read_run(options.out).config.finished
     assert all(torch.equal(before[name], tensor) for name, tensor in weights_of(options.out).items())
 
@@ -198,12 +201,14 @@ def test_a_run_goes_on_in_another_precision(options):
     """What a non-finite loss or a full memory asks for; the saved steps stay as they are."""
     from accelerate.state import AcceleratorState
 
-    replace(options, mixed_precision="bf16", max_steps=2).run()
+    train(replace(options, mixed_precision="bf16", max_steps=2))
     before = log_of(options.out)
     AcceleratorState._reset_state()
-    replace(
-        options, mixed_precision="no", gradient_checkpointing=True, batch_size=1, gradient_accumulation=4
-    ).run()
+    train(
+        replace(
+            options, mixed_precision="no", gradient_checkpointing=True, batch_size=1, gradient_accumulation=4
+        )
+    )
     after = log_of(options.out)
     assert after[:2] == before and [entry["step"] for entry in after] == [1, 2, 3, 4]
 
@@ -221,7 +226,7 @@ def test_fp16_may_be_new_to_a_run(tmp_path):
 
 
 def test_what_is_saved_is_the_moving_average(options):
-    replace(options, ema_decay=0.9, preset="light").run()
+    train(replace(options, ema_decay=0.9, preset="light"))
     state = torch.load(options.out / ".training" / "state.pt", weights_only=True)
     exported = weights_of(options.out)
     names = [
@@ -237,7 +242,7 @@ def test_what_is_saved_is_the_moving_average(options):
 
 def test_coefficients_make_the_total(options):
     """Equation 12 with other coefficients than the paper's."""
-    replace(options, max_steps=1, beta_t=2.0, beta_d=3.0, lambda_dice=0.5).run()
+    train(replace(options, max_steps=1, beta_t=2.0, beta_d=3.0, lambda_dice=0.5))
     entry = log_of(options.out)[0]
     expected = entry["loss/student"] + 2 * entry["loss/teacher"] + 3 * entry["loss/distillation"]
     assert entry["loss/total"] == pytest.approx(expected + 0.5 * entry["loss/dice"])
@@ -246,7 +251,7 @@ def test_coefficients_make_the_total(options):
 def test_phi_has_a_learning_rate_of_its_own(options, tmp_path):
     """Both weighters start at the same weights and see the same samples; Adam moves them by their rates."""
     for name, rate in {"slow": 1e-5, "fast": 1e-2}.items():
-        replace(options, max_steps=2, weighter_learning_rate=rate, out=tmp_path / name).run()
+        train(replace(options, max_steps=2, weighter_learning_rate=rate, out=tmp_path / name))
     moved = {
         name: weights_of(tmp_path / name)["weighter/phi.4.weight"].abs().max().item()
         for name in ("slow", "fast")
@@ -257,7 +262,7 @@ def test_phi_has_a_learning_rate_of_its_own(options, tmp_path):
 def test_stock_pipeline_loads_the_run(options, world):
     from diffusers import ControlNetModel, StableDiffusionControlNetPipeline, UNet2DConditionModel
 
-    options.run()
+    train(options)
     pipeline = StableDiffusionControlNetPipeline.from_pretrained(
         world / "base",
         controlnet=ControlNetModel.from_pretrained(options.out / "controlnet"),
@@ -282,7 +287,7 @@ def test_config_tells_what_the_run_saw(options, world):
     splits_file = dataset.folder / "splits_final.json"
     splits_file.write_text(json.dumps(splits))
     try:
-        options.run()
+        train(options)
     finally:
         splits_file.unlink()
     run = newest_run()
@@ -296,7 +301,7 @@ def test_config_tells_what_the_run_saw(options, world):
 
 
 def test_frozen_decoder_exports_the_controlnet_only(options):
-    replace(options, freeze_decoder=True, preset="light", max_steps=1).run()
+    train(replace(options, freeze_decoder=True, preset="light", max_steps=1))
     assert (options.out / "controlnet").is_dir() and not (options.out / "unet").exists()
     assert not read_run(options.out).config.trains_decoder
 
@@ -316,14 +321,14 @@ def test_frozen_decoder_exports_the_controlnet_only(options):
     ],
 )
 def test_every_option_trains(options, changes):
-    replace(options, max_steps=2, **changes).run()
+    train(replace(options, max_steps=2, **changes))
     last = log_of(options.out)[-1]
     assert last["step"] == 2 and np.isfinite(last["loss/total"])
     assert ("loss/teacher" in last) == (changes.get("preset") != "light")
 
 
 def test_mixed_precision_keeps_trained_weights_in_fp32(options):
-    replace(options, mixed_precision="bf16", max_steps=1).run()
+    train(replace(options, mixed_precision="bf16", max_steps=1))
     state = torch.load(options.out / ".training" / "state.pt", weights_only=True)
     assert {weight.dtype for weight in state["weights"].values()} == {torch.float32}
 
@@ -332,7 +337,7 @@ def test_mixed_precision_keeps_trained_weights_in_fp32(options):
 def test_training_begins_with_the_bases_own_weights(options, precision):
     """Halved and back they would differ from the teacher's, and from what an unchanged run exports."""
     base, fresh = load_base(options.base), load_base(options.base)
-    networks = _objective(replace(options, mixed_precision=precision), base, classes=1).networks
+    networks = new_objective(replace(options, mixed_precision=precision), base, classes=1).networks
     ours, theirs = (dict(unet.named_parameters()) for unet in (networks.unet, fresh.unet))
     trained = [name for name, parameter in ours.items() if parameter.requires_grad]
     assert trained and all(torch.equal(ours[name], theirs[name]) for name in trained)
@@ -341,41 +346,41 @@ def test_training_begins_with_the_bases_own_weights(options, precision):
 
 
 def test_one_process_at_a_time(options):
-    replace(options, max_steps=1).run()
+    train(replace(options, max_steps=1))
     before = weights_of(options.out)
     lock = hold(options.out / ".training" / "lock", options.out)
     with pytest.raises(UserError, match="found another process that writes there") as error:
-        options.run()
+        train(options)
     assert "\n" not in str(error.value)
     lock.release()
     assert all(torch.equal(before[name], tensor) for name, tensor in weights_of(options.out).items())
-    options.run()
+    train(options)
 
 
 def test_sharded_training_is_refused(options, monkeypatch):
     """accelerate may have been configured for it; one process would save its part as the whole."""
     kind = property(lambda accelerator: DistributedType.FSDP)
-    monkeypatch.setattr("law_synth.training.loop.Accelerator.distributed_type", kind)
+    monkeypatch.setattr("law_synth.training.build.Accelerator.distributed_type", kind)
     with pytest.raises(UserError, match="found FSDP in accelerate's configuration"):
-        options.run()
+        train(options)
     assert not options.out.exists()
 
 
 def test_an_empty_prompt_is_a_prompt(options):
-    replace(options, max_steps=1, prompt="").run()
+    train(replace(options, max_steps=1, prompt=""))
     assert read_run(options.out).config.prompt == ""
 
 
 def test_gradient_checkpointing_changes_no_loss(options, tmp_path):
-    options.run()
-    replace(options, gradient_checkpointing=True, out=tmp_path / "checkpointing").run()
+    train(options)
+    train(replace(options, gradient_checkpointing=True, out=tmp_path / "checkpointing"))
     for one, other in zip(log_of(options.out), log_of(tmp_path / "checkpointing"), strict=True):
         assert one["loss/total"] == pytest.approx(other["loss/total"], rel=1e-5)
 
 
 def test_pictures_and_logs(options):
     options = replace(options, sample_every=2, monitor_cases=1, fold="all", max_steps=4)
-    options.run()
+    train(options)
     names = {path.name for path in (options.out / "samples").iterdir()}
     assert {"step_000000.png", "step_000002.png", "step_000004.png", "delta_maps.png"} <= names
     assert np.allclose(np.load(options.out / "samples" / "delta_000000.npy"), 0.5)
@@ -395,30 +400,30 @@ def test_pictures_and_logs(options):
 
 def test_fixed_noise_loss_is_the_same_for_the_same_weights(options, tmp_path):
     options = replace(options, sample_every=1, monitor_cases=1, fold="all", max_steps=1)
-    options.run()
-    replace(options, out=tmp_path / "again", weighting="uniform").run()
+    train(options)
+    train(replace(options, out=tmp_path / "again", weighting="uniform"))
     assert log_of(options.out)[0] == log_of(tmp_path / "again")[0]
 
 
 def test_law_starts_where_the_clamped_prior_does(options, tmp_path):
     """Before phi has learned anything, LAW's loss is that of the clamped prior: same noise, same masks."""
-    replace(options, max_steps=1).run()
-    replace(options, max_steps=1, weighting="ratio-clamped", out=tmp_path / "clamped").run()
-    replace(options, max_steps=1, weighting="uniform", out=tmp_path / "uniform").run()
+    train(replace(options, max_steps=1))
+    train(replace(options, max_steps=1, weighting="ratio-clamped", out=tmp_path / "clamped"))
+    train(replace(options, max_steps=1, weighting="uniform", out=tmp_path / "uniform"))
     law, clamped, uniform = (log_of(tmp_path / name)[0] for name in ("run", "clamped", "uniform"))
     assert law["loss/student"] == pytest.approx(clamped["loss/student"])
     assert law["loss/student"] != pytest.approx(uniform["loss/student"], rel=1e-2)
 
 
 def test_non_finite_loss_stops_and_names_the_term(options):
-    options.run()
+    train(options)
     state = torch.load(options.out / ".training" / "state.pt", weights_only=True)
     name = next(name for name in state["weights"] if name.startswith("networks.image_controlnet"))
     state["weights"][name].fill_(float("nan"))
     torch.save(state, options.out / ".training" / "state.pt")
     before = weights_of(options.out)
     with pytest.raises(UserError, match=r"step 5: found a teacher loss of nan"):
-        replace(options, max_steps=6).run()
+        train(replace(options, max_steps=6))
     assert all(torch.equal(before[name], tensor) for name, tensor in weights_of(options.out).items())
 
 
@@ -426,7 +431,7 @@ def test_steps_that_fp16_leaves_out_for_ever_stop_the_training(options, monkeypa
     """A CPU has no fp16: its scaler is said to skip, here."""
     monkeypatch.setattr(Accelerator, "optimizer_step_was_skipped", property(lambda self: True))
     with pytest.raises(UserError, match="step 26: found 26 steps in a row whose gradients are not finite"):
-        replace(options, max_steps=30, gradient_accumulation=1, save_every=30).run()
+        train(replace(options, max_steps=30, gradient_accumulation=1, save_every=30))
     assert not (options.out / "law_config.json").exists()
 
 
@@ -449,7 +454,7 @@ def test_odd_data(options, world):
         "file_ending": ".png",
     }
     (folder / "dataset.json").write_text(json.dumps(description))
-    replace(options, dataset="911", fold="all", max_steps=2).run()
+    train(replace(options, dataset="911", fold="all", max_steps=2))
     assert all(np.isfinite(entry["loss/total"]) for entry in log_of(options.out))
     assert log_of(options.out)[-1]["loss/dice"] == 0
     shutil.rmtree(folder)
@@ -483,26 +488,26 @@ def test_odd_data(options, world):
 )
 def test_bad_options_are_one_line(options, changes, message):
     with pytest.raises(UserError, match=message) as error:
-        replace(options, **changes).run()
+        train(replace(options, **changes))
     assert "\n" not in str(error.value)
     assert not options.out.exists()
 
 
 def test_another_training_in_the_folder_is_refused(options, tmp_path):
-    replace(options, max_steps=1).run()
+    train(replace(options, max_steps=1))
     with pytest.raises(UserError, match=r"found a run with weighting = \"law\", expected \"uniform\""):
-        replace(options, weighting="uniform").run()
+        train(replace(options, weighting="uniform"))
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").write_text("important")
     with pytest.raises(UserError, match="found existing content"):
-        replace(options, out=tmp_path / "other").run()
+        train(replace(options, out=tmp_path / "other"))
     with pytest.raises(UserError, match="found a file"):
-        replace(options, out=tmp_path / "other" / "thesis.txt").run()
+        train(replace(options, out=tmp_path / "other" / "thesis.txt"))
 
 
 def test_damaged_files_of_a_run_are_one_line(options):
     """Empty, truncated, or another thing than was saved."""
-    options.run()
+    train(options)
     on = replace(options, max_steps=6)
     state = (options.out / ".training" / "state.pt").read_bytes()
     for name, contents in (
@@ -515,19 +520,19 @@ def test_damaged_files_of_a_run_are_one_line(options):
         for content in contents:
             path.write_bytes(content)
             with pytest.raises(UserError, match=f"{name}: (cannot be read|malformed)") as error:
-                on.run()
+                train(on)
             assert "\n" not in str(error.value)
         path.write_bytes(whole)
     latents = next((options.out / ".training").glob("latents_*.safetensors"))
     whole = latents.read_bytes()
     latents.write_bytes(whole[: len(whole) // 2])  # only kept so that they need not be computed again
-    on.run()
+    train(on)
     assert latents.read_bytes() == whole and log_of(options.out)[-1]["step"] == 6
 
 
 def test_a_base_of_init_base_trains_at_its_own_size(options, tmp_path):
-    InitBase(out=tmp_path / "tiny", size="tiny").run()
-    replace(options, base=str(tmp_path / "tiny"), size=None, max_steps=1).run()
+    init_base(InitBase(out=tmp_path / "tiny", size="tiny"))
+    train(replace(options, base=str(tmp_path / "tiny"), size=None, max_steps=1))
     assert json.loads((options.out / "law_config.json").read_text())["size"] == 64
 
 
@@ -540,21 +545,21 @@ def test_base_that_saw_other_cases_is_refused(options, world, tmp_path, caplog):
     about = small_base("Dataset910_Phantom", cases)
     write_base_config(tmp_path / "base", about)
     with pytest.raises(UserError, match="found a base trained on"):
-        replace(options, base=str(tmp_path / "base")).run()
-    replace(options, base=str(tmp_path / "base"), fold="all", max_steps=1).run()
+        train(replace(options, base=str(tmp_path / "base")))
+    train(replace(options, base=str(tmp_path / "base"), fold="all", max_steps=1))
     write_base_config(tmp_path / "base", replace(about, dataset="Dataset500_All"))
     with caplog.at_level(logging.WARNING):
-        replace(options, base=str(tmp_path / "base"), dry_run=True, out=tmp_path / "other").run()
+        train(replace(options, base=str(tmp_path / "base"), dry_run=True, out=tmp_path / "other"))
     assert "was trained on Dataset500_All: make sure that it holds no validation or test case" in caplog.text
     # Made from a subset of it.
     about = replace(about, dataset="Dataset500_All", dataset_origin="Dataset910_Phantom")
     write_base_config(tmp_path / "base", about)
     with pytest.raises(UserError, match="found a base trained on"):
-        replace(options, base=str(tmp_path / "base"), out=tmp_path / "other").run()
+        train(replace(options, base=str(tmp_path / "base"), out=tmp_path / "other"))
 
 
 def test_dry_run_writes_nothing(options):
-    replace(options, dry_run=True).run()
+    train(replace(options, dry_run=True))
     assert not options.out.exists()
 
 
@@ -584,15 +589,16 @@ def test_area_keeps_small_lesions_that_nearest_loses():
 def test_monitored_cases_are_a_tenth_at_most():
     cases = [f"case{i}" for i in range(40)]
     alone = {case: case for case in cases}
-    monitored = set_aside(cases, 16, 0, alone)
+    monitored = hold_back_cases(cases, 16, 0, alone)
     assert len(monitored) == 4 and set(monitored) < set(cases)
-    assert set_aside(cases, 2, 0, alone) == set_aside(cases, 2, 0, alone) != set_aside(cases, 2, 1, alone)
-    assert set_aside(cases[:5], 16, 0, alone) == []
+    two = hold_back_cases(cases, 2, 0, alone)
+    assert two == hold_back_cases(cases, 2, 0, alone) != hold_back_cases(cases, 2, 1, alone)
+    assert hold_back_cases(cases[:5], 16, 0, alone) == []
 
 
 def test_monitored_patients_are_not_trained_on():
     cases = [f"case{i}" for i in range(60)]
     patients = {case: f"patient{i // 3}" for i, case in enumerate(cases)}
-    monitored = set_aside(cases, 5, 0, patients)
+    monitored = hold_back_cases(cases, 5, 0, patients)
     assert len(monitored) == 3 and len({patients[case] for case in monitored}) == 1
-    assert set_aside(cases, 2, 0, patients) == []
+    assert hold_back_cases(cases, 2, 0, patients) == []

@@ -16,8 +16,8 @@ import torch
 from PIL import Image
 from safetensors import SafetensorError
 
-from dataset_conversion.raw.writer import write_json
 from dataset_conversion.system.errors import UserError, check_writable, run_command, writing
+from dataset_conversion.system.json_files import write_json
 
 NOISE = np.random.default_rng(0).integers(0, 256, (300, 300, 3), np.uint8)
 QUOTED = "Error while serializing: I/O error: No space left on device (os error 28)"  # safetensors 0.8

@@ -7,14 +7,13 @@ import functools
 import io
 import os
 import re
-from collections import defaultdict
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from dataset_conversion.image_files import check_regular, opened
+from dataset_conversion.raw.cases import COLOUR_ENDINGS, Case, check_file, listed_cases, named_cases
 from dataset_conversion.raw.description import (
     check_channel_names,
     check_label_values,
@@ -22,10 +21,7 @@ from dataset_conversion.raw.description import (
     label_values,
     load_json,
 )
-from dataset_conversion.raw.grid import reason
-from dataset_conversion.raw.splits import DEFAULT_FOLDS, Split, default_splits, nnunet_folder, splits_files
 from dataset_conversion.system.errors import UserError
-from dataset_conversion.system.folders import visible_files
 from dataset_conversion.system.names import (
     check_case_id,
     check_case_ids,
@@ -33,19 +29,6 @@ from dataset_conversion.system.names import (
     match_key,
     refuse_lookalikes,
 )
-from dataset_conversion.system.text_files import tidy_name
-
-# Files of these kinds hold all colour channels at once: case_0000.png with three channel_names.
-COLOUR_ENDINGS = (".png", ".bmp", ".tif")
-
-
-@dataclass(frozen=True)
-class Case:
-    """One case of a raw folder: its image files in channel order and its label file, if there is one."""
-
-    id: str
-    images: tuple[Path, ...]
-    label: Path | None
 
 
 @dataclass(frozen=True)
@@ -102,11 +85,9 @@ class RawDataset:
             path, table = self.folder / "dataset.json", self.json["dataset"]
             if not isinstance(table, dict):
                 raise UserError(f"{path}: found another dataset than a table of case ids; correct it")
-            ids = {name: check_case_id(name, path) for name in table}
-            refuse_lookalikes(table, "case ids", path)
-            cases = [self._listed_case(ids[name], table[name]) for name in sorted(table, key=ids.get)]
+            cases = listed_cases(self.folder, table)
         else:
-            cases = self._cases_of("Tr")
+            cases = self._named_cases("Tr")
         for case in cases:
             if case.label is None:
                 raise UserError(
@@ -130,7 +111,7 @@ class RawDataset:
     @cached_property
     def test_cases(self) -> list[Case]:
         """Cases of imagesTs, sorted by id; `label` is None where labelsTs has no file."""
-        return self._cases_of("Ts") if (self.folder / "imagesTs").is_dir() else []
+        return self._named_cases("Ts") if (self.folder / "imagesTs").is_dir() else []
 
     @cached_property
     def test_sets(self) -> dict[str, list[str]]:
@@ -216,32 +197,6 @@ class RawDataset:
             )
         return image, label
 
-    def read_splits(self) -> list[Split]:
-        """Folds as nnU-Net will use them: preprocessed folder's, else the raw folder's, else its default.
-
-        UserError: a damaged file, as `splits_in`; too few cases.
-        """
-        for path in splits_files(self.folder):
-            if path.is_file():
-                return self.splits_in(path)
-        case_ids = [case.id for case in self.training_cases]
-        if len(case_ids) < DEFAULT_FOLDS:
-            raise UserError(
-                f"{self.folder}: found {len(case_ids)} cases, expected 5 or more for 5 folds; add some"
-            )
-        return default_splits(case_ids)
-
-    def splits_in(self, path: Path) -> list[Split]:
-        """Folds that a file like splits_final.json holds. UserError: it holds none, or unknown cases."""
-        splits = read_folds(path)
-        named = {case_id for fold in splits for side in ("train", "val") for case_id in fold[side]}
-        if unknown := sorted(named - self._by_id.keys()):
-            raise UserError(
-                f"{path}: found {unknown[0]} ({len(unknown)} such), expected ids of training cases; restore "
-                "them or correct the file"
-            )
-        return splits
-
     @cached_property
     def reader(self):
         """nnU-Net's reader of this data set's files."""
@@ -275,6 +230,9 @@ class RawDataset:
             files["labels"] = case.label.with_suffix(".json")
         return {kind: path for kind, path in files.items() if path.is_file()}
 
+    def _named_cases(self, part: str) -> list[Case]:
+        return named_cases(self.folder, part, self.file_ending, len(self.channel_names))
+
     def _read(self, method: str, files: Path | tuple[Path, ...]) -> tuple[np.ndarray, dict]:
         name = files if isinstance(files, Path) else files[0]
         for file in [files] if files is name else files:
@@ -287,89 +245,6 @@ class RawDataset:
             raise UserError(
                 f"{name}: cannot be read ({reason(error)}), expected an intact file; replace it"
             ) from error
-
-    def _listed_case(self, name: str, files: dict) -> Case:
-        images = tuple(self.folder / os.path.expandvars(image) for image in files["images"])
-        label = self.folder / os.path.expandvars(files["label"])
-        missing = [path for path in (*images, label) if not path.is_file()]
-        if missing:
-            raise UserError(
-                f"{missing[0]}: not found, expected because dataset.json lists it; correct its path"
-            )
-        return Case(name, images, label)
-
-    def _cases_of(self, part: str) -> list[Case]:
-        """Cases of images{part} / labels{part}; part is Tr or Ts."""
-        folder, ending = self.folder / f"images{part}", self.file_ending
-        if not folder.is_dir():
-            raise UserError(
-                f"{folder}: not found, expected the images of the data set; see nnU-Net's dataset format"
-            )
-        pattern = re.compile(r"(.+)_(\d{4})" + re.escape(ending), re.DOTALL)
-        files: dict[str, list[Path]] = defaultdict(list)
-        as_named: dict[str, None] = {}  # ids as the files' names have them, in order
-        names = visible_files(folder)
-        for name in names:
-            if match := pattern.fullmatch(name):
-                files[check_case_id(match[1], folder)].append(folder / name)
-                as_named[match[1]] = None
-        if names and not files:
-            raise UserError(
-                f"{folder}: found files such as {names[0]}, expected names like case_0000{ending}; "
-                "correct file_ending in dataset.json or rename the files"
-            )
-        refuse_lookalikes(as_named, "case ids", folder)
-        for case_id, paths in files.items():
-            self._check_channel_files(case_id, paths)
-        labels = files_by_id(self.folder / f"labels{part}", ending)
-        return [Case(case_id, tuple(paths), labels.get(case_id)) for case_id, paths in sorted(files.items())]
-
-    def _check_channel_files(self, case_id: str, paths: list[Path]) -> None:
-        ending = self.file_ending
-        found = [path.name[: -len(ending)][-4:] for path in paths]
-        expected = [f"{channel:04d}" for channel in range(len(self.channel_names))]
-        one_colour_file = found == ["0000"] and len(expected) in (3, 4) and ending in COLOUR_ENDINGS
-        if found != expected and not one_colour_file:
-            raise UserError(
-                f"{paths[0].parent}: case {case_id} has channel files {found}, expected {expected} "
-                "as in channel_names of dataset.json; add the missing files or correct dataset.json"
-            )
-
-
-def check_file(path: Path) -> None:
-    """UserError unless it is a file that ends and, of PNG and BMP, none of a format that is not meant.
-
-    The library that reads them for nnU-Net goes by what is in a file, and for some formats starts programs.
-    """
-    check_regular(path)
-    if path.suffix in (".png", ".bmp"):
-        with opened(path):
-            pass
-
-
-def files_by_id(folder: Path, ending: str) -> dict[str, Path]:
-    """Case id -> its file in a folder of labels or predictions, which need not be there.
-
-    The ids are tidy, as `RawDataset` has them, whatever spaces or Unicode form the files' names have.
-    """
-    names = visible_files(folder) if folder.is_dir() else []
-    files = {tidy_name(name.removesuffix(ending)): folder / name for name in names if name.endswith(ending)}
-    return {case_id: path for case_id, path in files.items() if path.is_file()}
-
-
-def read_folds(path: Path) -> list[Split]:
-    """Folds of a file like splits_final.json, with tidy ids. UserError: it holds none; as `check_case_id`."""
-    splits = load_json(path)
-    if (
-        not isinstance(splits, list)
-        or not splits
-        or not all(isinstance(fold, dict) for fold in splits)
-        or not all(isinstance(fold.get(side), list) for fold in splits for side in ("train", "val"))
-    ):
-        raise UserError(
-            f'{path}: found no folds, expected [{{"train": [...], "val": [...]}}, ...]; correct it'
-        )
-    return [fold | {side: check_case_ids(fold[side], path) for side in ("train", "val")} for fold in splits]
 
 
 def find_dataset(name: str | int | Path) -> RawDataset:
@@ -426,3 +301,17 @@ def read_dataset(folder: Path) -> RawDataset:
             "restore the missing files or correct numTraining"
         )
     return dataset
+
+
+def nnunet_folder(variable: str) -> Path | None:
+    """Value of nnUNet_raw, nnUNet_preprocessed or nnUNet_results; None when it is not set."""
+    value = os.environ.get(variable)
+    return Path(value) if value else None
+
+
+def reason(error: Exception) -> str:
+    """The line of a reader's message that says what is wrong: ITK's first one names its own source file."""
+    lines = f"{error}".strip().split("\n")
+    return next(
+        (line.removeprefix("ITK ERROR: ") for line in lines if line.startswith("ITK ERROR")), lines[0]
+    )

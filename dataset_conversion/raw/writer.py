@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
-import os
 import re
-import shutil
 import threading
-import uuid
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -18,10 +14,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dataset_conversion.raw.description import check_label_values, check_labels, label_values, load_json
-from dataset_conversion.raw.splits import Split, nnunet_folder, splits_files
-from dataset_conversion.system.errors import UserError, writing
+from dataset_conversion.raw.dataset import nnunet_folder
+from dataset_conversion.raw.description import check_label_values, check_labels, label_values
+from dataset_conversion.raw.folds import Split, refuse_other_splits, write_splits
+from dataset_conversion.system.errors import UserError
 from dataset_conversion.system.folders import new_folder
+from dataset_conversion.system.json_files import write_json
 from dataset_conversion.system.names import check_case_id, match_key
 
 logger = logging.getLogger(__name__)
@@ -232,75 +230,3 @@ def check_out(out: Path) -> None:
                 raise UserError(
                     f"{other}: found another data set of number {match[1]}; choose a free number for --out"
                 )
-
-
-def write_splits(folder: Path, splits: list[Split], unfinished: Path | None = None) -> None:
-    """Write splits_final.json into a raw folder and, if it is set, $nnUNet_preprocessed/<name>/.
-
-    Before the raw folder takes its name: one without its folds would be trained on nnU-Net's own, which may
-    part patients. UserError, before anything is written: one of the two holds different splits.
-
-    Args:
-        folder: the raw folder under its final name.
-        unfinished: where its files are now; default: there.
-    """
-    refuse_other_splits(folder, splits)
-    *preprocessed, own = splits_files(folder)
-    for path in (*preprocessed, (unfinished or folder) / own.name):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, splits)
-    logger.info("wrote %d folds into %s", len(splits), " and ".join(map(str, (*preprocessed, own))))
-    if not preprocessed:
-        logger.info(
-            "nnUNet_preprocessed is not set: copy it to $nnUNet_preprocessed/%s/ before training", folder.name
-        )
-
-
-def refuse_other_splits(folder: Path, splits: list[Split]) -> None:
-    """UserError when a splits_final.json of data set `folder` exists and differs from `splits`."""
-    for path in splits_files(folder):
-        if path.is_file() and load_json(path) != splits:
-            raise UserError(
-                f"{path}: found other splits than the {len(splits)} folds to write, expected the same; "
-                "delete that file (and the models trained with it) or choose another --out"
-            )
-
-
-def write_json(path: Path, content: dict | list) -> None:
-    """As `write_atomically`."""
-    write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write under a hidden name of its own, then rename; a file with this very content is left alone.
-
-    Several processes may write the same file at the same time. UserError: as `writing`.
-    """
-    with contextlib.suppress(OSError):
-        if path.read_bytes() == content:
-            return
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
-    try:
-        with writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_bytes(content)
-            os.replace(temporary, path)
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-
-
-def link_or_copy(source: Path, target: Path) -> None:
-    """Hard link where the file system can, else copy, under a hidden name first; `target` may be there."""
-    if target.is_file():
-        return
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.partial")
-    source = source.resolve()  # never a link to a link
-    try:
-        with contextlib.suppress(OSError):  # another file system, or one without hard links
-            os.link(source, temporary)
-        if not temporary.exists():
-            shutil.copyfile(source, temporary)
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)  # renaming onto a link to the same file leaves both

@@ -6,6 +6,7 @@ types, names the place of a wrong one, needs no other package and is quick to im
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,6 +14,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from dataset_conversion.system.errors import UserError
+from dataset_conversion.system.files import write_atomically
 
 Kind = TypeVar("Kind")
 
@@ -50,6 +52,11 @@ def converted(content: Any, kind: type[Kind], path: Path | str, remedy: str = RE
         return msgspec.convert(content, type=kind)
     except msgspec.MsgspecError as error:
         raise UserError(f"{path}: {_explained(error)}; {remedy}") from None
+
+
+def write_json(path: Path, content: dict | list) -> None:
+    """As `write_atomically`."""
+    write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
 def as_json(record: Any) -> Any:

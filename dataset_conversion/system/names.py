@@ -8,10 +8,19 @@ from collections.abc import Iterable
 from pathlib import Path, PureWindowsPath
 
 from dataset_conversion.system.errors import UserError
-from dataset_conversion.system.text_files import tidy_name
 
+# Spaces and characters that no editor shows: zero-width ones, marks of writing direction, byte order marks.
+UNSEEN_AT_ENDS = re.compile(r"^[\s\u200b-\u200f\u2060\ufeff]+|[\s\u200b-\u200f\u2060\ufeff]+$")
 LONGEST = 200  # bytes of an id; file systems take 255, of which endings and temporary names need some
 UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")  # control characters, half characters, ends of lines
+
+
+def tidy_name(text: str) -> str:
+    """A name without unseen characters at its ends, in Unicode's composed form (NFC).
+
+    Two spellings that look alike are then equal: `P1` and `P1 `, and both forms of `é`.
+    """
+    return unicodedata.normalize("NFC", UNSEEN_AT_ENDS.sub("", text))
 
 
 def match_key(name: str) -> str:

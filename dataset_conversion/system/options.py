@@ -21,10 +21,13 @@ class Range(NamedTuple):
         return (value > self.low if self.above else value >= self.low) and value <= self.high
 
     def __str__(self) -> str:
-        start = f"above {self.low:g}" if self.above else f"{self.low:g}"
+        low, high = (f"{end}" if isinstance(end, int) else f"{end:g}" for end in (self.low, self.high))
         if self.high == math.inf:
-            return start if self.above else f"{start} or more"
-        return f"{start}, at most {self.high:g}" if self.above else f"{start} to {self.high:g}"
+            return f"above {low}" if self.above else f"{low} or more"
+        return f"above {low}, at most {high}" if self.above else f"{low} to {high}"
+
+
+SEED = Range(0, 2**32 - 1)  # NumPy's global generator, which accelerate seeds too, takes no higher one
 
 
 def flag(name: str) -> str:
@@ -43,3 +46,9 @@ def check_ranges(options: Any) -> None:
             for number in value if isinstance(value, tuple) else (value,):
                 if number is not None and number not in allowed:
                     raise UserError(f"found {flag(name)} {number}, expected {allowed}; change it")
+
+
+def check_seed(seed: int, name: str = "--seed") -> None:
+    """UserError: a seed that not all generators take. `name`: what gave it."""
+    if seed not in SEED:
+        raise UserError(f"found {name} {seed}, expected {SEED}; change it")

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from dataset_conversion.raw.description import load_json
-from dataset_conversion.raw.writer import write_json
 from dataset_conversion.system.errors import UserError, writing
 from dataset_conversion.system.folders import take_name
+from dataset_conversion.system.json_files import write_json
 from dataset_conversion.system.lock import alone
 from dataset_conversion.system.names import check_inside
 

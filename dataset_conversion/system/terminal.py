@@ -1,4 +1,4 @@
-"""One look for all progress bars, and what files get instead of them."""
+"""What a terminal shows: one look for all progress bars, and words from elsewhere as they are."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ import time
 from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from dataset_conversion.system.errors import printable
 
 logger = logging.getLogger(__name__)
 
@@ -57,3 +60,8 @@ def progress(*columns: str, disable: bool = False) -> Progress:
     # Over all that is done: in the usual window of 30 seconds slow work ends nothing, and no end is in sight.
     bar = Progress(*standard, *texts, disable=disable, speed_estimate_period=math.inf)
     return bar if disable or bar.console.is_interactive else _Lines(texts)
+
+
+def verbatim(text: object) -> Text:
+    """A name, an id or a path for a cell, a title or a line, with its brackets and :colons: as they are."""
+    return Text(printable(f"{text}"))

@@ -8,7 +8,7 @@ from typing import Annotated, Any, NamedTuple, Union
 
 import tyro
 
-from dataset_conversion.system.requirements import require
+from dataset_conversion.system.provenance import require
 
 
 class Verb(NamedTuple):

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dataset_conversion.raw.dataset import splits_files
+from dataset_conversion.raw.folds import splits_files
 from dataset_conversion.system.errors import UserError
-from dataset_conversion.system.hashing import hash_file
+from dataset_conversion.system.files import hash_file
 from law_synth.audit.finding import Finding, NotPossible, changed, leak
 from law_synth.generation.masks import augment
 from law_synth.generation.nested_masks import Nesting

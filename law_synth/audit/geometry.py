@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dataset_conversion.raw.grid import Grid
+from dataset_conversion.raw.geometry import Grid
 from dataset_conversion.system.errors import UserError
 from law_synth.audit.finding import Finding, changed
 from law_synth.records.synthetic import SynthesisRow, source_slice

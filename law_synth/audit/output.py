@@ -9,9 +9,9 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from dataset_conversion.raw.writer import write_json
-from dataset_conversion.system.requirements import package_versions
-from dataset_conversion.system.verbatim import verbatim
+from dataset_conversion.system.json_files import write_json
+from dataset_conversion.system.provenance import package_versions
+from dataset_conversion.system.terminal import verbatim
 from law_synth.audit.finding import Check, Finding
 
 if TYPE_CHECKING:

@@ -7,9 +7,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dataset_conversion.raw.cases import COLOUR_ENDINGS, Case
 from dataset_conversion.raw.dataset import (
-    COLOUR_ENDINGS,
-    Case,
     RawDataset,
     dataset_folders,
     find_dataset,

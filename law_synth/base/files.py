@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dataset_conversion.raw.description import load_table
 from dataset_conversion.system.errors import UserError
-from dataset_conversion.system.hashing import feed
+from dataset_conversion.system.files import feed
 
 MODELS = ("unet", "vae", "text_encoder")
 PARTS = (*MODELS, "tokenizer", "scheduler")

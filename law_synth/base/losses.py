@@ -8,18 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from law_synth.base.options import Flips
 from law_synth.devices import has_bf16
+from law_synth.generators import keyed_generator
 
 if TYPE_CHECKING:
-    import torch
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-    from torch import Tensor
 
-Flips = Literal["both", "horizontal", "none"]
 FLIPS: dict[Flips, list[tuple[int, ...]]] = {
     "both": [(), (-1,), (-2,), (-2, -1)],
     "horizontal": [(), (-1,)],
@@ -41,22 +42,15 @@ class Batches:
 
     def generator(self, stage: int, step: int) -> torch.Generator:
         """A CPU generator of its own for every step: neither a resume nor the device changes the draw."""
-        import torch
-
-        seed = np.random.SeedSequence([self.seed, stage, step]).generate_state(1, np.uint64)[0]
-        return torch.Generator().manual_seed(int(seed))
+        return keyed_generator(self.seed, stage, step)
 
     def draw(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Indices of images and of flips, both (B,)."""
-        import torch
-
         index = torch.randint(len(self.images), (self.batch_size,), generator=generator)
         return index, torch.randint(len(FLIPS[self.flips]), (self.batch_size,), generator=generator)
 
     def pixels(self, index: Tensor | slice, flip: tuple[int, ...] = ()) -> Tensor:
         """Images (B, 3, S, S) in [-1, 1] on the device, channels last."""
-        import torch
-
         batch = torch.from_numpy(self.images[index]).to(self.device).permute(0, 3, 1, 2)
         pixels = batch.flip(flip).float() / 127.5 - 1
         return pixels.contiguous(memory_format=torch.channels_last)
@@ -69,7 +63,6 @@ class Batches:
 
 def vae_loss(vae: AutoencoderKL, batches: Batches) -> Callable[[int], Tensor]:
     """Loss of a step: L1 of pixels + L1 of their differences (edges) + 1e-4 KL, means over elements."""
-    import torch
 
     def edges(x: Tensor, y: Tensor, axis: int) -> Tensor:
         return (x.diff(dim=axis) - y.diff(dim=axis)).abs().mean()
@@ -98,8 +91,6 @@ def standardize_latents(vae: AutoencoderKL, batches: Batches) -> None:
     (x - mean) / sd goes into quant_conv and its inverse into post_quant_conv: both are 1x1, so the decoded
     images do not change, and any pipeline finds the scaling factor 1. (SD's one factor leaves the mean.)
     """
-    import torch
-
     total, squares, count = 0.0, 0.0, 0
     with torch.no_grad():
         for chunk in batches.chunks():
@@ -121,8 +112,6 @@ def standardize_latents(vae: AutoencoderKL, batches: Batches) -> None:
 
 def cache_latents(vae: AutoencoderKL, batches: Batches) -> tuple[Tensor, Tensor]:
     """Posterior mean and std (F, N, C, h, w) of every image in every flip."""
-    import torch
-
     means, stds = [], []
     with torch.no_grad():
         for axes in FLIPS[batches.flips]:
@@ -143,8 +132,6 @@ def unet_loss(
 
     `prompts` (P, L, D): half of a batch sees the first one, which is the empty prompt.
     """
-    import torch
-
     means, stds = latents
 
     def loss(step: int) -> Tensor:
@@ -171,8 +158,6 @@ def unet_loss(
 
 def random_prompts(tokenizer, text_encoder: torch.nn.Module, generator: torch.Generator) -> Tensor:
     """Embeddings (PROMPTS, 77, D) of the empty prompt and of random words."""
-    import torch
-
     length = tokenizer.model_max_length
     ids = torch.full((PROMPTS, length), tokenizer.eos_token_id)
     ids[:, 0] = tokenizer.bos_token_id
@@ -185,6 +170,4 @@ def random_prompts(tokenizer, text_encoder: torch.nn.Module, generator: torch.Ge
 
 def autocast(device: torch.device) -> torch.autocast:
     """bf16 on GPUs that have it, which needs no loss scaling; plain fp32 elsewhere."""
-    import torch
-
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=has_bf16(device))

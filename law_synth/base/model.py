@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dataset_conversion.system.errors import UserError
-from dataset_conversion.system.requirements import require
+from dataset_conversion.system.provenance import require
 from law_synth.base.files import check_weights, find_base, hash_base, read_json
 
 if TYPE_CHECKING:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataset_conversion.raw.dataset import RawDataset
 from dataset_conversion.system.errors import UserError
+from law_synth.base.options import SLICES_PER_CASE
 from law_synth.records.base import read_base_config
 from law_synth.view.slices import Slice, SliceView, view_from, view_of
-
-SLICES_PER_CASE = 16
 
 
 def view_with_base(

@@ -6,7 +6,9 @@ import gzip
 import importlib.util
 from pathlib import Path
 
-from dataset_conversion.system.requirements import missing, require
+import torch
+
+from dataset_conversion.system.provenance import missing, require
 from law_synth.base.model import quiet
 
 CLIP_MERGES = 48_894  # of the CLIP tokenizer; with 512 bytes and 2 marks, 49,408 tokens
@@ -23,8 +25,6 @@ def write_tiny_base(
     the extra `synth` is missing.
     """
     require("synth", "diffusers", "transformers")
-    import torch
-
     tokenizer = clip_tokenizer(TINY_MERGES)
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)

@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from law_synth.base import tiny
 from law_synth.base.losses import (
     Batches,
     autocast,
@@ -19,14 +22,12 @@ from law_synth.base.losses import (
     unet_loss,
     vae_loss,
 )
-from law_synth.base.stage import Stage
+from law_synth.base.model import quiet
+from law_synth.base.model_training import ModelTraining
+from law_synth.base.options import InitBase
 
 if TYPE_CHECKING:
-    import torch
     from diffusers import AutoencoderKL, UNet2DConditionModel
-    from torch import Tensor
-
-    from law_synth.base.init_base import InitBase
 
 logger = logging.getLogger(__name__)
 
@@ -43,10 +44,6 @@ def train_base(
     -> what is worth recording: PSNR of the held-back images' reconstructions and the losses. UserError: a
     loss is not finite.
     """
-    import torch
-
-    from law_synth.base import tiny
-
     tokenizer = tiny.clip_tokenizer()
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(options.seed)
@@ -82,10 +79,10 @@ def train_base(
 
 def _train_vae(options: InitBase, work: Path, vae: AutoencoderKL, batches: Batches) -> list[float]:
     rate = VAE_RATE * options.learning_rate
-    stage = Stage("VAE", vae, vae_loss(vae, batches), options.vae_steps, rate)
-    stage.train(work / "vae.pt", options.checkpoint_every, options.batch_size)
+    training = ModelTraining("VAE", vae, vae_loss(vae, batches), options.vae_steps, rate)
+    training.train(work / "vae.pt", options.checkpoint_every, options.batch_size)
     standardize_latents(vae, batches)
-    return stage.losses
+    return training.losses
 
 
 def _train_unet(
@@ -94,10 +91,10 @@ def _train_unet(
     from diffusers.training_utils import EMAModel
 
     ema = EMAModel(unet.parameters(), decay=EMA_DECAY, foreach=True)
-    stage = Stage("UNet", unet, loss, options.unet_steps, options.learning_rate, ema)
-    stage.train(work / "unet.pt", options.checkpoint_every, options.batch_size)
+    training = ModelTraining("UNet", unet, loss, options.unet_steps, options.learning_rate, ema)
+    training.train(work / "unet.pt", options.checkpoint_every, options.batch_size)
     ema.copy_to(unet.parameters())
-    return stage.losses
+    return training.losses
 
 
 def vae_channels(options: InitBase) -> tuple[int, ...]:
@@ -117,8 +114,6 @@ def loss_curve(losses: list[float], points: int = 20) -> list[float]:
 
 def reconstruct(vae: AutoencoderKL, batches: Batches) -> np.ndarray:
     """Images after encoding and decoding, uint8 (N, S, S, 3)."""
-    import torch
-
     with torch.no_grad(), autocast(batches.device):
         latents = [vae.encode(batches.pixels(chunk)).latent_dist.mean for chunk in batches.chunks()]
         decoded = [vae.decode(latent).sample for latent in latents]
@@ -127,10 +122,7 @@ def reconstruct(vae: AutoencoderKL, batches: Batches) -> np.ndarray:
 
 def sample(base: Path, size: int, seed: int, device: torch.device) -> np.ndarray:
     """Images that the base draws from noise without a prompt, uint8 (8, S, S, 3), by the stock pipeline."""
-    import torch
     from diffusers import StableDiffusionPipeline
-
-    from law_synth.base.model import quiet
 
     with quiet():
         pipeline = StableDiffusionPipeline.from_pretrained(base, safety_checker=None, use_safetensors=True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from dataset_conversion.system.errors import UserError
-from dataset_conversion.system.seeds import check_seed
+from dataset_conversion.system.options import check_seed
 
 if TYPE_CHECKING:
     from law_synth.evaluation.image_sets import Subject

@@ -17,9 +17,9 @@ from PIL import Image
 from dataset_conversion.raw.dataset import RawDataset, find_dataset
 from dataset_conversion.raw.folds import Fold, fold_cases
 from dataset_conversion.system.errors import UserError
-from dataset_conversion.system.hashing import hash_file
+from dataset_conversion.system.files import hash_file
 from dataset_conversion.system.json_files import as_json
-from law_synth.base.seen import SLICES_PER_CASE
+from law_synth.base.options import SLICES_PER_CASE
 from law_synth.records.run import RunSettings
 from law_synth.records.synthetic import (
     DESCRIPTION,

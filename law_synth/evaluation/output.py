@@ -17,8 +17,8 @@ from rich.text import Text
 from dataset_conversion.system.errors import printable
 from dataset_conversion.system.folders import report_folder
 from dataset_conversion.system.json_files import as_json
-from dataset_conversion.system.requirements import package_versions
-from dataset_conversion.system.verbatim import verbatim
+from dataset_conversion.system.provenance import package_versions
+from dataset_conversion.system.terminal import verbatim
 from law_synth.evaluation.charts import draw_agreement, draw_grid
 from law_synth.evaluation.measure import Measure
 from law_synth.evaluation.per_image import COPY_MEASURES, Findings, clip_similarities, nearest_training

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from rich.progress import track
 
-from dataset_conversion.system.requirements import require
+from dataset_conversion.system.provenance import require
 from law_synth.devices import pick_device
 from law_synth.evaluation.distances import contrast, derangement
 from law_synth.evaluation.image_sets import ImageSet, Subject

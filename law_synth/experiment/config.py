@@ -14,8 +14,8 @@ import tyro
 
 from dataset_conversion.raw.folds import Fold
 from dataset_conversion.system.errors import UserError
-from dataset_conversion.system.seeds import check_seed
-from law_synth.base.init_base import InitBase
+from dataset_conversion.system.options import check_seed
+from law_synth.base.options import InitBase
 from law_synth.evaluation.evaluate import Evaluate
 from law_synth.experiment.command_line import parse
 from law_synth.generation.generate import Generate

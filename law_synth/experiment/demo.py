@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-from dataset_conversion.system.errors import UserError
-from dataset_conversion.system.seeds import check_seed
+from dataset_conversion.system.provenance import METRICS, require
+from law_synth.experiment.config import make_config
+from law_synth.experiment.options import Demo
+from law_synth.experiment.stages import make_plan
+from nnunet_order.stages.options import begin, begun_record
+from nnunet_order.stages.runner import Experiment, make_workers
+from nnunet_order.stages.stage import Stage
 
 logger = logging.getLogger(__name__)
 
 
-class Kind(NamedTuple):
+class Drawing(NamedTuple):
     """What is drawn."""
 
     title: str
@@ -27,8 +30,8 @@ class Kind(NamedTuple):
     min_agreement: float
 
 
-KINDS = {
-    "endoscopy": Kind(
+DRAWINGS = {
+    "endoscopy": Drawing(
         "Demo: drawn polyps",
         "Dataset990_Phantom",
         *(60, 24),
@@ -40,7 +43,7 @@ KINDS = {
     # Small organs among many: in as many steps of the default optimizer ORDER finds none of them. The wide
     # window shows the autoencoder the whole body, where the default one would be black but for the organs.
     # So little training hardly puts kidneys where the mask has them: a filter would keep few of them.
-    "ct": Kind(
+    "ct": Drawing(
         "Demo: drawn kidneys",
         "Dataset991_PhantomCT",
         *(16, 8),
@@ -53,93 +56,53 @@ KINDS = {
 SLICES = 10
 
 
-@dataclass(frozen=True)
-class Demo:
-    """Draw polyps or CT volumes, train a base and LAW on them, generate cases (filtered, of polyps), train
-    nnU-Net and ORDER with and without them, and write report.html: 8 to 12 (CT: 14) minutes on 2 CPU cores.
+def demo(options: Demo) -> None:
+    """Draw data, run the experiment on them, and say where the report is. UserError: a failed stage."""
+    options.check()
+    require("metrics", *METRICS)
+    workers = make_workers(options.jobs, ())
+    began = time.perf_counter()
+    folder = options.folder.resolve()
+    kind = f"law-synth demo --kind {options.kind}"
+    begin(folder, {**begun_record(folder), "kind": kind})
+    draw = Stage("draw", (draw_command(options),), (DRAWINGS[options.kind].dataset,))
+    Experiment(folder / "drawn", (draw,)).run(again=options.again)
+    plan = make_plan(make_config(demo_content(options), "demo"), folder)
+    begin(folder, plan.record("law-synth demo", kind))
+    Experiment(folder, plan.stages).run(workers, options.again)
+    minutes = (time.perf_counter() - began) / 60
+    logger.info("the demo took %.1f minutes; the report is %s", minutes, folder / "report.html")
 
-    Everything is an experiment of the ordinary kind; a killed demo goes on where it was.
-    """
 
-    out: Path | None = None
-    """Folder for data, models and the report; by default law_demo, of CT volumes law_demo_ct."""
-    kind: Literal["endoscopy", "ct"] = "endoscopy"
-    """Pictures of polyps, or CT volumes with kidneys and tumours, whose slices LAW learns."""
-    cases: int | None = None
-    """Training cases; by default 60 pictures or 16 volumes."""
-    test_cases: int | None = None
-    """Test cases; by default 24 pictures or 8 volumes."""
-    size: int = 64
-    """Side of a picture or slice in pixels."""
-    slices: int | None = None
-    """Of a volume, with --kind ct; by default 10."""
-    seed: int = 0
-    """Of drawing, training and generation."""
-    jobs: int = 2
-    """Stages at a time."""
-    again: bool = False
-    """Run stages that other versions of the packages finished once more, and all that follow them."""
+def draw_command(options: Demo) -> str:
+    """The command that draws the data set."""
+    drawing = DRAWINGS[options.kind]
+    cases = drawing.cases if options.cases is None else options.cases
+    test_cases = drawing.test_cases if options.test_cases is None else options.test_cases
+    volumes = f" --kind ct --slices {options.slices or SLICES}" if options.kind == "ct" else ""
+    return (
+        f"nnunet-order convert phantom{volumes} --out {drawing.dataset} --cases {cases} "
+        f"--test-cases {test_cases} --size {options.size} --seed {options.seed}"
+    )
 
-    def run(self) -> None:
-        from dataset_conversion.system.requirements import METRICS, require
-        from law_synth.experiment.config import make_config
-        from law_synth.experiment.stages import make_plan
-        from nnunet_order.stages.options import begin, begun_record
-        from nnunet_order.stages.runner import Experiment, make_workers
-        from nnunet_order.stages.stage import Stage
 
-        require("synth", "diffusers", "transformers", "accelerate", "jinja2")
-        require("metrics", *METRICS)
-        check_seed(self.seed)
-        draw, workers = self.draw_command, make_workers(self.jobs, ())
-        began = time.perf_counter()
-        folder = self._folder.resolve()
-        dataset = KINDS[self.kind].dataset
-        kind = f"law-synth demo --kind {self.kind}"
-        begin(folder, {**begun_record(folder), "kind": kind})
-        Experiment(folder / "drawn", (Stage("draw", (draw,), (dataset,)),)).run(again=self.again)
-        plan = make_plan(make_config(self.content, "demo"), folder)
-        begin(folder, plan.record("law-synth demo", kind))
-        Experiment(folder, plan.stages).run(workers, self.again)
-        minutes = (time.perf_counter() - began) / 60
-        logger.info("all of it took %.1f minutes; the report is %s", minutes, folder / "report.html")
-
-    @property
-    def _folder(self) -> Path:
-        return self.out or Path("law_demo_ct" if self.kind == "ct" else "law_demo")
-
-    @property
-    def draw_command(self) -> str:
-        """UserError: slices of pictures."""
-        if self.slices is not None and self.kind != "ct":
-            raise UserError(f"found --slices {self.slices} with pictures, expected --kind ct; drop it")
-        kind = KINDS[self.kind]
-        cases = kind.cases if self.cases is None else self.cases
-        test_cases = kind.test_cases if self.test_cases is None else self.test_cases
-        volumes = f" --kind ct --slices {self.slices or SLICES}" if self.kind == "ct" else ""
-        return (
-            f"nnunet-order convert phantom{volumes} --out {kind.dataset} --cases {cases} "
-            f"--test-cases {test_cases} --size {self.size} --seed {self.seed}"
-        )
-
-    @property
-    def content(self) -> dict:
-        """What its configuration file would hold."""
-        kind = KINDS[self.kind]
-        return {
-            "title": kind.title,
-            "dataset": str(self._folder.resolve() / "drawn" / kind.dataset),
-            "arms": ["real", "law"],
-            "segmenters": ["nnUNetTrainerORDER", "nnUNetTrainer_1epoch"],
-            "seeds": [self.seed],
-            "trainer_options": kind.trainer_options,
-            "device": "cpu",
-            "init_base": {**kind.init_base, "image_size": self.size},
-            "train": {
-                "preset": "light",
-                "batch_size": 16,
-                "gradient_accumulation": 1,
-                **kind.train,
-            },
-            "generate": {"min_agreement": kind.min_agreement},
-        }
+def demo_content(options: Demo) -> dict:
+    """What the demo's configuration file would hold."""
+    drawing = DRAWINGS[options.kind]
+    return {
+        "title": drawing.title,
+        "dataset": str(options.folder.resolve() / "drawn" / drawing.dataset),
+        "arms": ["real", "law"],
+        "segmenters": ["nnUNetTrainerORDER", "nnUNetTrainer_1epoch"],
+        "seeds": [options.seed],
+        "trainer_options": drawing.trainer_options,
+        "device": "cpu",
+        "init_base": {**drawing.init_base, "image_size": options.size},
+        "train": {
+            "preset": "light",
+            "batch_size": 16,
+            "gradient_accumulation": 1,
+            **drawing.train,
+        },
+        "generate": {"min_agreement": drawing.min_agreement},
+    }

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 from rich.progress import track
 
-from dataset_conversion.raw.dataset import Case, RawDataset, read_dataset
+from dataset_conversion.raw.cases import Case
+from dataset_conversion.raw.dataset import RawDataset, read_dataset
 from dataset_conversion.raw.description import load_table
 from dataset_conversion.system.errors import UserError
 from law_synth.records.run import CONFIG, RunConfig, read_config

@@ -10,11 +10,11 @@ from functools import cached_property
 from pathlib import Path
 
 from dataset_conversion.raw.dataset import RawDataset, find_dataset
-from dataset_conversion.raw.folds import Fold, fold_cases
-from dataset_conversion.subset import ConvertSubset, drawn_cases, source_splits
+from dataset_conversion.raw.folds import Fold, drawn_cases, fold_cases, read_splits
+from dataset_conversion.subset import ConvertSubset, source_splits
 from dataset_conversion.system.errors import UserError
 from law_synth.audit.audit import Audit
-from law_synth.base.init_base import InitBase
+from law_synth.base.options import InitBase
 from law_synth.evaluation.evaluate import Evaluate
 from law_synth.experiment.budget import iterations_per_epoch, samples
 from law_synth.experiment.command_line import command_line
@@ -297,7 +297,7 @@ def make_plan(config: Config, folder: Path) -> ExperimentPlan:
     refuse_shared_ids(source)
     tested = bool(source.test_cases) and all(case.label is not None for case in source.test_cases)
     if not config.folds:
-        config = replace(config, folds=("all",) if tested else tuple(range(len(source.read_splits()))))
+        config = replace(config, folds=("all",) if tested else tuple(range(len(read_splits(source)))))
     on = ("test" if "all" in config.folds else "validation") if config.on == "auto" else config.on
     if on == "test" and not tested:
         raise UserError(

@@ -9,10 +9,12 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dataset_conversion.raw.dataset import Case, nnunet_folder, read_folds, splits_files
-from dataset_conversion.raw.folds import fold_cases
-from dataset_conversion.raw.writer import link_or_copy, refuse_other_splits, write_atomically, write_json
+from dataset_conversion.raw.cases import Case
+from dataset_conversion.raw.dataset import nnunet_folder
+from dataset_conversion.raw.folds import fold_cases, read_folds, refuse_other_splits, splits_files
 from dataset_conversion.system.errors import UserError
+from dataset_conversion.system.files import link_or_copy, write_atomically
+from dataset_conversion.system.json_files import write_json
 from law_synth.generation.resuming import remove_leftovers
 from law_synth.records.synthetic import FOLDER, MANIFEST, read_chunk, write_rows
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from dataset_conversion.system.errors import UserError
-from dataset_conversion.system.seeds import check_seed
+from dataset_conversion.system.options import check_seed
 
 logger = logging.getLogger(__name__)
 
@@ -137,7 +137,7 @@ class Generate:
         return int(match[1]), int(match[2])
 
     def run(self) -> None:
-        from dataset_conversion.system.requirements import require
+        from dataset_conversion.system.provenance import require
 
         part, parts = self.check()
         require("synth", "diffusers", "transformers", "accelerate")

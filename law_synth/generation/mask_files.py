@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dataset_conversion.image_files import check_regular, images_in, warn_left_out
-from dataset_conversion.images import Notes, read_index_mask
+from dataset_conversion.images import read_index_mask
+from dataset_conversion.notes import Notes
 from dataset_conversion.system.errors import UserError
 from dataset_conversion.system.folders import visible_files
 from dataset_conversion.system.names import check_name

@@ -11,8 +11,9 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from dataset_conversion.raw.writer import check_out, write_json
+from dataset_conversion.raw.writer import check_out
 from dataset_conversion.system.errors import UserError, check_writable
+from dataset_conversion.system.json_files import write_json
 from dataset_conversion.system.lock import leaving_no_empty_parents
 from law_synth.records.synthetic import (
     DESCRIPTION,

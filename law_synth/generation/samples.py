@@ -14,7 +14,7 @@ import numpy as np
 from dataset_conversion.folder import read_groups
 from dataset_conversion.raw.dataset import RawDataset, find_dataset
 from dataset_conversion.system.errors import UserError
-from dataset_conversion.system.requirements import package_versions
+from dataset_conversion.system.provenance import package_versions
 from law_synth.devices import has_bf16
 from law_synth.generation.generate import PRESETS
 from law_synth.generation.mask_files import MaskFolder

@@ -23,8 +23,8 @@ import numpy as np
 from PIL import Image
 
 from dataset_conversion.system.errors import UserError
-from dataset_conversion.system.hashing import hash_file
-from dataset_conversion.system.requirements import require
+from dataset_conversion.system.files import hash_file
+from dataset_conversion.system.provenance import require
 from nnunet_order.torch_file import load_torch
 
 if TYPE_CHECKING:

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dataset_conversion.raw.dataset import RawDataset, find_dataset, nnunet_folder, read_folds
-from dataset_conversion.raw.folds import Fold
+from dataset_conversion.raw.dataset import RawDataset, find_dataset, nnunet_folder
+from dataset_conversion.raw.folds import Fold, read_folds, read_splits
 from dataset_conversion.system.errors import UserError
-from dataset_conversion.system.hashing import hash_file
+from dataset_conversion.system.files import hash_file
 from law_synth.view.places import Geometry
 from law_synth.view.slices import Slice, SliceView
 from nnunet_order.export import build_network, load_checkpoint, read_json
@@ -229,7 +229,7 @@ def _splits(dataset: str) -> list[dict[str, list[str]]] | None:
     if path is not None and path.is_file():
         return read_folds(path)
     try:
-        return find_dataset(dataset).read_splits()
+        return read_splits(find_dataset(dataset))
     except UserError:
         return None
 

@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 
 from dataset_conversion.raw.folds import Fold
-from dataset_conversion.raw.writer import write_json
 from dataset_conversion.system.errors import UserError
-from dataset_conversion.system.json_files import as_json, converted, read_json
+from dataset_conversion.system.json_files import as_json, converted, read_json, write_json
 from dataset_conversion.system.names import check_case_id
 
 FORMAT = 1

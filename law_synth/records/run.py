@@ -14,10 +14,9 @@ from typing import Any
 
 from dataset_conversion.raw.dataset import RawDataset, nnunet_folder
 from dataset_conversion.raw.folds import Fold
-from dataset_conversion.raw.writer import write_json
 from dataset_conversion.system.errors import UserError
-from dataset_conversion.system.hashing import feed
-from dataset_conversion.system.json_files import as_json, converted, read_json
+from dataset_conversion.system.files import feed
+from dataset_conversion.system.json_files import as_json, converted, read_json, write_json
 from dataset_conversion.system.names import check_case_id, check_case_ids
 from dataset_conversion.volumes import evenly_spaced
 from law_synth.view.record import ViewRecord

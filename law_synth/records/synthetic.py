@@ -13,10 +13,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dataset_conversion.raw.writer import write_atomically, write_json
 from dataset_conversion.system.errors import UserError
-from dataset_conversion.system.hashing import hash_file
-from dataset_conversion.system.json_files import as_json, converted, parse_json, read_json
+from dataset_conversion.system.files import hash_file, write_atomically
+from dataset_conversion.system.json_files import as_json, converted, parse_json, read_json, write_json
 from dataset_conversion.system.names import check_case_id, check_inside
 from law_synth.records.hard_cases import HardCases, checked_hard_cases
 from law_synth.records.run import RunConfig, check_format, checked_config, config_as_json

@@ -12,14 +12,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections import defaultdict
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from rich.progress import track
@@ -29,6 +26,7 @@ from torch import Tensor
 
 from dataset_conversion.system.errors import writing
 from law_synth.base.model import BaseModel
+from law_synth.generators import keyed_generator
 from law_synth.objective import Batch
 from law_synth.view.classes import condition, one_hot
 from law_synth.view.resize import resize_image, resize_mask
@@ -61,12 +59,12 @@ class Sampler:
     def case(self, position: int) -> int:
         """Of which case sample number `position` of the training is."""
         epoch, index = divmod(position, self.cases)
-        order = torch.randperm(self.cases, generator=_generator(self.seed, epoch, 0))
+        order = torch.randperm(self.cases, generator=keyed_generator(self.seed, epoch, 0, bits=63))
         return int(order[index])
 
     def draw(self, position: int) -> Draw:
         """Sample number `position` of the training."""
-        generator = _generator(self.seed, position, 1)
+        generator = keyed_generator(self.seed, position, 1, bits=63)
         return Draw(
             case=self.case(position),
             timestep=int(torch.randint(self.timesteps, (), generator=generator)),
@@ -110,20 +108,6 @@ class TrainingData:
             several=None if several is None else torch.full((len(draws),), several),
         )
         return Batch(*(None if part is None else part.to(device, non_blocking=True) for part in batch))
-
-
-def set_aside(case_ids: list[str], count: int, seed: int, groups: Mapping[str, str]) -> list[str]:
-    """`count` ids (a tenth of the cases at most) that only the fixed-noise loss sees, by whole `groups`."""
-    count = min(count, len(case_ids) // 10)
-    patients = defaultdict(set)
-    for case_id in case_ids:
-        patients[groups[case_id]].add(case_id)
-    chosen: set[str] = set()
-    for index in np.random.default_rng(seed).permutation(len(case_ids)):
-        patient = patients[groups[case_ids[index]]]
-        if len(chosen | patient) <= count:
-            chosen |= patient
-    return [case_id for case_id in case_ids if case_id in chosen]
 
 
 def latent_mask(masks: Tensor, factor: int, downsampling: Literal["area", "nearest"]) -> Tensor:
@@ -187,10 +171,3 @@ def _encode_cached(base: BaseModel, images: Tensor, cache: Path) -> dict[str, Te
         save_file(latents, partial)
         os.replace(partial, path)
     return latents
-
-
-def _generator(*key: int) -> torch.Generator:
-    """A CPU generator of its own for every key."""
-    return torch.Generator().manual_seed(
-        int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
-    )

@@ -9,131 +9,125 @@ from typing import Annotated, Literal
 
 import tyro
 
+from dataset_conversion.raw.folds import Fold
 from dataset_conversion.system.errors import UserError
-from dataset_conversion.system.seeds import check_seed
+from dataset_conversion.system.options import Range, check_ranges, check_seed, flag
 from dataset_conversion.volumes import check_window
-from law_synth.base.seen import SLICES_PER_CASE
+from law_synth.base.options import SLICES_PER_CASE
 from law_synth.weightings import WEIGHTINGS, WeightingName
 
+MOST = 1e9
+RATES = (1e-12, 1e3)
 DEFAULT_BASE = "stable-diffusion-v1-5/stable-diffusion-v1-5"
-RANGES = {
-    **dict.fromkeys(
-        ("max_steps", "batch_size", "gradient_accumulation", "save_every", "log_every", "slices_per_case"),
-        (1, 1e9),
-    ),
-    **dict.fromkeys(("learning_rate", "weighter_learning_rate", "tau"), (1e-12, 1e3)),
-    **dict.fromkeys(("lambda_dice", "beta_t", "beta_d", "w_min", "w_max"), (0, float("inf"))),
-    **dict.fromkeys(("empty_prompts", "gamma"), (0, 1)),
-    **dict.fromkeys(("monitor_cases", "sample_every"), (0, 1e9)),
-    "ema_decay": (0, 0.999999),
-    "size": (8, 1e5),
-    "guidance_scale": (1, 1e3),
-}
 
 
 @dataclass(frozen=True)
 class Train:
-    """Train a mask ControlNet, and the UNet's decoder, whose loss looks where lesions are.
+    """Train a mask ControlNet and the UNet's decoder with a loss that is weighted towards lesions.
 
-    The defaults are the paper's but for what docs/law.md lists. A killed run goes on where it was saved last
-    when the same command is given again; a higher --max-steps continues a finished one. Several GPUs: start
-    it with `torchrun --nproc_per_node N -m law_synth train ...` or `accelerate launch`.
+    The defaults are those of the paper, except for what docs/law.md lists. If the training is killed, the
+    same command continues it from the last save. A higher --max-steps continues a finished run. To use
+    several GPUs, start it with `torchrun --nproc_per_node N -m law_synth train ...` or `accelerate launch`.
     """
 
     dataset: str
-    """Id, name or folder of an nnU-Net raw data set: pictures, or volumes, whose 2D slices are trained on."""
-    fold: Annotated[int | Literal["all"], tyro.conf.arg(name="fold")] = 0
-    """Train on this fold's training cases (its validation cases are never seen), or on all."""
+    """The id, name or folder of an nnU-Net raw data set. Of volumes, 2D slices are trained on."""
+    fold: Annotated[Fold, tyro.conf.arg(name="fold")] = 0
+    """Train on the training cases of this fold, whose validation cases are then never seen, or on all
+    cases."""
     base: str = DEFAULT_BASE
-    """Stable-Diffusion-1.x-like model: folder in diffusers layout, or hub id."""
+    """Start from this model like Stable Diffusion 1.x: a folder in diffusers layout, or a hub id."""
     weighting: WeightingName = "law"
-    """What the loss looks at: see docs/law.md."""
+    """Weight the loss of each pixel in this way; docs/law.md describes them."""
     preset: Literal["paper", "light"] = "paper"
-    """paper: with the teacher (about twice the memory and time). light: without."""
+    """Train with the teacher (paper), which takes about twice the memory and time, or without it (light)."""
     freeze_decoder: bool = False
-    """Train the ControlNets only, not the UNet's decoder."""
+    """Train only the ControlNets, and leave the UNet's decoder as it is."""
     out: Path | None = None
-    """Run folder; $nnUNet_results/law_synth/<data set>/<weighting>__fold_<k> by default."""
+    """The run folder; by default $nnUNet_results/law_synth/<data set>/<weighting>__fold_<k>."""
 
-    max_steps: int = 500
-    """Optimizer steps."""
-    batch_size: int = 4
-    """Images per process and pass."""
-    gradient_accumulation: int = 8
-    """Passes per step; the effective batch is batch size x this x processes."""
-    learning_rate: float = 1e-5
-    """AdamW's, for ControlNets and decoders."""
-    weighter_learning_rate: float = 1e-3
-    """AdamW's for phi; at the paper's 1e-5 delta stays near 0.5 for 500 steps."""
-    ema_decay: float = 0.0
-    """Above 0: an exponential moving average of the trained weights is what is saved, e.g. 0.999."""
-    size: int | None = None
-    """Side of the square training images in pixels; by default the base's own (init-base), else 384."""
-    slices_per_case: int = SLICES_PER_CASE
-    """Of a volume: evenly spaced slices with lesions, at most so many."""
+    max_steps: Annotated[int, Range(1, MOST)] = 500
+    """Train for this many optimizer steps."""
+    batch_size: Annotated[int, Range(1, MOST)] = 4
+    """Each process sees this many images per pass."""
+    gradient_accumulation: Annotated[int, Range(1, MOST)] = 8
+    """Each step adds up this many passes. The effective batch is batch size x passes x processes."""
+    learning_rate: Annotated[float, Range(*RATES)] = 1e-5
+    """AdamW trains the ControlNets and decoders at this rate."""
+    weighter_learning_rate: Annotated[float, Range(*RATES)] = 1e-3
+    """AdamW trains phi at this rate. At the paper's 1e-5, delta stays near 0.5 for 500 steps."""
+    ema_decay: Annotated[float, Range(0, 0.999999)] = 0.0
+    """Save an exponential moving average of the trained weights with this decay, such as 0.999; 0 for
+    none."""
+    size: Annotated[int | None, Range(8, 1e5)] = None
+    """The side of the square training images in pixels; by default that of a base of init-base, else 384."""
+    slices_per_case: Annotated[int, Range(1, MOST)] = SLICES_PER_CASE
+    """Take at most this many slices of each volume, evenly spaced among those with lesions."""
     window: tuple[float, float] | None = None
-    """Values shown as black and white; by default the base's (init-base on the same data), else 0 255 for
-    8-bit files, the 0.5 and 99.5 percentile of CT's foreground and of other images' pixels, plus a tenth."""
+    """Show these two values as black and white. The default is the base's, if init-base made it from the same
+    data, else 0 255 for 8-bit files. Elsewhere it is the 0.5 and 99.5 percentiles of CT's foreground, or of
+    all pixels of other images, widened by a tenth."""
     prompt: str | None = None
-    """Text of every image; "a medical image of a <label> and a <label>" by default."""
-    empty_prompts: float = 0.05
-    """Share of samples with an empty prompt, for classifier-free guidance."""
-    guidance_scale: float | None = None
-    """For sample pictures, and what generate takes by default; the base's own (init-base), else 9."""
+    """Describe every image with this text; by default "a medical image of a <label> and a <label>"."""
+    empty_prompts: Annotated[float, Range(0, 1)] = 0.05
+    """Give this share of the samples an empty prompt, which classifier-free guidance needs."""
+    guidance_scale: Annotated[float | None, Range(1, 1e3)] = None
+    """Draw the sample pictures with this guidance, which generate takes over as its default; by default that
+    of a base of init-base, else 9."""
     mask_downsampling: Literal["area", "nearest"] = "area"
-    """How the mask comes to latent size; nearest (ADC) loses small lesions."""
+    """Bring the mask to latent size in this way; nearest, which ADC takes, loses small lesions."""
 
-    tau: float = 3.0
-    """Temperature of delta, equation 4."""
-    gamma: float = 0.2
-    """Strength of delta, equation 5."""
+    tau: Annotated[float, Range(*RATES)] = 3.0
+    """The temperature of delta in equation 4."""
+    gamma: Annotated[float, Range(0, 1)] = 0.2
+    """The strength of delta in equation 5."""
     normalize: bool = True
-    """Divide the weights by their mean, equation 7."""
-    w_min: float = 1e-3
-    """Lowest weight, equation 7; 0 for none."""
-    w_max: float = 2.0
-    """Highest weight, equation 7; inf for none."""
+    """Divide the weights by their mean, as equation 7 does."""
+    w_min: Annotated[float, Range(0)] = 1e-3
+    """The lowest weight in equation 7; 0 for no bound."""
+    w_max: Annotated[float, Range(0)] = 2.0
+    """The highest weight in equation 7; inf for no bound."""
     dice: bool = True
-    """Dice regulariser of delta, equation 9."""
-    lambda_dice: float = 1.0
-    """Coefficient of the regulariser of phi, equation 12."""
-    beta_t: float = 0.05
-    """Coefficient of the teacher's loss, equation 12."""
-    beta_d: float = 0.05
-    """Coefficient of the distillation, equation 12."""
+    """Regularise delta with the Dice loss of equation 9."""
+    lambda_dice: Annotated[float, Range(0)] = 1.0
+    """The coefficient of phi's regulariser in equation 12."""
+    beta_t: Annotated[float, Range(0)] = 0.05
+    """The coefficient of the teacher's loss in equation 12."""
+    beta_d: Annotated[float, Range(0)] = 0.05
+    """The coefficient of the distillation in equation 12."""
     joint: bool = False
-    """Let the weighted loss train phi, too, as in the paper's text; it then avoids hard pixels."""
+    """Let the weighted loss train phi, too, as the paper's text says. Phi then learns to avoid hard
+    pixels."""
     detach_mask_control: bool = False
-    """Keep the teacher's loss away from the mask ControlNet; ADC does not."""
+    """Keep the teacher's loss away from the mask ControlNet, which ADC does not."""
 
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
-    """Autocast; trained weights stay fp32, frozen ones are stored in this type."""
+    """Compute in this type by autocast. Trained weights stay fp32, frozen ones are stored in this type."""
     gradient_checkpointing: bool = False
-    """Less memory, a third more time."""
-    monitor_cases: int = 16
-    """Of the training cases, so many (a tenth at most) are kept for the fixed-noise loss only."""
-    save_every: int = 100
-    """Steps between saves; a kill loses at most these."""
-    log_every: int = 10
-    """Steps between log entries."""
-    sample_every: int = 250
-    """Steps between the fixed-noise loss, sample grids and delta maps; 0 for none."""
+    """Recompute activations, which takes less memory and a third more time."""
+    monitor_cases: Annotated[int, Range(0, MOST)] = 16
+    """Keep this many training cases, a tenth of them at most, for the fixed-noise loss only."""
+    save_every: Annotated[int, Range(1, MOST)] = 100
+    """Save after every so many steps; a kill loses at most the steps since the last save."""
+    log_every: Annotated[int, Range(1, MOST)] = 10
+    """Write a log entry after every so many steps."""
+    sample_every: Annotated[int, Range(0, MOST)] = 250
+    """Measure the fixed-noise loss and draw samples and delta maps after every so many steps; 0 for never."""
     seed: int = 0
-    """Of initial weights, noise, timesteps and order."""
+    """The seed of the initial weights, the noise, the timesteps and the order of the cases."""
     device: Literal["auto", "cpu"] = "auto"
-    """auto: GPUs where there are some."""
+    """Compute on GPUs if there are any (auto), or on the CPU."""
     dry_run: bool = False
-    """Check everything, say what would be done and stop."""
+    """Check everything, say what would be done, and stop."""
 
     def check(self) -> None:
         """UserError: options that make no sense, alone or together."""
-        for name, (low, high) in RANGES.items():
-            value = getattr(self, name)
-            if value is not None and not low <= value <= high:
-                raise UserError(f"found --{_flag(name)} {value}, expected {low:g} to {high:g}; change it")
+        check_ranges(self)
         check_seed(self.seed)
         if self.w_min > self.w_max:
-            raise UserError(f"found --w-min {self.w_min} above --w-max {self.w_max}, expected it below")
+            raise UserError(
+                f"found --w-min {self.w_min} above --w-max {self.w_max}, expected it below; change one"
+            )
         if WEIGHTINGS[self.weighting].needs_teacher and not self.teaches:
             raise UserError(
                 f"found --weighting {self.weighting} with --preset light, expected the teacher that it "
@@ -155,7 +149,7 @@ class Train:
         for option in fields(self):
             if option.name in useless and getattr(self, option.name) != option.default:
                 raise UserError(
-                    f"found --{_flag(option.name)} with --weighting {self.weighting} --preset {self.preset}, "
+                    f"found {flag(option.name)} with --weighting {self.weighting} --preset {self.preset}, "
                     "expected it only where it has an effect; drop it"
                 )
 
@@ -170,7 +164,3 @@ class Train:
         free = ("dataset", "base", "out", "max_steps", "save_every", "log_every", "sample_every", "device")
         options = {name: v for name, v in asdict(self).items() if name not in (*free, "dry_run")}
         return options | {"w_max": self.w_max if math.isfinite(self.w_max) else None}  # JSON has no infinity
-
-
-def _flag(name: str) -> str:
-    return name.replace("_", "-")

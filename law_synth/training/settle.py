@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import subprocess
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,13 +10,13 @@ from dataset_conversion.raw.dataset import RawDataset, find_dataset
 from dataset_conversion.raw.folds import leak_free_fold
 from dataset_conversion.system.errors import UserError
 from dataset_conversion.system.json_files import as_json
-from dataset_conversion.system.requirements import package_versions
+from dataset_conversion.system.provenance import git_commit, package_versions
+from law_synth.base.held_back import hold_back_cases
 from law_synth.base.model import BaseModel
 from law_synth.base.seen import chosen_slices, view_with_base
 from law_synth.leaks import cases_behind_base, refuse_informed_base
 from law_synth.records.base import BaseConfig, read_base_config
 from law_synth.records.run import FORMAT, RunSettings, TrainedOn, UsedBase, default_run_folder
-from law_synth.training.data import set_aside
 from law_synth.training.options import Train
 from law_synth.view.classes import joined, lesion_classes
 from law_synth.view.slices import Slice, SliceView
@@ -90,11 +89,11 @@ def settle(options: Train, dataset: RawDataset, base: BaseModel, processes: int)
     view = view_with_base(dataset, trained, options.window, base.source)
     slices = chosen_slices(view, trained, options.slices_per_case)
     shown = list(dict.fromkeys(one.case for one in slices))  # the others are volumes without lesions
-    monitored = set_aside(shown, options.monitor_cases, options.seed, dataset.groups)
+    monitored = hold_back_cases(shown, options.monitor_cases, options.seed, dataset.groups)
     config = RunSettings(
         format=FORMAT,
         versions=package_versions("law-order", "torch", "diffusers", "accelerate", "transformers"),
-        git_commit=_git_commit(),
+        git_commit=git_commit(),
         options=options.recorded,
         processes=processes,
         dataset=TrainedOn(dataset.name, str(dataset.folder.resolve())),
@@ -157,16 +156,3 @@ def describe(plan: Plan) -> None:
         plan.effective_batch,
         plan.folder,
     )
-
-
-def _git_commit() -> str | None:
-    """Commit of the checkout that runs, None for an installed package."""
-    git = ["git", "-C", str(Path(__file__).parent)]
-    try:  # an environment may lie inside somebody else's checkout
-        subprocess.run(
-            [*git, "ls-files", "--error-unmatch", Path(__file__).name], capture_output=True, check=True
-        )
-        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
-        return head.stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None

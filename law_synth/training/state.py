@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from dataset_conversion.raw.description import load_table
-from dataset_conversion.raw.writer import write_json
 from dataset_conversion.system.errors import UserError, check_writable, writing
+from dataset_conversion.system.json_files import write_json
 from law_synth.objective import TrainingObjective
 from law_synth.records.run import CONFIG, RunSettings, read_config, weights_hash, write_config
 from nnunet_order.torch_file import load_torch

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dataset_conversion.raw.dataset import COLOUR_ENDINGS, RawDataset
+from dataset_conversion.raw.cases import COLOUR_ENDINGS
+from dataset_conversion.raw.dataset import RawDataset
 from dataset_conversion.system.errors import UserError
 
 if TYPE_CHECKING:

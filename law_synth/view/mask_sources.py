@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dataset_conversion.image_files import IMAGE_ENDINGS
-from dataset_conversion.system.text_files import tidy_name
+from dataset_conversion.system.names import tidy_name
 from law_synth.view.classes import VOLUME_ENDINGS
 from law_synth.view.places import Geometry
 from law_synth.view.slices import Slice, SliceView

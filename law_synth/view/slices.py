@@ -14,8 +14,9 @@ from typing import NamedTuple
 import numpy as np
 
 from dataset_conversion import image_files
-from dataset_conversion.raw.dataset import COLOUR_ENDINGS, RawDataset
-from dataset_conversion.raw.grid import Grid, read_grid
+from dataset_conversion.raw.cases import COLOUR_ENDINGS
+from dataset_conversion.raw.dataset import RawDataset
+from dataset_conversion.raw.geometry import Grid, read_grid
 from dataset_conversion.system.errors import UserError
 from dataset_conversion.volumes import evenly_spaced
 from law_synth.view.classes import Classes, lesion_classes

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from dataset_conversion.image_files import check_regular, opened
-from dataset_conversion.raw.dataset import Case, RawDataset
+from dataset_conversion.raw.cases import Case
+from dataset_conversion.raw.dataset import RawDataset
 from dataset_conversion.system.errors import UserError
 
 PERCENTILES = (0.5, 99.5)  # what nnU-Net's CTNormalization clips foreground intensities to

@@ -12,8 +12,9 @@ from typing import Literal
 import tyro
 
 from dataset_conversion.raw.dataset import RawDataset, find_dataset
+from dataset_conversion.raw.folds import read_splits
 from dataset_conversion.system.errors import UserError
-from dataset_conversion.system.seeds import check_seed
+from dataset_conversion.system.options import check_seed
 from nnunet_order.comparing.segmentation import (
     REAL_DATASET,
     Segmentation,
@@ -139,7 +140,7 @@ class Comparison:
     def folds(self) -> tuple[int | str, ...]:
         """UserError: there is no such fold."""
         if not self.verb.folds:
-            count = len(self.source.read_splits()) if not self._has_labelled_tests else 0
+            count = len(read_splits(self.source)) if not self._has_labelled_tests else 0
             return tuple(range(count)) or ("all",)
         try:
             folds = tuple(fold if fold == "all" else int(fold) for fold in self.verb.folds)
@@ -148,7 +149,7 @@ class Comparison:
                 f"found --folds {' '.join(self.verb.folds)}, expected numbers or all; correct them"
             ) from None
         numbered = [fold for fold in folds if fold != "all"]
-        count = len(self.source.read_splits()) if numbered else 0
+        count = len(read_splits(self.source)) if numbered else 0
         if len(set(folds)) < len(folds) or (numbered and not 0 <= min(numbered) <= max(numbered) < count):
             raise UserError(f"found --folds {folds}, expected different ones below {count}; correct them")
         return folds

@@ -15,8 +15,7 @@ from functools import cache
 from pathlib import Path
 
 from dataset_conversion.raw.dataset import RawDataset
-from dataset_conversion.raw.folds import Fold, leak_free_fold
-from dataset_conversion.raw.splits import splits_files
+from dataset_conversion.raw.folds import Fold, leak_free_fold, splits_files
 from dataset_conversion.subset import source_splits
 from dataset_conversion.system.errors import UserError
 from nnunet_order.registration import VARIABLE

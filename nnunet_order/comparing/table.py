@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dataset_conversion.system.folders import report_folder
-from dataset_conversion.system.verbatim import verbatim
+from dataset_conversion.system.terminal import verbatim
 from nnunet_order.comparing.scores import CaseScores, read_scores
 from nnunet_order.evaluation_output import per_label, write_csv
 from nnunet_order.metrics import FOREGROUND_MEAN, MEANS, mean_over_cases, resampled_means, with_interval

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 
 from dataset_conversion.raw.dataset import RawDataset
-from dataset_conversion.raw.splits import Split
+from dataset_conversion.raw.folds import Split
 
 END = 1 << 16  # bytes
 BLOCK = 1 << 24

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dataset_conversion.raw.description import load_table
-from dataset_conversion.raw.writer import write_json
 from dataset_conversion.system.errors import UserError, check_writable
+from dataset_conversion.system.json_files import write_json
 from nnunet_order.stages.runner import Experiment, make_workers
 
 FORMAT = 1  # of experiment.json

@@ -18,11 +18,12 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
-from dataset_conversion.raw.writer import write_json
 from dataset_conversion.system.errors import UserError
+from dataset_conversion.system.json_files import write_json
 from dataset_conversion.system.names import check_inside
+from dataset_conversion.system.provenance import git_commit, machine
 from nnunet_order.stages import guard
-from nnunet_order.stages.stage import Stage, git_commit, machine, other_versions, versions
+from nnunet_order.stages.stage import Stage, other_versions, versions
 
 logger = logging.getLogger(__name__)
 

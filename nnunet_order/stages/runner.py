@@ -14,8 +14,8 @@ from pathlib import Path
 
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from dataset_conversion.raw.writer import write_atomically
 from dataset_conversion.system.errors import UserError
+from dataset_conversion.system.files import write_atomically
 from nnunet_order.registration import VARIABLE
 from nnunet_order.stages.run import StageFiles, StageRun, find_program
 from nnunet_order.stages.stage import OURS, Stage, stage_keys, versions

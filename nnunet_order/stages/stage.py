@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 import re
-import shutil
-import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path
 
 from dataset_conversion.system.provenance import package_versions
 
@@ -85,40 +81,3 @@ def _decisive(package: str, found: Mapping[str, str | None]) -> str | None:
     """The part of a package's version that decides the results."""
     version = found[package]
     return version if version is None or package == OURS else ".".join(f"{version}".split(".")[:2])
-
-
-@cache
-def machine() -> dict:
-    """Processor, cores and GPUs, without importing torch."""
-    return {"processor": _processor(), "cores": os.cpu_count(), "gpu": _gpus()}
-
-
-@cache
-def git_commit() -> str | None:
-    """Commit of the checkout that runs, None for an installed package."""
-    here = Path(__file__)
-    git = ["git", "-C", str(here.parent)]
-    # An environment may lie inside somebody else's checkout.
-    tracked = _output([*git, "ls-files", "--error-unmatch", here.name])
-    return _output([*git, "rev-parse", "HEAD"]) if tracked else None
-
-
-def _processor() -> str:
-    try:
-        found = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    except OSError:
-        found = None
-    return found[1] if found else platform.processor() or platform.machine()
-
-
-def _gpus() -> str | None:
-    names = _output(["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"])
-    return ", ".join(names.splitlines()) if names else None
-
-
-def _output(command: list[str]) -> str | None:
-    """What a command prints; None where it fails or does not exist."""
-    if shutil.which(command[0]) is None:
-        return None
-    done = subprocess.run(command, capture_output=True, text=True)
-    return done.stdout.strip() if done.returncode == 0 else None

@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dataset_conversion.raw.dataset import Case, RawDataset
+from dataset_conversion.raw.cases import Case
+from dataset_conversion.raw.dataset import RawDataset
 from dataset_conversion.raw.geometry import label_spacing
 from law_synth.experiment.page.data_uris import Painted
 from law_synth.experiment.page.sentences import MINUS

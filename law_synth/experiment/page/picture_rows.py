@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dataset_conversion.raw.dataset import Case, RawDataset, read_dataset
+from dataset_conversion.raw.cases import Case
+from dataset_conversion.raw.dataset import RawDataset, read_dataset
 from law_synth.experiment.page.charts import label_suffixes, runs_by_arm
 from law_synth.experiment.page.data_uris import SMALLEST, map_picture, mask_picture, photo
 from law_synth.experiment.page.display import Display, Plane

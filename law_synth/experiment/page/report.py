@@ -7,13 +7,17 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated
 
-import tyro
-
-from dataset_conversion.system.requirements import require
+from dataset_conversion.system.files import write_atomically
+from dataset_conversion.system.folders import report_folder
+from law_synth.experiment import statistics, tables
+from law_synth.experiment.options import Report
+from law_synth.experiment.page import charts, picture_rows, sentences
+from law_synth.experiment.page.data_uris import thumbnail_side
+from law_synth.experiment.page.display import display_note, display_of
+from law_synth.experiment.results import Results, read_results
+from nnunet_order.comparing.scores import CaseScores
+from nnunet_order.evaluation_output import write_csv
 from nnunet_order.metrics import FOREGROUND_MEAN, RESAMPLES
 
 logger = logging.getLogger(__name__)
@@ -38,53 +42,38 @@ MORE_COLOURS = (
 TABLES = ("segmentation.csv", "differences.csv", "synthesis.csv")
 
 
-@dataclass(frozen=True)
-class Report:
-    """Write results/*.csv and report.html of an experiment from what is there; it may still be running."""
-
-    out: Annotated[Path, tyro.conf.Positional]
-    """Folder of the experiment."""
-
-    def run(self) -> None:
-        require("synth", "jinja2")
-        from dataset_conversion.raw.writer import write_atomically
-        from dataset_conversion.system.folders import report_folder
-        from law_synth.experiment import statistics, tables
-        from law_synth.experiment.results import read_results
-        from nnunet_order.evaluation_output import write_csv
-
-        results = read_results(self.out)
-        tested = [case for group in results.scores for case in group.cases]
-        shares = results.lesion_shares(dict.fromkeys(tested))
-        groups = results.real.groups if results.real is not None else {}
-        scores = statistics.scores(results.scores, shares, groups)
-        differences = statistics.differences(results.scores, shares, groups, results.reference)
-        rows = (
-            tables.segmentation_rows(scores),
-            tables.difference_rows(differences, results.reference),
-            tables.synthesis_rows(results),
+def report(options: Report) -> None:
+    """Write the tables and the page. UserError: no experiment in the folder, a damaged file."""
+    options.check()
+    results = read_results(options.out)
+    tested = [case for group in results.scores for case in group.cases]
+    shares = results.lesion_shares(dict.fromkeys(tested))
+    groups = results.real.groups if results.real is not None else {}
+    scores = statistics.scores(results.scores, shares, groups)
+    differences = statistics.differences(results.scores, shares, groups, results.reference)
+    rows = (
+        tables.segmentation_rows(scores),
+        tables.difference_rows(differences, results.reference),
+        tables.synthesis_rows(results),
+    )
+    mixtures = tables.synthetic_shares(results)
+    for one in mixtures:
+        logger.info(
+            "%s: nnU-Net draws among %.0f real and %.0f synthetic cases, %.0f %% of a batch is synthetic",
+            *(one["arm"], one["real"], one["synthetic"], 100 * one["share"]),
         )
-        mixtures = tables.synthetic_shares(results)
-        for one in mixtures:
-            logger.info(
-                "%s: nnU-Net draws among %.0f real and %.0f synthetic cases, %.0f %% of a batch is synthetic",
-                *(one["arm"], one["real"], one["synthetic"], 100 * one["share"]),
-            )
-        page = render(results, scores, differences, mixtures)
-        with report_folder(self.out / "results", TABLES) as partial:
-            for name, content in zip(TABLES, rows, strict=True):
-                write_csv(partial / name, content)
-        path = self.out / "report.html"
-        write_atomically(path, page.encode())
-        logger.info("wrote %s (%.1f MB) and %s", path, len(page) / 1e6, self.out / "results")
+    page = render(results, scores, differences, mixtures)
+    with report_folder(options.out / "results", TABLES) as partial:
+        for name, content in zip(TABLES, rows, strict=True):
+            write_csv(partial / name, content)
+    path = options.out / "report.html"
+    write_atomically(path, page.encode())
+    logger.info("wrote %s (%.1f MB) and %s", path, len(page) / 1e6, options.out / "results")
 
 
-def render(results, scores: Sequence, differences: Sequence, mixtures: Sequence) -> str:
+def render(results: Results, scores: Sequence, differences: Sequence, mixtures: Sequence) -> str:
     """The page, with everything it needs in it. `mixtures`: rows of `tables.synthetic_shares`."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    from law_synth.experiment import statistics
-    from law_synth.experiment.page import charts, sentences
 
     environment = Environment(
         loader=PackageLoader("law_synth.experiment.page"),
@@ -130,7 +119,7 @@ def arm_colours(arms: Sequence[str]) -> dict[str, tuple[str, str]]:
     return {arm: COLOURS.get(arm) or MORE_COLOURS[others.index(arm) % len(MORE_COLOURS)] for arm in arms}
 
 
-def score_groups(results, scores: Sequence, differences: Sequence) -> list[dict]:
+def score_groups(results: Results, scores: Sequence, differences: Sequence) -> list[dict]:
     """Per trainer and test set, and for each of its labels: means and differences by arm, scatter panels."""
     groups = []
     for (trainer, test_set), labels in results.by_test_set.items():
@@ -140,11 +129,8 @@ def score_groups(results, scores: Sequence, differences: Sequence) -> list[dict]
     return groups
 
 
-def label_panel(results, group, scores: Sequence, differences: Sequence) -> dict:
+def label_panel(results: Results, group: CaseScores, scores: Sequence, differences: Sequence) -> dict:
     """Means and differences by arm and stratum, scatter panels; of one trainer, test set and label."""
-    from law_synth.experiment import statistics
-    from law_synth.experiment.page import charts
-
     key = (group.trainer, group.test_set, group.label)
     means = {
         (one.stratum, one.arm, one.metric): one.estimate
@@ -170,11 +156,8 @@ def label_panel(results, group, scores: Sequence, differences: Sequence) -> dict
     }
 
 
-def synthesis_context(results) -> dict:
+def synthesis_context(results: Results) -> dict:
     """Tables and charts of the synthetic images."""
-    from law_synth.experiment import tables
-    from law_synth.experiment.page import charts
-
     counts = {
         arm: tables.filter_counts([one for one in results.syntheses if one.arm == arm])
         for arm in results.arms
@@ -205,32 +188,28 @@ def synthesis_context(results) -> dict:
     }
 
 
-def picture_context(results) -> dict:
+def picture_context(results: Results) -> dict:
     """All pictures; the more there are, the smaller they become."""
-    from law_synth.experiment.page import picture_rows as figures
-    from law_synth.experiment.page.data_uris import thumbnail_side
-    from law_synth.experiment.page.display import display_note, display_of
-
     colours = {
         arm: dark for arm, (_, dark) in arm_colours(results.arms).items()
     }  # on photos: the bright ones
     tiles = sum(3 * (2 + len(next(iter(labels.values())).values)) for labels in results.by_test_set.values())
-    tiles += 2 * figures.SHOWN_MASKS * (1 + len(figures.first_syntheses(results)))
+    tiles += 2 * picture_rows.SHOWN_MASKS * (1 + len(picture_rows.first_syntheses(results)))
     display = display_of(results)
-    painter = figures.Painter(results, display, colours, thumbnail_side(tiles))
+    painter = picture_rows.Painter(results, display, colours, thumbnail_side(tiles))
     return {
         "label_colours": display.colours,
         "display_note": display_note(results, display),
-        "grids": figures.generated_grids(painter),
+        "grids": picture_rows.generated_grids(painter),
         "examples": [
-            {"trainer": trainer, "test_set": test_set, "rows": figures.predictions(painter, labels)}
+            {"trainer": trainer, "test_set": test_set, "rows": picture_rows.predictions(painter, labels)}
             for (trainer, test_set), labels in results.by_test_set.items()
         ],
-        "deltas": figures.delta_maps(painter),
+        "deltas": picture_rows.delta_maps(painter),
     }
 
 
-def provenance(results) -> dict:
+def provenance(results: Results) -> dict:
     """How long it took, on what, with which versions, and the hashes of what was made."""
     seconds: Counter[str] = Counter()
     number: Counter[str] = Counter()

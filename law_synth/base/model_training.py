@@ -12,14 +12,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+from torch import Tensor
+
 from dataset_conversion.system.errors import UserError
 from dataset_conversion.system.terminal import pace, progress
 from nnunet_order.torch_file import load_torch
 
 if TYPE_CHECKING:
-    import torch
     from diffusers.training_utils import EMAModel
-    from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +28,7 @@ CHECK_EVERY = 10  # steps between looks at the loss; each waits for the GPU
 
 
 @dataclass
-class Stage:
+class ModelTraining:
     """One of the two trainings: what is trained, and a loss that depends on nothing but weights and step."""
 
     name: str
@@ -40,8 +41,6 @@ class Stage:
 
     def train(self, checkpoint: Path, every: int, images_per_step: int) -> None:
         """Train from the checkpoint, if there is one, to the end. UserError: the loss is not finite."""
-        import torch
-
         optimizer = torch.optim.AdamW(self.model.parameters(), lr=self.learning_rate, weight_decay=0.0)
         start = self._restore(checkpoint, optimizer)
         pending = []
@@ -67,8 +66,6 @@ class Stage:
         self.model.requires_grad_(False).eval()
 
     def _note(self, pending: list[Tensor], done: int) -> None:
-        import torch
-
         values = torch.stack(pending).tolist()
         if not all(map(math.isfinite, values)):
             raise UserError(
@@ -78,8 +75,6 @@ class Stage:
         self.losses += values
 
     def _save(self, path: Path, optimizer: torch.optim.Optimizer, done: int) -> None:
-        import torch
-
         temporary = path.with_suffix(".partial")
         state = {
             "step": done,

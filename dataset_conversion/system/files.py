@@ -1,26 +1,80 @@
-"""Lists and tables that people type or export, read the same way everywhere."""
+"""Files of any kind: written as a whole or not at all, linked, hashed; lists and tables of text read."""
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import hashlib
 import io
+import os
 import re
-import unicodedata
+import shutil
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from dataset_conversion.system.errors import UserError
+from dataset_conversion.system.errors import UserError, writing
+from dataset_conversion.system.names import tidy_name
 
-# Spaces and characters that no editor shows: zero-width ones, marks of writing direction, byte order marks.
-UNSEEN_AT_ENDS = re.compile(r"^[\s\u200b-\u200f\u2060\ufeff]+|[\s\u200b-\u200f\u2060\ufeff]+$")
+if TYPE_CHECKING:
+    from hashlib import _Hash
+
+BLOCK = 1 << 20  # bytes; a real UNet's weights have 3.4 GB
 
 
-def tidy_name(text: str) -> str:
-    """A name without unseen characters at its ends, in Unicode's composed form (NFC).
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write under a hidden name of its own, then rename; a file with this very content is left alone.
 
-    Two spellings that look alike are then equal: `P1` and `P1 `, and both forms of `é`.
+    Several processes may write the same file at the same time. UserError: as `writing`.
     """
-    return unicodedata.normalize("NFC", UNSEEN_AT_ENDS.sub("", text))
+    with contextlib.suppress(OSError):
+        if path.read_bytes() == content:
+            return
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+    try:
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_bytes(content)
+            os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Hard link where the file system can, else copy, under a hidden name first; `target` may be there."""
+    if target.is_file():
+        return
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.partial")
+    source = source.resolve()  # never a link to a link
+    try:
+        with contextlib.suppress(OSError):  # another file system, or one without hard links
+            os.link(source, temporary)
+        if not temporary.exists():
+            shutil.copyfile(source, temporary)
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)  # renaming onto a link to the same file leaves both
+
+
+def hash_file(path: Path) -> str:
+    """sha256 of a file's content. UserError: it cannot be read."""
+    digest = hashlib.sha256()
+    feed(digest, path)
+    return digest.hexdigest()
+
+
+def feed(digest: _Hash, path: Path) -> None:
+    """Add a file's content to a digest. UserError: it cannot be read."""
+    try:
+        with Path(path).open("rb") as stream:
+            while block := stream.read(BLOCK):
+                digest.update(block)
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror}), expected a file; correct the path"
+        ) from error
 
 
 def read_lines(path: Path) -> list[str]:

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from dataset_conversion.raw.writer import write_json
+from dataset_conversion.system.json_files import write_json
 from dataset_conversion.system.lock import alone, lock_path
 from dataset_conversion.system.resumable import JOURNAL
 
