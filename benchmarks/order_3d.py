@@ -33,7 +33,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nnunet_order.benchmark import resident_peak
 from nnunet_order.complexity import parameters
-from nnunet_order.networks.mk_unet import ORDER
+from nnunet_order.networks import ORDER
 
 CLASSES = 3  # background, organ, tumour
 SHAPE = (32, 64, 64)

@@ -73,7 +73,7 @@ class Complexity:
 
 def paper_rows() -> list[PaperRow]:
     """The rows of Tables 3, 5 and 6; ours where the paper has none."""
-    from nnunet_order.networks.mk_unet import ORDER, MKUNet
+    from nnunet_order.networks import ORDER, MKUNet
     from nnunet_order.networks.ege_unet import EGEUNet
     from nnunet_order.networks.mk_unet import MKUNetWide
     from nnunet_order.networks.unext import UNeXt

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.flop_counter import FlopCounterMode
 
-from nnunet_order.networks.mk_unet import ORDER, MKUNet
+from nnunet_order import ORDER, MKUNet
 from nnunet_order.networks.ege_unet import EGEUNet
 from nnunet_order.networks.mk_unet import MKUNetWide
 from nnunet_order.networks.sigmoid_head import SigmoidHead

@@ -20,7 +20,7 @@ from dataset_conversion.system.errors import UserError
 from nnunet_order.export import load_checkpoint
 from nnunet_order.finite_loss import FiniteLoss
 from nnunet_order.network_plans import patch_size, with_network
-from nnunet_order.networks.mk_unet import ORDER, MKUNet
+from nnunet_order.networks import ORDER, MKUNet
 from nnunet_order.networks.sigmoid_head import SigmoidHead
 from nnunet_order.schedule import CosineSchedule, one_pass
 from nnunet_order.trainer_options import HYPER_PARAMETERS, OPTIONS_VARIABLE, trainer_options
