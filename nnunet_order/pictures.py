@@ -11,6 +11,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
 # Okabe & Ito's colours: distinct for colour-blind readers, bright enough on pink mucosa and on grey CT.
@@ -63,17 +64,39 @@ def intensity_window(values: np.ndarray, margin: float = 0.0) -> tuple[float, fl
     return float(low - margin * (high - low)), float(high + margin * (high - low))
 
 
-def draw_examples(examples: Sequence[Example], path: Path) -> None:
-    """Write a grid image | truth | predictions, one row per example, with outlines and Dice in percent."""
+def label_colour(number: int) -> str:
+    """Colour of a label or region by its place among them."""
+    return LABEL_COLOURS[number % len(LABEL_COLOURS)]
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """A figure of that many inches that needs no display."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def draw_outline(axes: Axes, mask: np.ndarray, colour: str, style: str = "solid") -> None:
+    """Outline a boolean mask (H, W) on axes that show its image; an empty mask leaves them as they are."""
+    if not mask.any():
+        return
+    # Zeros around it close the outline of a lesion that the image border cuts.
+    padded = np.pad(mask, 1).astype(float)
+    y, x = (np.arange(side) - 1 for side in padded.shape)
+    axes.contour(x, y, padded, [0.5], colors=[colour], linewidths=1.4, linestyles=style)
+    axes.set(xlim=(-0.5, mask.shape[1] - 0.5), ylim=(mask.shape[0] - 0.5, -0.5))
+
+
+def draw_examples(examples: Sequence[Example], path: Path) -> None:
+    """Write a grid image | truth | predictions, one row per example, with outlines and Dice in percent."""
     names = list(examples[0].predictions)
     columns = 2 + len(names)
     aspect = float(np.median([example.aspect for example in examples]))
     size = (PANEL_INCHES * columns + 0.9, (PANEL_INCHES * aspect + 0.06) * len(examples) + 0.35)
-    figure = Figure(figsize=size, dpi=DPI, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(*size)
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
     grid = figure.subplots(len(examples), columns, squeeze=False)
     for axes, title in zip(grid[0], ["Image", "Ground truth", *names], strict=True):
@@ -99,15 +122,11 @@ def compare_bars(rows: Sequence[Mapping], path: Path, title: str = "Mean Dice, 9
     rows: mappings with test_set, prediction, mDice, mDice_low and mDice_high in [0, 1], such as the rows of
     `evaluate`'s summary whose label is "foreground mean".
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     test_sets = list(dict.fromkeys(row["test_set"] for row in rows))
     methods = list(dict.fromkeys(row["prediction"] for row in rows))
     width = 0.8 / len(methods)
     size = (2.4 + 0.5 * len(rows) + 0.4 * len(test_sets), 3.6)
-    figure = Figure(figsize=size, dpi=DPI, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(*size)
     axes = figure.subplots()
     for row in rows:
         method = methods.index(row["prediction"])
@@ -150,7 +169,7 @@ def _write_dice(axes: Axes, dice: Mapping[str, float]) -> None:
     """Percent in the lower right corner, with a line per label where there are several."""
     lines = [("Dice", "white", value) for value in dice.values()]
     if len(dice) > 1:
-        lines = [(name, _label_colour(i), value) for i, (name, value) in enumerate(dice.items())]
+        lines = [(name, label_colour(i), value) for i, (name, value) in enumerate(dice.items())]
     for above, (name, colour, value) in enumerate(reversed(lines)):
         axes.annotate(
             f"{name} {100 * value:.1f}" if np.isfinite(value) else f"{name} -",
@@ -168,7 +187,7 @@ def _write_dice(axes: Axes, dice: Mapping[str, float]) -> None:
 def _overlay(axes: Axes, labels: np.ndarray, example: Example) -> None:
     """Fill each label or region translucently and outline it; the ignore label in grey."""
     masks = [
-        (np.isin(labels, values), _label_colour(number), 0.2)
+        (np.isin(labels, values), label_colour(number), 0.2)
         for number, values in enumerate(example.labels.values())
     ]
     if example.ignore_label is not None:
@@ -176,7 +195,6 @@ def _overlay(axes: Axes, labels: np.ndarray, example: Example) -> None:
     for mask, colour, alpha in masks:
         if mask.any():
             _overlay_mask(axes, mask, colour, alpha, example.pixel_aspect)
-    axes.set(xlim=(-0.5, labels.shape[1] - 0.5), ylim=(labels.shape[0] - 0.5, -0.5))
 
 
 def _overlay_mask(axes: Axes, mask: np.ndarray, colour: str, alpha: float, aspect: float) -> None:
@@ -184,25 +202,18 @@ def _overlay_mask(axes: Axes, mask: np.ndarray, colour: str, alpha: float, aspec
 
     fill = mask[..., None] * np.array(to_rgba(colour, alpha))
     axes.imshow(fill, interpolation="nearest", aspect=aspect)
-    # Zeros around it close the outline of a lesion that the image border cuts.
-    padded = np.pad(mask, 1).astype(float)
-    y, x = (np.arange(side) - 1 for side in padded.shape)
-    axes.contour(x, y, padded, [0.5], colors=[colour], linewidths=1.4)
+    draw_outline(axes, mask, colour)
 
 
 def _legend_handles(example: Example) -> list[Patch]:
     """A coloured box per label; none for a single one, which needs no telling apart."""
     from matplotlib.patches import Patch
 
-    named = [(name, _label_colour(number)) for number, name in enumerate(example.labels)]
+    named = [(name, label_colour(number)) for number, name in enumerate(example.labels)]
     if example.ignore_label is not None:
         named.append(("ignored", IGNORE_COLOUR))
     outline = {"edgecolor": "#999999", "linewidth": 0.5}
     return [Patch(facecolor=colour, label=name, **outline) for name, colour in named if len(named) > 1]
-
-
-def _label_colour(number: int) -> str:
-    return LABEL_COLOURS[number % len(LABEL_COLOURS)]
 
 
 def _draw_bar(axes: Axes, x: float, width: float, row: Mapping, colour: str) -> None:

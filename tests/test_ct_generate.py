@@ -23,9 +23,10 @@ pytest.importorskip("diffusers", reason="needs the extra synth")
 from dataset_conversion.raw.dataset import RawDataset, read_dataset
 from dataset_conversion.system.errors import UserError
 from law_synth.generation.chunks import resize_channels
-from law_synth.generation.generate import Generate
+from law_synth.generation.generate import generate as run_generate
 from law_synth.generation.mask_files import MaskFolder
 from law_synth.generation.nested_masks import filled_organ
+from law_synth.generation.options import Generate
 from law_synth.generation.samples import make_plan
 from law_synth.records.run import TrainedRun, read_run
 from law_synth.view.mask_sources import mask_hash
@@ -70,7 +71,9 @@ def view(ct_dataset) -> SliceView:
 
 
 def generate(out: Path, run: Path, **options) -> Path:
-    Generate(out=out, trained_run=run, **{"chunk_size": 4, "steps": 1, "device": "cpu", **options}).run()
+    run_generate(
+        Generate(out=out, trained_run=run, **{"chunk_size": 4, "steps": 1, "device": "cpu", **options})
+    )
     return out
 
 

@@ -16,7 +16,8 @@ from small_records import small_row, small_run, small_synthesis
 from dataset_conversion.raw.dataset import read_dataset
 from dataset_conversion.system.errors import UserError
 from dataset_conversion.system.json_files import as_json
-from law_synth.evaluation.evaluate import Evaluate
+from law_synth.evaluation.evaluate import evaluate
+from law_synth.evaluation.options import Evaluate
 from law_synth.evaluation.output import _table
 from law_synth.judging.features import load_weights
 from law_synth.records.synthetic import SourceDataset, write_rows
@@ -217,7 +218,7 @@ def clip(environment) -> Path:
 
 def evaluated(folder: Path, **options) -> dict:
     """Run the verb; -> evaluation.json with `measures` as (name, images, against) -> row."""
-    Evaluate(str(folder), **options).run()
+    evaluate(Evaluate(str(folder), **options))
     content = json.loads(((options.get("out") or folder / "evaluation") / "evaluation.json").read_text())
     content["rows"] = {(row["name"], row["images"], row["against"]): row for row in content["measures"]}
     return content
@@ -312,12 +313,12 @@ def test_mirrored_copies_are_copies(synthesise, axes):
 def test_dry_run_says_and_writes_nothing(synthesise, judge, caplog):
     folder = synthesise(follows)
     caplog.set_level("INFO")
-    Evaluate(str(folder), dry_run=True).run()
+    evaluate(Evaluate(str(folder), dry_run=True))
     assert "would compare 12 synthetic images of Dataset701_Synth with train (12 images)" in caplog.text
     assert "held-out (4 images) of Dataset700_Real" in caplog.text
     assert "no mask agreement: no --segmenter" in caplog.text
     caplog.clear()
-    Evaluate(str(folder), segmenter=judge, dry_run=True).run()
+    evaluate(Evaluate(str(folder), segmenter=judge, dry_run=True))
     assert "the judge is nnUNetTrainerBrightness__nnUNetPlans__2d, fold 0" in caplog.text
     assert "no mask agreement" not in caplog.text
     assert not (folder / "evaluation").exists()
@@ -329,14 +330,14 @@ def test_only_the_fold_of_the_synthetic_cases_judges(synthesise, judge, tmp_path
     folds = shutil.copytree(judge, tmp_path / judge.name)
     shutil.copytree(folds / "fold_0", folds / "fold_1")
     folder = synthesise(follows)
-    Evaluate(str(folder), segmenter=folds, dry_run=True).run()
+    evaluate(Evaluate(str(folder), segmenter=folds, dry_run=True))
     assert f"the judge is {judge.name}, fold 0" in caplog.messages
     rows = evaluated(folder, segmenter=folds)["rows"]
     assert f"{judge.name}, fold 0;" in rows["mDice", "synthetic", "own mask"]["protocol"]
     plans = json.loads((folds / "plans.json").read_text())
     (folds / "plans.json").write_text(json.dumps(plans | {"dataset_name": "Dataset702_Other"}))
     caplog.clear()
-    Evaluate(str(folder), segmenter=folds, dry_run=True).run()
+    evaluate(Evaluate(str(folder), segmenter=folds, dry_run=True))
     assert f"the judge is {judge.name}, fold 0+1" in caplog.text
 
 

@@ -11,12 +11,12 @@ import pytest
 import tyro
 
 from dataset_conversion.system.errors import UserError
-from law_synth.evaluation.evaluate import Evaluate
+from law_synth.evaluation.options import Evaluate
 from law_synth.experiment.command_line import command_line
 from law_synth.experiment.config import PATHS, TABLES, make_config, read_config
 from law_synth.experiment.options import Demo
 from law_synth.experiment.presets import PRESETS, SCALES, preset_content
-from law_synth.generation.generate import Generate
+from law_synth.generation.options import Generate
 from law_synth.training.options import DEFAULT_BASE, Train
 
 

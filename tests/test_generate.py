@@ -29,7 +29,8 @@ from dataset_conversion.system.errors import UserError
 from dataset_conversion.system.json_files import as_json
 from law_synth.base.model import load_base
 from law_synth.base.student import load_student
-from law_synth.generation.generate import Generate
+from law_synth.generation.generate import generate as run_generate
+from law_synth.generation.options import Generate
 from law_synth.generation.quality import QualityFilter, training_thumbnails
 from law_synth.generation.resuming import open_generation
 from law_synth.generation.sampling import ImageSampler, Sampling
@@ -61,7 +62,7 @@ def environment(trained_run, monkeypatch, tmp_path):
 
 
 def generate(out: Path, **options) -> Path:
-    Generate(out=out, **{"samples": SAMPLES, "chunk_size": CHUNK, "steps": 2, **options}).run()
+    run_generate(Generate(out=out, **{"samples": SAMPLES, "chunk_size": CHUNK, "steps": 2, **options}))
     return out
 
 
@@ -164,9 +165,11 @@ def test_shards_write_the_same_bytes(generated, tmp_path, order):
 def test_torchrun_writes_the_same_bytes(generated, tmp_path):
     out, script = tmp_path / "Dataset951", tmp_path / "script.py"
     script.write_text(
-        "import logging\nfrom pathlib import Path\nfrom law_synth.generation.generate import Generate\n"
+        "import logging\nfrom pathlib import Path\n"
+        "from law_synth.generation.generate import generate\n"
+        "from law_synth.generation.options import Generate\n"
         "logging.basicConfig(level=logging.INFO)\n"
-        f"Generate(out=Path({str(out)!r}), samples={SAMPLES}, chunk_size={CHUNK}, steps=2).run()\n"
+        f"generate(Generate(out=Path({str(out)!r}), samples={SAMPLES}, chunk_size={CHUNK}, steps=2))\n"
     )
     options = ("--standalone", "--nproc_per_node", "2")
     threads = str(torch.get_num_threads())  # torchrun's default is one
@@ -186,12 +189,12 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(generated, tmp_path):
     """kill -9, and another process goes on; they are forked from a server that has imported everything."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        ["law_synth.generation.chunks", PIPELINE, "nnunetv2.imageio.base_reader_writer"]
+        ["law_synth.generation.generate", PIPELINE, "nnunetv2.imageio.base_reader_writer"]
     )
     out = tmp_path / "Dataset951"
     verb = Generate(out=out, samples=SAMPLES, chunk_size=CHUNK, steps=2)
     for files, delay in ((0, 0.1), (1, 0), (5, 0.01), (8, 0.02), (12, 0.05)):  # images, seconds after that
-        process = context.Process(target=verb.run)
+        process = context.Process(target=run_generate, args=(verb,))
         process.start()
         while process.is_alive() and len(list(out.glob("imagesTr/law*"))) < files:
             time.sleep(0.001)
@@ -400,7 +403,7 @@ def test_senseless_options(tmp_path, options, line):
 
 def test_dry_run_says_and_writes_nothing(trained_run, tmp_path, caplog):
     caplog.set_level("INFO")
-    Generate(out=tmp_path / "Dataset951", dry_run=True, preset="paper").run()
+    run_generate(Generate(out=tmp_path / "Dataset951", dry_run=True, preset="paper"))
     assert f"model: {trained_run}" in caplog.text  # the newest
     assert (
         "9 images of 9 masks of Dataset950_Phantom, 2 chunks; ddim, 50 steps, guidance 2, fp32" in caplog.text
@@ -460,7 +463,7 @@ def test_other_sizes_of_real_images_are_said(grey_run, trained_run, tmp_path, ca
         ({"trained_run": trained_run, "with_real": True, "original_size": False}, False),
     ):
         caplog.clear()
-        Generate(out=tmp_path / "Dataset951", dry_run=True, **options).run()
+        run_generate(Generate(out=tmp_path / "Dataset951", dry_run=True, **options))
         line = "synthetic images of 64 x 64 will lie beside real ones of 70 x 50 (median)"
         assert (line in caplog.text) == ("--original-size" in caplog.text) == said
 
@@ -703,7 +706,7 @@ def test_judge_that_saw_validation_cases_is_refused(trained_run, tmp_path, caplo
         generate(tmp_path / "Dataset951", segmenter=judge)
     plans = judge / "plans.json"
     plans.write_text(plans.read_text().replace("Dataset950_Phantom", "Dataset777_Other"))
-    Generate(out=tmp_path / "Dataset951", segmenter=judge, dry_run=True).run()
+    run_generate(Generate(out=tmp_path / "Dataset951", segmenter=judge, dry_run=True))
     assert "make sure that it saw no validation or test case of fold 0" in caplog.text
     grey = json.loads((judge / "dataset.json").read_text()) | {"channel_names": {"0": "grey"}}
     several = json.loads((judge / "dataset.json").read_text())
@@ -747,7 +750,7 @@ def test_masks_of_validation_and_test_cases_are_refused(trained_run, tmp_path, c
     with pytest.raises(UserError, match="found 1 masks, all of validation or test cases"):
         generate(tmp_path / "Dataset951", masks=folder, drop_held_out_masks=True)
     shutil.copy(seen.label, folder)
-    Generate(out=tmp_path / "Dataset951", masks=folder, drop_held_out_masks=True, dry_run=True).run()
+    run_generate(Generate(out=tmp_path / "Dataset951", masks=folder, drop_held_out_masks=True, dry_run=True))
     assert "left out 1 of 2 masks" in caplog.text and "are named after no case" not in caplog.text
     (folder / f"{held_back[1].id}.png").unlink()
     Image.fromarray(np.zeros((64, 64), np.uint8)).save(folder / "empty.png")
@@ -804,7 +807,7 @@ def test_grey_is_judged_as_it_is_written(grey_run):
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ({"steps": 1000}, "found --steps 1000, expected at most 999"),
+        ({"steps": 1000}, "found --steps 1000, expected 1 to 999"),
         ({"guidance_scale": math.nan}, "scale nan"),
     ],
 )

@@ -13,8 +13,8 @@ from dataset_conversion.phantom import phantom_case
 from dataset_conversion.raw.dataset import read_dataset
 from dataset_conversion.raw.writer import RGB, RawDatasetWriter
 from dataset_conversion.system.errors import UserError
+from law_synth.generation.augmentation import augment
 from law_synth.generation.mask_files import MaskFolder, read_mask
-from law_synth.generation.masks import augment
 from law_synth.generation.warps import draw_coordinates, warp
 from law_synth.leaks import mask_group
 from law_synth.view.classes import Classes

@@ -98,11 +98,13 @@ def synthesise(folder: Path, run: Path) -> None:
     There is no judge: its numbers are put in.
     """
     from law_synth.evaluation import output as report
-    from law_synth.evaluation.evaluate import Evaluate
-    from law_synth.evaluation.image_sets import read_subject
-    from law_synth.evaluation.per_image import LAYOUT, find
-    from law_synth.evaluation.set_measures import measure_all
-    from law_synth.generation.generate import Generate
+    from law_synth.evaluation.all_metrics import measure_all
+    from law_synth.evaluation.image_sets import read_compared_sets
+    from law_synth.evaluation.mask_metrics import JUDGED_COLUMNS
+    from law_synth.evaluation.options import Evaluate
+    from law_synth.evaluation.per_image import measure_images
+    from law_synth.generation.generate import generate
+    from law_synth.generation.options import Generate
     from nnunet_order.evaluation_output import write_csv
 
     law, uniform = synthesis("law"), synthesis("uniform")
@@ -114,17 +116,17 @@ def synthesise(folder: Path, run: Path) -> None:
     ]
     # The last line is still being written.
     (copy / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 2')
-    Generate(out=out, trained_run=copy, samples=6, steps=2, device="cpu", max_similarity=1.0).run()
+    generate(Generate(out=out, trained_run=copy, samples=6, steps=2, device="cpu", max_similarity=1.0))
     options = Evaluate(dataset=str(out), device="cpu", reference="train")
-    subject = read_subject(options.dataset, None)
-    findings = find(options, subject, ("train",))
-    judged = dict.fromkeys(LAYOUT[3:], np.linspace(0.2, 0.9, len(subject.synthetic)))
-    layouts = findings.layouts | {"synthetic": findings.layouts["synthetic"] | judged}
-    findings = dataclasses.replace(findings, layouts=layouts)
+    sets = read_compared_sets(options.dataset, None)
+    results = measure_images(options, sets, ("train",))
+    judged = dict.fromkeys(JUDGED_COLUMNS, np.linspace(0.2, 0.9, len(sets.synthetic)))
+    columns = results.mask_columns | {"synthetic": results.mask_columns["synthetic"] | judged}
+    results = dataclasses.replace(results, mask_columns=columns)
     evaluation = folder / law["evaluation"]
     evaluation.mkdir(parents=True)
-    write_csv(evaluation / "per_case.csv", report.per_case_rows(findings))
-    content = report.as_json(findings, measure_all(findings, 0), dataclasses.asdict(options))
+    write_csv(evaluation / "per_case.csv", report.per_case_rows(results))
+    content = report.report_content(results, measure_all(results, 0), dataclasses.asdict(options))
     (evaluation / "evaluation.json").write_text(json.dumps(content, default=str))
     for part in ("run", "dataset", "evaluation"):
         shutil.copytree(folder / law[part], folder / uniform[part])

@@ -8,10 +8,10 @@ from dataset_conversion.phantom import ConvertPhantom
 from dataset_conversion.subset import ConvertSubset
 from dataset_conversion.system.errors import UserError
 from law_synth.base.options import InitBase
-from law_synth.evaluation.evaluate import Evaluate as EvaluateSynthesis
+from law_synth.evaluation.options import Evaluate as EvaluateSynthesis
 from law_synth.experiment.options import Demo as LawDemo
 from law_synth.experiment.options import Experiment
-from law_synth.generation.generate import Generate
+from law_synth.generation.options import Generate
 from law_synth.training.options import Train
 from nnunet_order.benchmark import Benchmark
 from nnunet_order.comparing.compare import Compare

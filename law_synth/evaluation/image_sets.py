@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -20,7 +19,8 @@ from dataset_conversion.system.errors import UserError
 from dataset_conversion.system.files import hash_file
 from dataset_conversion.system.json_files import as_json
 from law_synth.base.options import SLICES_PER_CASE
-from law_synth.records.run import RunSettings
+from law_synth.judging.segmenter import Segmenter
+from law_synth.records.run import RunConfig
 from law_synth.records.synthetic import (
     DESCRIPTION,
     MANIFEST,
@@ -32,9 +32,6 @@ from law_synth.records.synthetic import (
 from law_synth.view.places import Geometry
 from law_synth.view.resize import resize_mask
 from law_synth.view.slices import Slice, SliceView, view_from, view_of
-
-if TYPE_CHECKING:
-    from law_synth.judging.segmenter import Segmenter
 
 Size = tuple[int, int]  # (H, W)
 
@@ -85,11 +82,11 @@ class ImageSet:
         resizes = geometry is not None and self._resizes(geometry.shape)
         return geometry.resized(self.size) if resizes else geometry
 
-    def find(self, segmenter: Segmenter, index: int, image: np.ndarray) -> np.ndarray:
+    def measure_images(self, segmenter: Segmenter, index: int, image: np.ndarray) -> np.ndarray:
         """Class numbers (H, W) that a segmenter finds in the image of `read`, as stored where it can."""
         if not self._resizes(self.view.stored_size(self.slices[index])):
             return segmenter.find_slice(self.view, self.slices[index])
-        return segmenter.find(self.view, image, self.geometry(index))
+        return segmenter.measure_images(self.view, image, self.geometry(index))
 
     @property
     def window(self) -> str:
@@ -132,7 +129,7 @@ class ImageSet:
 
 
 @dataclass(frozen=True)
-class Subject:
+class ComparedSets:
     """What is evaluated: synthetic cases, and the real sets that they are compared with."""
 
     synthetic: ImageSet
@@ -150,7 +147,7 @@ class Subject:
     @property
     def fold(self) -> Fold | None:
         """Fold whose training cases the synthetic ones come from; None where that is unknown."""
-        return self.record and self.record.run.fold
+        return None if self.record is None else self.record.run.fold
 
     def groups(self, name: str) -> list[str]:
         """Patient or video of each image of a set; a synthetic one is of its mask's."""
@@ -166,7 +163,7 @@ class Subject:
         return [(i, position[source]) for i, source in enumerate(self.sources) if source in position]
 
 
-def read_subject(synthetic: str, real: str | None) -> Subject:
+def read_compared_sets(synthetic: str, real: str | None) -> ComparedSets:
     """Find the data sets and who belongs where. UserError: no source data set, cases missing, no cases."""
     dataset = find_dataset(synthetic)
     record = read_synthesis(dataset.folder) if (dataset.folder / DESCRIPTION).is_file() else None
@@ -195,7 +192,7 @@ def read_subject(synthetic: str, real: str | None) -> Subject:
         name: ImageSet(name, real_view, tuple(of_set), size) for name, of_set in of_sets.items() if of_set
     }
     sources = tuple(None if kept is None else kept[one.case] for one in slices)
-    return Subject(ImageSet("synthetic", view, tuple(slices)), sources, references, record)
+    return ComparedSets(ImageSet("synthetic", view, tuple(slices)), sources, references, record)
 
 
 def common_size(view: SliceView, slices: Sequence[Slice]) -> Size | None:
@@ -205,7 +202,7 @@ def common_size(view: SliceView, slices: Sequence[Slice]) -> Size | None:
 
 
 def _views(
-    dataset: RawDataset, source: RawDataset, run: RunSettings | None, train_ids: Sequence[str]
+    dataset: RawDataset, source: RawDataset, run: RunConfig | None, train_ids: Sequence[str]
 ) -> tuple[SliceView, SliceView]:
     """Synthetic and real data set as the run saw the real one; as they are where no run is known.
 
@@ -244,7 +241,7 @@ def _kept_samples(folder: Path) -> dict[str, Slice | None] | None:
     return {row.case: source_slice(row) for row in read_rows(folder) if row.kept}
 
 
-def _reference_ids(source: RawDataset, run: RunSettings | None) -> dict[str, list[str]]:
+def _reference_ids(source: RawDataset, run: RunConfig | None) -> dict[str, list[str]]:
     every_case = [case.id for case in source.training_cases]
     if run is None:
         return {"train": every_case, "held-out": []}

@@ -16,9 +16,9 @@ from dataset_conversion.raw.folds import Fold
 from dataset_conversion.system.errors import UserError
 from dataset_conversion.system.options import check_seed
 from law_synth.base.options import InitBase
-from law_synth.evaluation.evaluate import Evaluate
+from law_synth.evaluation.options import Evaluate
 from law_synth.experiment.command_line import parse
-from law_synth.generation.generate import Generate
+from law_synth.generation.options import Generate
 from law_synth.training.options import DEFAULT_BASE, Train
 from law_synth.weightings import WEIGHTINGS
 

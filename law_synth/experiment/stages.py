@@ -13,14 +13,14 @@ from dataset_conversion.raw.dataset import RawDataset, find_dataset
 from dataset_conversion.raw.folds import Fold, drawn_cases, fold_cases, read_splits
 from dataset_conversion.subset import ConvertSubset, source_splits
 from dataset_conversion.system.errors import UserError
-from law_synth.audit.audit import Audit
+from law_synth.audit.options import Audit
 from law_synth.base.options import InitBase
-from law_synth.evaluation.evaluate import Evaluate
+from law_synth.evaluation.options import Evaluate
 from law_synth.experiment.budget import iterations_per_epoch, samples
 from law_synth.experiment.command_line import command_line
 from law_synth.experiment.config import PATHS, REAL, Config, Options
 from law_synth.experiment.synthesis import Synthesis
-from law_synth.generation.generate import Generate
+from law_synth.generation.options import Generate
 from law_synth.leaks import cases_behind_base, refuse_informed_base
 from law_synth.records.base import read_base_config
 from law_synth.training.options import Train

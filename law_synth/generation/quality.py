@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from law_synth.judging.agreement import MEAN, agreement
 from law_synth.judging.features import nearest, thumbnails, with_mirrored
-
-if TYPE_CHECKING:
-    from law_synth.judging.segmenter import Segmenter
-    from law_synth.view.places import Geometry
-    from law_synth.view.slices import Slice, SliceView
+from law_synth.judging.segmenter import Segmenter
+from law_synth.view.places import Geometry
+from law_synth.view.slices import Slice, SliceView
 
 CONSTANT = 2  # grey levels from darkest to brightest in every channel; a rounding error is no picture
 MANY = 200  # images that deserve a progress bar

@@ -7,35 +7,30 @@ import logging
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from dataset_conversion.folder import read_groups
 from dataset_conversion.raw.dataset import RawDataset, find_dataset
 from dataset_conversion.system.errors import UserError
 from dataset_conversion.system.provenance import package_versions
 from law_synth.devices import has_bf16
-from law_synth.generation.generate import PRESETS
+from law_synth.generation.augmentation import augment
 from law_synth.generation.mask_files import MaskFolder
-from law_synth.generation.masks import augment
 from law_synth.generation.nested_masks import Nesting, find_nestings
+from law_synth.generation.options import PRESETS, Generate
 from law_synth.generation.sampling import Sampling, derived_seed
-from law_synth.judging.segmenter import judge_of_fold
+from law_synth.judging.segmenter import Segmenter, judge_of_fold
 from law_synth.leaks import HeldOutMasks, refuse_leaks
 from law_synth.records.hard_cases import HardCases, read_hard_cases
 from law_synth.records.run import TrainedRun, newest_run, read_run
 from law_synth.records.synthetic import Recipe, SourceDataset, SynthesisRecord, SynthesisRow
 from law_synth.view.mask_sources import MaskSource, case_masks, mask_hash
+from law_synth.view.places import Geometry
 from law_synth.view.resize import resize_mask
-
-if TYPE_CHECKING:
-    import torch
-
-    from law_synth.generation.generate import Generate
-    from law_synth.judging.segmenter import Segmenter
-    from law_synth.view.places import Geometry
-    from law_synth.view.slices import SliceView
+from law_synth.view.slices import SliceView
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +64,7 @@ class Prepared(NamedTuple):
 class GenerationPlan:
     """Everything that decides what a generation writes; `make_plan` makes it."""
 
-    verb: Generate
+    options: Generate
     run: TrainedRun
     dataset: RawDataset
     view: SliceView
@@ -84,7 +79,7 @@ class GenerationPlan:
     @cached_property
     def samples(self) -> list[Sample]:
         """In the order of their index."""
-        seed = self.verb.seed
+        seed = self.options.seed
         return [
             Sample(
                 index,
@@ -98,16 +93,16 @@ class GenerationPlan:
 
     def _source_indices(self) -> list[int]:
         """Per sample: the sources follow each other round and round, or the hard ones come more often."""
-        count = self.verb.samples or len(self.sources)
+        count = self.options.samples or len(self.sources)
         if self.hard_cases is None:
             return [index % len(self.sources) for index in range(count)]
         cases = [source.case for source in self.sources]
-        return self.hard_cases.draw(cases, count, derived_seed(self.verb.seed, 0, "hard cases"))
+        return self.hard_cases.draw(cases, count, derived_seed(self.options.seed, 0, "hard cases"))
 
     @cached_property
     def chunks(self) -> list[list[Sample]]:
         """The samples in groups of --chunk-size; the last may be shorter."""
-        size = self.verb.chunk_size
+        size = self.options.chunk_size
         return [self.samples[start : start + size] for start in range(0, len(self.samples), size)]
 
     @property
@@ -116,8 +111,8 @@ class GenerationPlan:
 
         Those of volumes are, or will be; else a segmenter would see lesions at two scales.
         """
-        given = self.verb.original_size
-        return self.view.is_volumetric or self.verb.with_real if given is None else given
+        given = self.options.original_size
+        return self.view.is_volumetric or self.options.with_real if given is None else given
 
     def prepare(self, chunk: int) -> Prepared:
         """Read and vary the masks of a chunk's samples."""
@@ -127,7 +122,7 @@ class GenerationPlan:
         return Prepared(masks, geometries, np.stack([resize_mask(mask, size) for mask in masks]))
 
     def _vary(self, sample: Sample) -> np.ndarray:
-        kind, size = self.verb.mask_augment, self.run.size
+        kind, size = self.options.mask_augment, self.run.size
         return augment(sample.source.read(), kind, sample.mask_seed, size, self.nestings)
 
     def row(
@@ -146,8 +141,8 @@ class GenerationPlan:
             source_slice=sample.source.index,
             source_mask=sample.source.name,
             mask_sha256=mask_hash(mask),
-            mask_augmentation=self.verb.mask_augment,
-            mask_seed=None if self.verb.mask_augment == "none" else sample.mask_seed,
+            mask_augmentation=self.options.mask_augment,
+            mask_seed=None if self.options.mask_augment == "none" else sample.mask_seed,
             prompt=self.sampling.prompt,
             sampler=self.sampling.sampler,
             steps=self.sampling.steps,
@@ -157,26 +152,23 @@ class GenerationPlan:
         )
 
     def description(self) -> SynthesisRecord:
-        """Content of synthesis.json. Its recipe decides the bytes that are written, so that a resume compares
-        it."""
-        import torch
-
-        verb = self.verb
+        """Content of synthesis.json; a resume compares its recipe, which decides the generated bytes."""
+        options = self.options
         recipe = Recipe(
             model=self.run.hash,
             base=self.run.config.base.hash,
             data_set=self.dataset.name,
             masks=self._masks_digest(),
             samples=len(self.samples),
-            mask_augment=verb.mask_augment,
-            with_real=verb.with_real,
+            mask_augment=options.mask_augment,
+            with_real=options.with_real,
             original_size=self.original_size,
             **asdict(self.sampling),
             segmenter=self.segmenter and self.segmenter.hash,
-            min_agreement=verb.min_agreement,
-            max_similarity=verb.max_similarity,
-            chunk_size=verb.chunk_size,
-            seed=verb.seed,
+            min_agreement=options.min_agreement,
+            max_similarity=options.max_similarity,
+            chunk_size=options.chunk_size,
+            seed=options.seed,
             device=self.device.type,
             nesting=[*map(list, self.nestings)] or None,
             hard_cases=self.hard_cases and self.hard_cases.hash,
@@ -208,39 +200,39 @@ class GenerationPlan:
         return digest.hexdigest()
 
 
-def make_plan(verb: Generate, device: torch.device) -> GenerationPlan:
+def make_plan(options: Generate, device: torch.device) -> GenerationPlan:
     """Find run, data set, masks and judge. UserError: one is not usable, or something would leak."""
-    run = read_run(verb.trained_run) if verb.trained_run is not None else newest_run()
+    run = read_run(options.trained_run) if options.trained_run is not None else newest_run()
     recorded = (run.dataset_folder / "dataset.json").is_file()
     dataset = find_dataset(run.dataset_folder if recorded else run.dataset_name)
     view = run.view(dataset)
-    judge = judge_of_fold(Path(verb.segmenter), device, run.fold, dataset) if verb.segmenter else None
+    judge = judge_of_fold(Path(options.segmenter), device, run.fold, dataset) if options.segmenter else None
     refuse_leaks(run, dataset, judge)
-    sources = case_masks(view, run.slices) if verb.masks is None else _folder_sources(verb, run, view)
-    nestings = _nestings(run, view) if verb.mask_augment in ("nested", "nested-elastic") else []
+    sources = case_masks(view, run.slices) if options.masks is None else _folder_sources(options, run, view)
+    nestings = _nestings(run, view) if options.mask_augment in ("nested", "nested-elastic") else []
     name = dataset.name
-    hard_cases = verb.hard_cases and read_hard_cases(verb.hard_cases, name, run.fold, run.train_cases)
-    sampling = _sampling(verb, run, device)
-    return GenerationPlan(verb, run, dataset, view, sources, nestings, hard_cases, judge, sampling, device)
+    hard_cases = options.hard_cases and read_hard_cases(options.hard_cases, name, run.fold, run.train_cases)
+    sampling = _sampling(options, run, device)
+    return GenerationPlan(options, run, dataset, view, sources, nestings, hard_cases, judge, sampling, device)
 
 
-def _sampling(verb: Generate, run: TrainedRun, device: torch.device) -> Sampling:
-    sampler, steps = PRESETS[verb.preset]
+def _sampling(options: Generate, run: TrainedRun, device: torch.device) -> Sampling:
+    sampler, steps = PRESETS[options.preset]
     return Sampling(
-        verb.sampler or sampler,
-        verb.steps or steps,
-        verb.guidance_scale or run.config.guidance_scale,
-        run.config.prompt if verb.prompt is None else verb.prompt,
-        verb.dtype or ("fp32" if device.type == "cpu" else "bf16" if has_bf16(device) else "fp16"),
-        verb.compile,
+        options.sampler or sampler,
+        options.steps or steps,
+        options.guidance_scale or run.config.guidance_scale,
+        run.config.prompt if options.prompt is None else options.prompt,
+        options.dtype or ("fp32" if device.type == "cpu" else "bf16" if has_bf16(device) else "fp16"),
+        options.compile,
     )
 
 
-def _folder_sources(verb: Generate, run: TrainedRun, view: SliceView) -> list[MaskSource]:
+def _folder_sources(options: Generate, run: TrainedRun, view: SliceView) -> list[MaskSource]:
     """The masks of --masks, none of them of a validation or test case."""
-    groups = read_groups(verb.mask_groups) if verb.mask_groups is not None else {}
-    sources = MaskFolder(view, run.slices, run.size, verb.slices_per_mask).sources(verb.masks)
-    kept = HeldOutMasks(run, view, groups).taken_out(sources, verb.drop_held_out_masks)
+    groups = read_groups(options.mask_groups) if options.mask_groups is not None else {}
+    sources = MaskFolder(view, run.slices, run.size, options.slices_per_mask).sources(options.masks)
+    kept = HeldOutMasks(run, view, groups).taken_out(sources, options.drop_held_out_masks)
     return with_own_masks(kept, case_masks(view, run.slices))
 
 

@@ -5,20 +5,20 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from law_synth.base.model import BaseModel
+from law_synth.base.pipeline import SamplerName, new_pipeline
 from law_synth.view.classes import condition
 
 if TYPE_CHECKING:
     from diffusers import ControlNetModel, UNet2DConditionModel
 
-    from law_synth.base.model import BaseModel
 
-SamplerName = Literal["ddim", "unipc", "dpm++"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -113,36 +113,3 @@ def derived_seed(seed: int, index: int, purpose: str) -> int:
     """A seed of 63 bits for one sample and purpose."""
     digest = hashlib.sha256(f"{seed}/{index}/{purpose}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
-
-
-def new_pipeline(base: BaseModel, controlnet: nn.Module, unet: nn.Module, sampler: SamplerName) -> Any:
-    """Stock StableDiffusionControlNetPipeline without safety checker, which turns lesions black."""
-    from diffusers import StableDiffusionControlNetPipeline
-
-    pipeline = StableDiffusionControlNetPipeline(
-        vae=base.vae,
-        text_encoder=base.text_encoder,
-        tokenizer=base.tokenizer,
-        unet=unet,
-        controlnet=controlnet,
-        scheduler=new_scheduler(base, sampler),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
-
-
-def new_scheduler(base: BaseModel, sampler: SamplerName) -> Any:
-    """A deterministic sampler with the base's noise levels and prediction type."""
-    from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
-
-    config = base.scheduler.config
-    if sampler == "ddim":  # as Stable Diffusion 1.5 sets it; eta is 0 by the pipeline's default
-        return DDIMScheduler.from_config(
-            config, clip_sample=False, set_alpha_to_one=False, steps_offset=1, timestep_spacing="leading"
-        )
-    return {"unipc": UniPCMultistepScheduler, "dpm++": DPMSolverMultistepScheduler}[sampler].from_config(
-        config
-    )

@@ -1,4 +1,4 @@
-"""Which masks deserve more images: the Dice of each training case, its file, and what is drawn by it."""
+"""The file of `law-synth mine`: the Dice of each training case, and the masks that are drawn by it."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from msgspec import Meta
 
 from dataset_conversion.raw.folds import Fold
 from dataset_conversion.system.errors import UserError
@@ -18,29 +19,26 @@ from dataset_conversion.system.names import check_case_id
 
 FORMAT = 1
 FLOOR = 0.1  # weight of a case that was segmented without an error, so that none is forgotten
-REMEDY = "run law-synth mine again"
+AGAIN = "run law-synth mine again"
 
 
 @dataclass(frozen=True)
 class HardCases:
-    """Content of a file of `law-synth mine`, with the order of its fields there."""
+    """How well a segmenter found the lesions of a fold's training cases."""
 
+    format: int
     dataset: str
     fold: Fold
     segmenter: str
+    """Name of the model."""
     segmenter_sha256: str
-    dice: dict[str, int | float]
-    """Case id -> Dice of the segmenter's lesion and the mask."""
-
-    @property
-    def json(self) -> dict[str, Any]:
-        """As the file has it."""
-        return {"format": FORMAT, **as_json(self)}
+    dice: dict[str, Annotated[float, Meta(ge=0, le=1)]]
+    """Case id -> Dice of the mask that the segmenter found and the case's own."""
 
     @property
     def hash(self) -> str:
         """sha256 of the content, however it is laid out in the file."""
-        return hashlib.sha256(json.dumps(self.json, sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(as_json(self), sort_keys=True).encode()).hexdigest()
 
     def draw(self, cases: Sequence[str], count: int, seed: int) -> list[int]:
         """Indices (count,) into `cases`, ascending: the worse a case was segmented, the more often it comes.
@@ -55,54 +53,52 @@ class HardCases:
         return np.minimum(ends.searchsorted(comb, side="right"), len(cases) - 1).tolist()  # the sum may round
 
 
+def write_hard_cases(path: Path, hard_cases: HardCases) -> None:
+    """Write the file at once or not at all. UserError: the disk is full, or the place cannot be written."""
+    write_json(path, as_json(hard_cases))
+
+
 def read_hard_cases(path: Path, dataset: str, fold: Fold, train_cases: Sequence[str]) -> HardCases:
     """Read a file of `law-synth mine`.
 
-    UserError: missing or malformed, of another data set or fold, or not of exactly the training cases.
+    UserError: it is missing or malformed, is of another data set or fold, or does not hold exactly the
+    training cases.
     """
-    hard = _read(path)
-    if (hard.dataset, hard.fold) != (dataset, fold):
+    content = _load(path)
+    if (content.dataset, content.fold) != (dataset, fold):
         raise UserError(
-            f"{path}: found fold {hard.fold} of {hard.dataset}, expected fold {fold} of {dataset}; run "
+            f"{path}: found fold {content.fold} of {content.dataset}, expected fold {fold} of {dataset}; run "
             f"law-synth mine --dataset {dataset} --fold {fold}"
         )
-    if outside := sorted(set(hard.dice) - set(train_cases)):
+    if outside := sorted(set(content.dice) - set(train_cases)):
         raise UserError(
             f"{path}: found {outside[0]} ({len(outside)} such), expected training cases of fold {fold} only: "
-            f"it would leak; {REMEDY}"
+            f"it would leak; {AGAIN}"
         )
-    if missing := sorted(set(train_cases) - set(hard.dice)):
+    if missing := sorted(set(train_cases) - set(content.dice)):
         raise UserError(
             f"{path}: found no Dice of {missing[0]} ({len(missing)} such), expected one of each training "
-            f"case of fold {fold}; {REMEDY}"
+            f"case of fold {fold}; {AGAIN}"
         )
-    return hard
+    return content
 
 
 def is_hard_cases(path: Path) -> bool:
     """Whether `path` is a file of `law-synth mine`."""
     try:
-        _read(path)
+        _load(path)
     except UserError:
         return False
     return True
 
 
-def write_hard_cases(path: Path, hard: HardCases) -> None:
-    """Write a file of `law-synth mine`."""
-    write_json(path, hard.json)
-
-
-def checked_hard_cases(hard: HardCases, path: Path) -> HardCases:
-    """With ids that are safe to make files of. UserError: odd ids; a Dice outside of 0 to 1."""
-    for case, dice in hard.dice.items():
-        if not 0 <= dice <= 1:
-            raise UserError(f"{path}: found a Dice of {dice} at dice.{case}, expected 0 to 1; {REMEDY}")
-    return replace(hard, dice={check_case_id(case, path): dice for case, dice in hard.dice.items()})
-
-
-def _read(path: Path) -> HardCases:
-    content = read_json(path, dict[str, Any], REMEDY)
+def _load(path: Path) -> HardCases:
+    content = read_json(path, dict[str, Any], AGAIN)
     if content.get("format") != FORMAT:
-        raise UserError(f"{path}: found format {content.get('format')}, expected {FORMAT}; {REMEDY}")
-    return checked_hard_cases(converted(content, HardCases, path, REMEDY), path)
+        raise UserError(f"{path}: found format {content.get('format')}, expected {FORMAT}; {AGAIN}")
+    return with_checked_ids(converted(content, HardCases, path, AGAIN), path)
+
+
+def with_checked_ids(hard: HardCases, path: Path) -> HardCases:
+    """As it was read from `path`, with ids that are safe to make files of. UserError: odd ids."""
+    return replace(hard, dice={check_case_id(case, path): dice for case, dice in hard.dice.items()})

@@ -17,7 +17,7 @@ from dataset_conversion.system.errors import UserError
 from dataset_conversion.system.files import hash_file, write_atomically
 from dataset_conversion.system.json_files import as_json, converted, parse_json, read_json, write_json
 from dataset_conversion.system.names import check_case_id, check_inside
-from law_synth.records.hard_cases import HardCases, checked_hard_cases
+from law_synth.records.hard_cases import HardCases, with_checked_ids
 from law_synth.records.run import RunConfig, check_format, checked_config, config_as_json
 from law_synth.view.slices import Slice
 
@@ -98,8 +98,6 @@ class SynthesisRecord:
         }
         if self.hard_cases is None:
             del content["hard_cases"]
-        else:
-            content["hard_cases"] = self.hard_cases.json
         return content
 
 
@@ -159,7 +157,7 @@ def read_synthesis(folder: Path) -> SynthesisRecord:
     if isinstance(content.get("run"), dict):
         check_format(content["run"], path)
     found = converted(content, SynthesisRecord, path, REMEDY)
-    hard = found.hard_cases and checked_hard_cases(found.hard_cases, path)
+    hard = found.hard_cases and with_checked_ids(found.hard_cases, path)
     return replace(found, run=checked_config(found.run, path), hard_cases=hard)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dataset_conversion.system.errors import writing
 from law_synth.base.model import BaseModel
-from law_synth.generation.sampling import new_pipeline
+from law_synth.base.pipeline import new_pipeline
 from law_synth.objective import Batch, TrainingObjective, add_noise, velocity
 from law_synth.records.run import PICTURED
 from law_synth.training.data import Sampler, TrainingData

@@ -1,4 +1,4 @@
-"""Masks to generate from, with owner and place. A mask is a uint8 map of class numbers, 0 to K."""
+"""Masks to generate from, with their owners and places. A mask is a uint8 map of class numbers, 0 to K."""
 
 from __future__ import annotations
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from dataset_conversion.raw.cases import COLOUR_ENDINGS, Case
 from dataset_conversion.raw.dataset import (
@@ -19,6 +18,7 @@ from dataset_conversion.raw.description import load_table
 from dataset_conversion.raw.folds import fold_cases
 from dataset_conversion.system.errors import UserError
 from law_synth.audit.finding import NotPossible
+from law_synth.audit.options import Audit
 from law_synth.leaks import unseen_cases
 from law_synth.records.run import RunConfig
 from law_synth.records.synthetic import (
@@ -32,9 +32,6 @@ from law_synth.records.synthetic import (
 )
 from law_synth.view.record import ViewRecord
 from law_synth.view.slices import Slice, SliceView, view_from
-
-if TYPE_CHECKING:
-    from law_synth.audit.audit import Audit
 
 
 @dataclass(frozen=True)
@@ -63,8 +60,8 @@ class KeptCases(RawDataset):
 
 
 @dataclass(frozen=True)
-class Subject:
-    """What is audited; `read_subject` makes it."""
+class AuditedData:
+    """What is audited; `read_audited_data` makes it."""
 
     dataset: KeptCases
     record: SynthesisRecord
@@ -142,7 +139,7 @@ class Subject:
         return Slice(case_id, 0 if self.view.is_volumetric else None)
 
 
-def read_subject(options: Audit) -> Subject:
+def read_audited_data(options: Audit) -> AuditedData:
     """Find the data set, its manifest and its source. UserError: it is not one that generate has finished."""
     folder = _find_folder(options.dataset)
     content = load_table(folder / "dataset.json", "a raw data set", REMEDY)
@@ -157,7 +154,7 @@ def read_subject(options: Audit) -> Subject:
         source, reason = None, f"its source is gone ({error}); give --real"
     ids = tuple(row.case for row in rows if row.kept)
     dataset = KeptCases(folder, content, ids, _channel_files(content, record.run.view))
-    return Subject(dataset, record, rows, source, reason)
+    return AuditedData(dataset, record, rows, source, reason)
 
 
 def _channel_files(description: dict, view: ViewRecord) -> int:

@@ -5,37 +5,34 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dataset_conversion.raw.folds import splits_files
 from dataset_conversion.system.errors import UserError
 from dataset_conversion.system.files import hash_file
+from law_synth.audit.audited_data import AuditedData
 from law_synth.audit.finding import Finding, NotPossible, changed, leak
-from law_synth.generation.masks import augment
+from law_synth.audit.options import Audit
+from law_synth.generation.augmentation import augment
 from law_synth.generation.nested_masks import Nesting
 from law_synth.judging.agreement import MEAN, agreement
 from law_synth.records.synthetic import FOLDER, SynthesisRow, read_chunks, source_slice
 from law_synth.view.mask_sources import mask_hash
 from law_synth.view.resize import resize_mask
 
-if TYPE_CHECKING:
-    from law_synth.audit.audit import Audit
-    from law_synth.audit.subject import Subject
-
 SAME_AUGMENTED = 0.99  # Dice; another version of SciPy may round a few pixels of a border differently
 
 
-def check_manifest(subject: Subject, options: Audit) -> tuple[list[Finding], str]:
+def check_manifest(audited: AuditedData, options: Audit) -> tuple[list[Finding], str]:
     """synthesis.jsonl has one line per sample, and the lines that the chunks were written with."""
-    findings, rows = [], subject.rows
+    findings, rows = [], audited.rows
     cases = [row.case for row in rows]
-    if len(set(cases)) != len(cases) or len(rows) != subject.options.samples:
-        what = f"{len(rows)} lines of {len(set(cases))} cases, not {subject.options.samples}"
+    if len(set(cases)) != len(cases) or len(rows) != audited.options.samples:
+        what = f"{len(rows)} lines of {len(set(cases))} cases, not {audited.options.samples}"
         findings.append(changed("synthesis.jsonl", what))
     found = {row.case: row for row in rows}
-    recorded = {row.case: row for chunk in read_chunks(subject.dataset.folder) for row in chunk.rows}
+    recorded = {row.case: row for chunk in read_chunks(audited.dataset.folder) for row in chunk.rows}
     if not recorded:
         raise NotPossible(f"there is no {FOLDER}/ with the chunks' own records")
     for case in sorted({*cases, *recorded}):
@@ -44,17 +41,17 @@ def check_manifest(subject: Subject, options: Audit) -> tuple[list[Finding], str
     return findings, f"{len(rows)} lines, {len(recorded)} samples in the chunks' records"
 
 
-def check_cases(subject: Subject, options: Audit) -> tuple[list[Finding], str]:
+def check_cases(audited: AuditedData, options: Audit) -> tuple[list[Finding], str]:
     """There are the kept samples, with --with-real the fold's real cases, and nothing else."""
-    folder, ending, description = subject.dataset.folder, subject.dataset.file_ending, subject.dataset.json
-    real = [subject.real.case(case_id) for case_id in sorted(subject.real_ids)]
-    cases = [*subject.dataset.training_cases, *real]
+    folder, ending, description = audited.dataset.folder, audited.dataset.file_ending, audited.dataset.json
+    real = [audited.real.case(case_id) for case_id in sorted(audited.real_ids)]
+    cases = [*audited.dataset.training_cases, *real]
     images = {f"{case.id}_{c:04d}{ending}" for case in cases for c in range(len(case.images))}
-    ids = {*subject.kept, *subject.real_ids}
+    ids = {*audited.kept, *audited.real_ids}
     findings = []
     for part, expected in (("imagesTr", images), ("labelsTr", {f"{case}{ending}" for case in ids})):
         found = {path.name for path in (folder / part).glob("*") if not path.name.endswith(".partial")}
-        findings += [_foreign(subject, part, name) for name in sorted(found - expected)]
+        findings += [_foreign(audited, part, name) for name in sorted(found - expected)]
         findings += [
             changed(f"{part}/{name}", "not there", "it was kept") for name in sorted(expected - found)
         ]
@@ -63,40 +60,40 @@ def check_cases(subject: Subject, options: Audit) -> tuple[list[Finding], str]:
     if description.get("numTraining") != len(ids):
         what = f"numTraining {description.get('numTraining')}, not {len(ids)}"
         findings.append(changed("dataset.json", what))
-    if subject.source is not None:
+    if audited.source is not None:
         keys = ("channel_names", "labels", "regions_class_order", "file_ending")
-        different = [key for key in keys if description.get(key) != subject.source.json.get(key)]
+        different = [key for key in keys if description.get(key) != audited.source.json.get(key)]
         findings += [changed("dataset.json", f"other {key} than the source") for key in different]
-    return findings, f"{len(subject.kept)} synthetic and {len(real)} real cases"
+    return findings, f"{len(audited.kept)} synthetic and {len(real)} real cases"
 
 
-def check_labels(subject: Subject, options: Audit) -> tuple[list[Finding], str]:
+def check_labels(audited: AuditedData, options: Audit) -> tuple[list[Finding], str]:
     """Each label is, pixel for pixel, the mask that its image was generated from, and its source's."""
     findings = []
-    for case_id, row in subject.kept.items():
+    for case_id, row in audited.kept.items():
         try:
-            mask = subject.view.read_mask(subject.sample(case_id))
+            mask = audited.view.read_mask(audited.sample(case_id))
         except UserError as error:
             findings.append(changed(case_id, f"{error}"))
             continue
-        if mask_hash(resize_mask(mask, subject.run.size)) != row.mask_sha256:
+        if mask_hash(resize_mask(mask, audited.run.size)) != row.mask_sha256:
             findings.append(changed(case_id, "its label is not the mask that it was generated from"))
-        elif subject.source is not None and not _is_mask_of_source(subject, row, mask):
+        elif audited.source is not None and not _is_mask_of_source(audited, row, mask):
             findings.append(changed(case_id, f"its label is not the mask of {source_slice(row).id}"))
-    if subject.source is None and not findings:
-        raise NotPossible(f"all have the recorded sha256, but {subject.no_source}")
-    return findings, f"{len(subject.kept)} labels against sha256 and source mask"
+    if audited.source is None and not findings:
+        raise NotPossible(f"all have the recorded sha256, but {audited.no_source}")
+    return findings, f"{len(audited.kept)} labels against sha256 and source mask"
 
 
-def check_images(subject: Subject, options: Audit) -> tuple[list[Finding], str]:
+def check_images(audited: AuditedData, options: Audit) -> tuple[list[Finding], str]:
     """Images can be read, are as large as their labels, and have the bytes that were written."""
-    chunks = read_chunks(subject.dataset.folder)
+    chunks = read_chunks(audited.dataset.folder)
     digests = {name: sha256 for chunk in chunks for name, sha256 in chunk.files.items()}
     findings = []
-    for case_id in subject.kept:
-        case = subject.dataset.case(case_id)
+    for case_id in audited.kept:
+        case = audited.dataset.case(case_id)
         try:
-            subject.view.read(subject.sample(case_id))
+            audited.view.read(audited.sample(case_id))
         except UserError as error:
             findings.append(changed(case_id, f"{error}"))
             continue
@@ -106,14 +103,14 @@ def check_images(subject: Subject, options: Audit) -> tuple[list[Finding], str]:
                 findings.append(changed(name, "not the bytes that its chunk's record has"))
     if not digests and not findings:
         raise NotPossible(f"all can be read, but there is no {FOLDER}/ with the sha256 of what was written")
-    return findings, f"{len(subject.kept)} images, {len(digests)} recorded files"
+    return findings, f"{len(audited.kept)} images, {len(digests)} recorded files"
 
 
-def check_real_cases(subject: Subject, options: Audit) -> tuple[list[Finding], str]:
+def check_real_cases(audited: AuditedData, options: Audit) -> tuple[list[Finding], str]:
     """Real cases are byte for byte those of the source."""
-    findings, folder = [], subject.dataset.folder
-    for case in (subject.real.case(case_id) for case_id in sorted(subject.real_ids)):
-        ending = subject.real.file_ending
+    findings, folder = [], audited.dataset.folder
+    for case in (audited.real.case(case_id) for case_id in sorted(audited.real_ids)):
+        ending = audited.real.file_ending
         copies = [folder / "imagesTr" / f"{case.id}_{c:04d}{ending}" for c in range(len(case.images))]
         pairs = zip(
             (*case.images, case.label), (*copies, folder / "labelsTr" / f"{case.id}{ending}"), strict=True
@@ -124,28 +121,28 @@ def check_real_cases(subject: Subject, options: Audit) -> tuple[list[Finding], s
                     changed(
                         f"{copy.parent.name}/{copy.name}",
                         "another file than the source's",
-                        _held(subject, case.id),
+                        _held(audited, case.id),
                     )
                 )
-    return findings, f"{len(subject.real_ids)} real cases" if subject.options.with_real else "none"
+    return findings, f"{len(audited.real_ids)} real cases" if audited.options.with_real else "none"
 
 
-def check_splits(subject: Subject, options: Audit) -> tuple[list[Finding], str]:
+def check_splits(audited: AuditedData, options: Audit) -> tuple[list[Finding], str]:
     """Every validation case is real and one of the fold's, and synthetic cases train only."""
-    if not subject.options.with_real:
+    if not audited.options.with_real:
         return [], "none: no real cases to validate on"
-    _, validation = subject.split
-    places = splits_files(subject.dataset.folder)
+    _, validation = audited.split
+    places = splits_files(audited.dataset.folder)
     paths = [path for path in places if path.is_file()]
-    findings = [finding for path in paths for finding in _check_splits_file(subject, path)]
+    findings = [finding for path in paths for finding in _check_splits_file(audited, path)]
     for path in places:
         if validation and path.parent.is_dir() and not path.is_file():
             findings.append(leak(f"{path}", "not there", "nnU-Net would split by chance and mix both kinds"))
     return findings, ", ".join(map(str, paths)) or "none: fold all has no validation cases"
 
 
-def _check_splits_file(subject: Subject, path: Path) -> list[Finding]:
-    training, validation = subject.split
+def _check_splits_file(audited: AuditedData, path: Path) -> list[Finding]:
+    training, validation = audited.split
     try:
         folds = [
             (set(fold["train"]), set(fold["val"])) for fold in json.loads(path.read_text(encoding="utf-8"))
@@ -154,42 +151,42 @@ def _check_splits_file(subject: Subject, path: Path) -> list[Finding]:
         return [changed(f"{path}", f"malformed ({error})")]
     findings = []
     for train, val in folds:
-        for case in sorted(val & set(subject.kept)):
+        for case in sorted(val & set(audited.kept)):
             findings.append(leak(f"{path}", f"{case} validates", "it is synthetic; validation must be real"))
-        for case in sorted(train & set(subject.held_out)):
-            findings.append(leak(f"{path}", f"{case} trains", _held(subject, case)))
-    expected = [({*training, *subject.kept}, set(validation))] if validation else folds
+        for case in sorted(train & set(audited.held_out)):
+            findings.append(leak(f"{path}", f"{case} trains", _held(audited, case)))
+    expected = [({*training, *audited.kept}, set(validation))] if validation else folds
     if not findings and folds != expected:
         findings.append(changed(f"{path}", "other cases than the fold's and the kept samples"))
     return findings
 
 
-def _is_mask_of_source(subject: Subject, row: SynthesisRow, mask: np.ndarray) -> bool:
+def _is_mask_of_source(audited: AuditedData, row: SynthesisRow, mask: np.ndarray) -> bool:
     """Whether a label is made of its source's mask; of masks from elsewhere only the sha256 is known."""
-    source, size = source_slice(row), subject.run.size
+    source, size = source_slice(row), audited.run.size
     if source is None:
         return True
-    nestings = [Nesting(*pair) for pair in subject.options.nesting or ()]
-    own = subject.real_view.read_mask(source)
+    nestings = [Nesting(*pair) for pair in audited.options.nesting or ()]
+    own = audited.real_view.read_mask(source)
     expected = augment(own, row.mask_augmentation, row.mask_seed, size, nestings)
-    if not subject.options.original_size:
+    if not audited.options.original_size:
         expected = resize_mask(expected, size)
     if expected.shape != mask.shape:
         return False
     if row.mask_augmentation == "none" or not (expected.any() and mask.any()):
         return np.array_equal(expected, mask)
-    return agreement(mask, expected, subject.view)[MEAN] >= SAME_AUGMENTED
+    return agreement(mask, expected, audited.view)[MEAN] >= SAME_AUGMENTED
 
 
-def _foreign(subject: Subject, part: str, name: str) -> Finding:
+def _foreign(audited: AuditedData, part: str, name: str) -> Finding:
     """A file that does not belong into the data set."""
-    ending = re.escape(subject.dataset.file_ending)
+    ending = re.escape(audited.dataset.file_ending)
     case = re.sub(rf"(_\d{{4}})?{ending}$" if part == "imagesTr" else rf"{ending}$", "", name)
-    if subject.source is not None and case in subject.held_out:
-        return leak(f"{part}/{name}", f"{case} would train", _held(subject, case))
+    if audited.source is not None and case in audited.held_out:
+        return leak(f"{part}/{name}", f"{case} would train", _held(audited, case))
     return changed(f"{part}/{name}", "neither a kept sample nor a real case of the fold")
 
 
-def _held(subject: Subject, case: str) -> str:
-    kind = "held out" if case in subject.held_out else "a training case"
-    return f"{case} is {kind} in fold {subject.run.fold} of {subject.real.name}"
+def _held(audited: AuditedData, case: str) -> str:
+    kind = "held out" if case in audited.held_out else "a training case"
+    return f"{case} is {kind} in fold {audited.run.fold} of {audited.real.name}"
