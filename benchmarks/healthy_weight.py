@@ -33,7 +33,7 @@ from dataset_conversion.images import read_binary_mask, read_rgb
 from dataset_conversion.notes import Notes
 from dataset_conversion.raw.dataset import find_dataset
 from dataset_conversion.raw.writer import RGB, RawDatasetWriter
-from nnunet_order.metrics import interval, resampled_means
+from nnunet_order.bootstrap import interval, resampled_means
 
 NAME = "Dataset580_Healthy"
 SIDE = 64  # px of the cases

@@ -27,7 +27,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from nnunet_order.metrics import interval, resampled_means
+from nnunet_order.bootstrap import interval, resampled_means
 
 ARMS = {
     "uniform": ("uniform", "light"),

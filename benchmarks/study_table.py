@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dataset_conversion.polyps import CLINICDB_FIRST_FRAMES, CLINICDB_LAST_FRAME, sequence_of
-from nnunet_order.metrics import interval, resampled_means
+from nnunet_order.bootstrap import interval, resampled_means
 
 # The runs list the frames in their order.
 VIDEOS = {

@@ -7,11 +7,11 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import track
@@ -19,79 +19,48 @@ from rich.table import Table
 
 from dataset_conversion.system.errors import UserError
 from dataset_conversion.system.json_files import write_json
-from dataset_conversion.system.options import check_seed
 from dataset_conversion.system.parallel import in_processes
+from nnunet_order import networks
 from nnunet_order.complexity import planned_unet
+from nnunet_order.options import STOCK_NETWORK, Benchmark
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-NetworkName = Literal["ORDER", "MKUNet", "MKUNetWide", "UNeXt", "EGEUNet", "nnUNet"]
+
+def benchmark(options: Benchmark) -> None:
+    """Time the networks, print a table and write it with --json. UserError: bad options, no such device."""
+    options.check()
+    check_device(options.device)
+    peaks = peak_memory(options) if options.memory else {}
+    times = measure(options)
+    rows = [
+        {
+            "network": name,
+            "train_seconds": statistics.median(of_network["train"]),
+            "images_per_second": options.batch_size / statistics.median(of_network["inference"]),
+            "peak_memory_mib": peaks.get(name),
+            "times": of_network,
+        }
+        for name, of_network in times.items()
+    ]
+    for row in rows:
+        row["train_ratio"] = row["train_seconds"] / rows[0]["train_seconds"]
+        row["images_per_second_ratio"] = row["images_per_second"] / rows[0]["images_per_second"]
+    about = machine(options.device)
+    print_table(options, rows, about)
+    if options.json is not None:
+        given = {key: str(value) if key == "json" else value for key, value in asdict(options).items()}
+        command = ["nnunet-order", *sys.argv[1:]]
+        write_json(options.json, {"machine": about, "command": command, "options": given, "rows": rows})
 
 
-@dataclass(frozen=True)
-class Benchmark:
-    """Time training and inference of the networks on this machine, in interleaved rounds."""
+def check_device(device: str) -> None:
+    """UserError: torch does not find it."""
+    import torch
 
-    networks: tuple[NetworkName, ...] = ("ORDER", "MKUNet", "UNeXt", "EGEUNet", "nnUNet")
-    """Networks to time; ratios are to the first. nnUNet is the default 2D network planned for this size."""
-    size: int = 256
-    """Side of the square images in pixels."""
-    input_channels: int = 3
-    """Image channels."""
-    batch_size: int = 16
-    """Images per iteration."""
-    device: Literal["cpu", "cuda"] = "cpu"
-    """On cuda in half precision under autocast, without torch.compile, which nnU-Net adds; on cpu in fp32."""
-    steps: int = 5
-    """Timed rounds; one round times every network once, so that a noisy moment hits all alike."""
-    warmup: int = 2
-    """Rounds before these, not timed."""
-    memory: bool = False
-    """Also measure each network's peak memory in training, in a fresh process."""
-    seed: int = 0
-    """Seed of weights, images and masks."""
-    json: Path | None = None
-    """Also write all times, machine, versions and command line to this file."""
-
-    def run(self) -> None:
-        self.check()
-        peaks = peak_memory(self) if self.memory else {}
-        times = measure(self)
-        rows = [
-            {
-                "network": name,
-                "train_seconds": statistics.median(of_network["train"]),
-                "images_per_second": self.batch_size / statistics.median(of_network["inference"]),
-                "peak_memory_mib": peaks.get(name),
-                "times": of_network,
-            }
-            for name, of_network in times.items()
-        ]
-        for row in rows:
-            row["train_ratio"] = row["train_seconds"] / rows[0]["train_seconds"]
-            row["images_per_second_ratio"] = row["images_per_second"] / rows[0]["images_per_second"]
-        about = machine(self.device)
-        print_table(self, rows, about)
-        if self.json is not None:
-            options = {key: str(value) if key == "json" else value for key, value in asdict(self).items()}
-            command = ["nnunet-order", *sys.argv[1:]]
-            write_json(self.json, {"machine": about, "command": command, "options": options, "rows": rows})
-
-    def check(self) -> None:
-        """UserError: numbers that make no benchmark, a network named twice, no such device."""
-        import torch
-
-        if min(self.size // 8, self.input_channels, self.batch_size, self.steps, self.warmup + 1) < 1:
-            raise UserError(
-                f"found size {self.size}, {self.input_channels} channels, batch {self.batch_size}, "
-                f"{self.steps} steps, {self.warmup} warm-up, expected at least 8, 1, 1, 1 and 0; correct them"
-            )
-        check_seed(self.seed)
-        if not self.networks or len(set(self.networks)) < len(self.networks):
-            raise UserError(f"found networks {self.networks}, expected each once; correct --networks")
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise UserError("found no CUDA device, expected one for --device cuda; use --device cpu")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("found no CUDA device, expected one for --device cuda; use --device cpu")
 
 
 class Trial:
@@ -147,11 +116,9 @@ class Trial:
 
 def build(name: str, size: int, input_channels: int) -> nn.Module:
     """The network with one output channel."""
-    from nnunet_order import networks
-
-    return (
-        planned_unet(size, input_channels) if name == "nnUNet" else getattr(networks, name)(input_channels, 1)
-    )
+    if name == STOCK_NETWORK:
+        return planned_unet(size, input_channels)
+    return getattr(networks, name)(input_channels, 1)
 
 
 def bce_dice(logits: Tensor, masks: Tensor) -> Tensor:
@@ -181,7 +148,7 @@ def measure(options: Benchmark) -> dict[str, dict[str, list[float]]]:
 def peak_memory(options: Benchmark) -> dict[str, float]:
     """Network -> MiB that two training iterations need at most, in a fresh process each."""
     if sys.platform == "win32" and options.device == "cpu":
-        raise UserError("found Windows, expected Linux or macOS for --memory on the CPU; leave it out")
+        raise UserError("found Windows, expected Linux or macOS for --memory on the CPU; leave --memory out")
     peaks = {}
     for name in track(options.networks, "Memory"):
         with in_processes(partial(_peak_of_this_process, options), [name], workers=1) as found:
@@ -193,7 +160,7 @@ def _peak_of_this_process(options: Benchmark, name: str) -> float:
     import torch
 
     cuda = options.device == "cuda"
-    build("nnUNet", 32, 1)  # loads the libraries, so that they do not count
+    build(STOCK_NETWORK, 32, 1)  # loads the libraries, so that they do not count
     before = 0.0 if cuda else resident_peak()
     trial = Trial(options, name)
     for _ in range(2):  # the optimizer's state exists from the second on

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import track
@@ -14,6 +13,9 @@ from rich.table import Table
 
 from dataset_conversion.system.errors import UserError
 from dataset_conversion.system.json_files import write_json
+from nnunet_order import networks
+from nnunet_order.options import Complexity
+from nnunet_order.registry import NETWORKS
 
 if TYPE_CHECKING:
     from torch import nn
@@ -25,6 +27,26 @@ CONVENTION = (
     "up-sampling. One output channel, as in the paper and in our trainers for one label; nnU-Net's two "
     "softmax outputs add 5 parameters to ORDER and MK-UNet."
 )
+
+
+# Network of the registry -> parameters and GFLOPs in the paper's Table 3, and why ours differ.
+TABLE_3 = {
+    "UNeXt": ("1.3 M", "2", "its own paper: 1.47 M; 2 G: multiply-adds at 512 px"),
+    "EGEUNet": ("0.5 M", "1", "its own paper: 0.053 M, ten times less"),
+    "MKUNet": (
+        "27 K",
+        "0.15",
+        "the official 27,384 have 31 in three unused heads; 0.15 G comes from no counter tried",
+    ),
+    "ORDER": ("42 K", "0.56", "the paper's 0.56 is fvcore x 2"),
+}
+UNET_IN_TABLE_3 = (
+    "31 M",
+    "50",
+    "31 M is nnU-Net's 3D default (31.2 M); 2D: 7 stages, 33.5 M, for 256 px, 8 stages, 46.3 M, for 512 px; "
+    "50 G fits neither size (30, 119)",
+)
+NOT_IN_PAPER = "our own, not in the paper"
 
 
 @dataclass(frozen=True)
@@ -41,69 +63,34 @@ class PaperRow:
     """Why the numbers differ, at 256 px and three channels."""
 
 
-@dataclass(frozen=True)
-class Complexity:
-    """Print parameters and FLOPs of ORDER and the baselines beside the paper's Tables 3, 5 and 6."""
-
-    size: int = 256
-    """Side of the square image in pixels; the paper's tables do not say, its text says 256."""
-    input_channels: int = 3
-    """Image channels."""
-    json: Path | None = None
-    """Also write the numbers to this file."""
-
-    def run(self) -> None:
-        if self.size < 8 or self.input_channels < 1:
-            raise UserError(
-                f"found size {self.size} and {self.input_channels} channels, expected at least 8 and 1"
-            )
-        with_fvcore = find_spec("fvcore") is not None
-        rows = [
-            {"table": row.table, "network": row.name}
-            | count(row, self.size, self.input_channels, with_fvcore)
-            | {"paper_parameters": row.paper_parameters, "paper_gflops": row.paper_gflops, "note": row.note}
-            for row in track(paper_rows(), "Counting")
-        ]
-        convention = CONVENTION.format(channels=self.input_channels, size=self.size)
-        print_tables(rows, convention, with_fvcore)
-        if self.json is not None:
-            content = {"size": self.size, "input_channels": self.input_channels, "convention": convention}
-            write_json(self.json, content | {"rows": rows})
+def complexity(options: Complexity) -> None:
+    """Count, print and, with --json, write the numbers. UserError: bad options."""
+    options.check()
+    with_fvcore = find_spec("fvcore") is not None
+    rows = [
+        {"table": row.table, "network": row.name}
+        | count(row, options.size, options.input_channels, with_fvcore)
+        | {"paper_parameters": row.paper_parameters, "paper_gflops": row.paper_gflops, "note": row.note}
+        for row in track(paper_rows(), "Counting")
+    ]
+    convention = CONVENTION.format(channels=options.input_channels, size=options.size)
+    print_tables(rows, convention, with_fvcore)
+    if options.json is not None:
+        content = {"size": options.size, "input_channels": options.input_channels, "convention": convention}
+        write_json(options.json, content | {"rows": rows})
 
 
 def paper_rows() -> list[PaperRow]:
-    """The rows of Tables 3, 5 and 6; ours where the paper has none."""
-    from nnunet_order.networks import ORDER, MKUNet
-    from nnunet_order.networks.ege_unet import EGEUNet
-    from nnunet_order.networks.mk_unet import MKUNetWide
-    from nnunet_order.networks.unext import UNeXt
-
-    def small(network: type[nn.Module]) -> Callable[[int, int], nn.Module]:
-        return lambda size, channels: network(channels, 1)
-
-    def order(*stages: int) -> Callable[[int, int], nn.Module]:
-        return lambda size, channels: ORDER(
-            channels, 1, attention_stages=stages, attention_path="materialized"
-        )
-
-    unet_note = (
-        "31 M is nnU-Net's 3D default (31.2 M); 2D: 7 stages, 33.5 M, for 256 px, 8 stages, 46.3 M, for "
-        "512 px; 50 G fits neither size (30, 119)"
-    )
-    mk_note = "the official 27,384 have 31 in three unused heads; 0.15 G comes from no counter tried"
+    """The rows of Tables 3, 5 and 6; networks of the registry that the paper does not have end Table 3."""
+    own = [name for name in NETWORKS if name not in TABLE_3]
     return [
-        PaperRow(3, "nnU-Net 2D", planned_unet, "31 M", "50", unet_note),
-        PaperRow(
-            3, "UNeXt", small(UNeXt), "1.3 M", "2", "its own paper: 1.47 M; 2 G: multiply-adds at 512 px"
-        ),
-        PaperRow(3, "EGE-UNet", small(EGEUNet), "0.5 M", "1", "its own paper: 0.053 M, ten times less"),
-        PaperRow(3, "MK-UNet-T", small(MKUNet), "27 K", "0.15", mk_note),
-        PaperRow(3, "ORDER", order(0, 1), "42 K", "0.56", "the paper's 0.56 is fvcore x 2"),
-        PaperRow(3, "MKUNetWide", small(MKUNetWide), "", "", "our own, not in the paper"),
-        PaperRow(5, "MK-UNet (base)", small(MKUNet), "27 K", "", ""),
+        PaperRow(3, "nnU-Net 2D", planned_unet, *UNET_IN_TABLE_3),
+        *(PaperRow(3, NETWORKS[name].title, registered(name), *paper) for name, paper in TABLE_3.items()),
+        *(PaperRow(3, NETWORKS[name].title, registered(name), "", "", NOT_IN_PAPER) for name in own),
+        PaperRow(5, "MK-UNet (base)", registered("MKUNet"), "27 K", "", ""),
         PaperRow(5, "ORDER, all stages", order(0, 1, 2, 3), "50 K", "", "see Table 6"),
         PaperRow(5, "ORDER, selective", order(0, 1), "42 K", "", ""),
-        PaperRow(6, "None: MK-UNet", small(MKUNet), "27 K", "", "gated skips"),
+        PaperRow(6, "None: MK-UNet", registered("MKUNet"), "27 K", "", "gated skips"),
         PaperRow(6, "None: ORDER, additive skips", order(), "", "", "no such row in the paper"),
         PaperRow(
             6, "Stages 3-4 (early)", order(3), "35 K", "", "stage 4, the last, has no skip: stage 3 alone"
@@ -115,6 +102,17 @@ def paper_rows() -> list[PaperRow]:
         PaperRow(6, "Stages 0-1 (ours)", order(0, 1), "42 K", "", ""),
         PaperRow(6, "All stages", order(0, 1, 2, 3), "50 K", "", "not additive, as above"),
     ]
+
+
+def registered(name: str, **options: Any) -> Callable[[int, int], nn.Module]:
+    """(size, input_channels) -> the network of that name in the registry, as its FLOPs are counted."""
+    chosen = {**NETWORKS[name].counted_with, **options}
+    return lambda size, channels: getattr(networks, name)(channels, 1, **chosen)
+
+
+def order(*stages: int) -> Callable[[int, int], nn.Module]:
+    """ORDER with attention on these skips."""
+    return registered("ORDER", attention_stages=stages)
 
 
 def planned_unet(size: int, input_channels: int = 3, num_classes: int = 1) -> nn.Module:

@@ -1,4 +1,4 @@
-"""`nnunet-order doctor`: what an installation looks like from inside, and what to do about what is wrong."""
+"""The verb `doctor`: what this installation looks like, and what to do about what is wrong."""
 
 from __future__ import annotations
 
@@ -13,10 +13,16 @@ import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
-from dataset_conversion.system.errors import UserError
-from nnunet_order.registration import OPT_OUT, VARIABLE, shim_folder
+from rich.console import Console
+from rich.table import Table
 
-TRAINERS = ("nnUNetTrainerORDER", "nnUNetTrainerMKUNet", "nnUNetTrainerUNeXt", "nnUNetTrainerEGEUNet")
+from dataset_conversion.system.errors import UserError
+from dataset_conversion.system.terminal import verbatim
+from nnunet_order.options import Doctor
+from nnunet_order.registration import OPT_OUT, VARIABLE, shim_folder
+from nnunet_order.registry import NETWORKS, trainer_of
+
+TRAINERS = tuple(map(trainer_of, NETWORKS))
 NNUNET_FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 OLDEST_NNUNET = (2, 8, 0)
 
@@ -30,27 +36,21 @@ class Finding:
     advice: str = ""
 
 
-@dataclass(frozen=True)
-class Doctor:
-    """Check the installation: nnU-Net, our trainers, three folders, device. Exit code 2 if a check fails."""
-
-    def run(self) -> None:
-        from rich.console import Console
-        from rich.table import Table
-
-        from dataset_conversion.system.terminal import verbatim
-
-        findings = [*check_nnunet(), *check_trainers(), *check_folders(), check_device()]
-        table = Table("", "check", "found", "what to do", box=None, pad_edge=False)
-        for finding in findings:
-            mark = "[red]x" if finding.advice else "[green]ok"
-            table.add_row(mark, *map(verbatim, (finding.subject, finding.found, finding.advice)))
-        Console().print(table)
-        wrong = [finding.subject for finding in findings if finding.advice]
-        if wrong:
-            raise UserError(
-                f"{len(wrong)} of {len(findings)} checks failed: {', '.join(wrong)}; see the last column"
-            )
+def doctor(options: Doctor) -> None:
+    """Print a line per check. UserError: one failed."""
+    options.check()
+    findings = [*check_nnunet(), *check_trainers(), *check_folders(), check_device()]
+    table = Table("", "check", "found", "what to do", box=None, pad_edge=False)
+    for finding in findings:
+        mark = "[red]x" if finding.advice else "[green]ok"
+        table.add_row(mark, *map(verbatim, (finding.subject, finding.found, finding.advice)))
+    Console().print(table)
+    wrong = [finding.subject for finding in findings if finding.advice]
+    if wrong:
+        raise UserError(
+            f"found {len(wrong)} of {len(findings)} checks failed ({', '.join(wrong)}), expected none; do "
+            "what the last column says"
+        )
 
 
 def check_nnunet() -> list[Finding]:

@@ -6,47 +6,25 @@ import csv
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from dataset_conversion.raw.dataset import RawDataset
 from dataset_conversion.system.folders import report_folder
 from dataset_conversion.system.terminal import verbatim
-from nnunet_order.metrics import EMPTY_MASKS, FOREGROUND_MEAN, MEANS, METRICS, RESAMPLES, UNITS
+from nnunet_order.bootstrap import RESAMPLES, UNITS
+from nnunet_order.evaluation import Evaluation
+from nnunet_order.examples import chosen_examples
+from nnunet_order.metrics import EMPTY_MASKS, FOREGROUND_MEAN, MEANS, METRICS
+from nnunet_order.pictures import compare_bars, draw_examples
 
 FILES = ("per_case.csv", "summary.csv", "summary.json", "examples.png", "comparison.png")
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """Everything one run of `nnunet-order evaluate` read and found."""
-
-    dataset: RawDataset
-    folders: dict[str, Path]
-    """Prediction name -> folder, in the order given."""
-    truths: dict[str, Path]
-    """Case id -> label file."""
-    test_sets: dict[str, list[str]]
-    """Test set -> case ids."""
-    scores: dict[str, np.ndarray]
-    """Prediction name -> (cases, labels, metrics), see `evaluate.score_folders`."""
-    rows: list[dict]
-    """A row per test set, label and prediction, see `evaluate.summarise`."""
-    nsd_tolerance: float
-    seed: int
-    """Of the bootstrap."""
-
-
 def write_report(evaluation: Evaluation, out: Path) -> None:
     """Write all files; none is ever half-written."""
-    from nnunet_order.examples import chosen_examples
-    from nnunet_order.pictures import compare_bars, draw_examples
-
     with report_folder(out, FILES) as partial:
         write_csv(partial / "per_case.csv", per_case_rows(evaluation))
         write_csv(partial / "summary.csv", evaluation.rows)

@@ -5,18 +5,15 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dataset_conversion.raw.cases import COLOUR_ENDINGS, Case, files_by_id
 from dataset_conversion.raw.dataset import RawDataset
 from dataset_conversion.raw.geometry import label_spacing, slice_axis
+from nnunet_order.evaluation import Evaluation
 from nnunet_order.metrics import METRICS
 from nnunet_order.pictures import Example, displayable, intensity_window
-
-if TYPE_CHECKING:
-    from nnunet_order.evaluation_output import Evaluation
 
 logger = logging.getLogger(__name__)
 

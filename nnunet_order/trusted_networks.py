@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 TRUST_VARIABLE = "NNUNET_ORDER_TRUSTED_NETWORKS"
 NETWORKS = ("dynamic_network_architectures", "nnunet_order.networks")
+SIGMOID_HEAD = "nnunet_order.networks.sigmoid_head.SigmoidHead"
 LAYERS = (*NETWORKS, "torch.nn")  # of which networks are made: "nonlin": "torch.nn.LeakyReLU"
 
 
@@ -59,12 +60,11 @@ def check_architecture(architecture: Mapping[str, Any], own: Collection[str] = (
     Raises:
         UntrustedCode, or UserError where an entry is damaged or names what is not installed.
     """
-    from nnunet_order.networks.sigmoid_head import SigmoidHead
-
     trusted = [*os.environ.get(TRUST_VARIABLE, "").split(), *own]
     try:
         options = architecture["arch_kwargs"]
-        if _find(architecture["network_class_name"], NETWORKS, trusted) is SigmoidHead:
+        found = _find(architecture["network_class_name"], NETWORKS, trusted)
+        if f"{found.__module__}.{found.__qualname__}" == SIGMOID_HEAD:
             _find(options["network"], NETWORKS, trusted)  # it imports this network itself
         layers = {option: options[option] for option in architecture["_kw_requires_import"]}
         # nnUNetTrainerBN imports it in any case.

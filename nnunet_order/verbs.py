@@ -12,15 +12,8 @@ from dataset_conversion.phantom import ConvertPhantom
 from dataset_conversion.polyps import ConvertPolyps
 from dataset_conversion.subset import ConvertSubset
 from dataset_conversion.system.verbs import Verb, as_union, call, run_verb
-from nnunet_order.benchmark import Benchmark
 from nnunet_order.comparing.compare import Compare
-from nnunet_order.complexity import Complexity
-from nnunet_order.demo import Demo
-from nnunet_order.doctor import Doctor
-from nnunet_order.evaluate import Evaluate
-from nnunet_order.export import Export
-from nnunet_order.plan import Plan
-from nnunet_order.predict import Predict
+from nnunet_order.options import Benchmark, Complexity, Demo, Doctor, Evaluate, Export, Plan, Predict
 
 CONVERSIONS = {
     "polyps": Verb(ConvertPolyps, ""),
@@ -49,15 +42,15 @@ def convert(options: Convert) -> None:
 
 VERBS = {
     "convert": Verb(Convert, "nnunet_order.verbs:convert"),
-    "plan": Verb(Plan, ""),
-    "evaluate": Verb(Evaluate, ""),
+    "plan": Verb(Plan, "nnunet_order.plan:plan"),
+    "evaluate": Verb(Evaluate, "nnunet_order.evaluate:evaluate"),
     "compare": Verb(Compare, ""),
-    "complexity": Verb(Complexity, ""),
-    "benchmark": Verb(Benchmark, ""),
-    "export": Verb(Export, ""),
-    "predict": Verb(Predict, ""),
-    "doctor": Verb(Doctor, ""),
-    "demo": Verb(Demo, ""),
+    "complexity": Verb(Complexity, "nnunet_order.complexity:complexity"),
+    "benchmark": Verb(Benchmark, "nnunet_order.benchmark:benchmark"),
+    "export": Verb(Export, "nnunet_order.export:export"),
+    "predict": Verb(Predict, "nnunet_order.predict:predict"),
+    "doctor": Verb(Doctor, "nnunet_order.doctor:doctor"),
+    "demo": Verb(Demo, "nnunet_order.demo:demo"),
 }
 
 

@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from dataset_conversion.system.errors import UserError
-from nnunet_order.benchmark import Benchmark, Trial, bce_dice
+from nnunet_order.benchmark import Trial, bce_dice, benchmark
+from nnunet_order.options import Benchmark
 
 
 def test_report(tmp_path, capsys):
     path = tmp_path / "benchmark.json"
     networks = ("ORDER", "MKUNet", "UNeXt", "EGEUNet", "nnUNet")
-    Benchmark(networks, size=32, batch_size=2, steps=3, warmup=1, json=path).run()
+    benchmark(Benchmark(networks, size=32, batch_size=2, steps=3, warmup=1, json=path))
     report = json.loads(path.read_text())
     assert tuple(row["network"] for row in report["rows"]) == networks
     first = report["rows"][0]
@@ -36,7 +37,7 @@ def test_memory_grows_with_the_batch(tmp_path):
     peaks = []
     for batch_size in (1, 64):
         path = tmp_path / f"{batch_size}.json"
-        Benchmark(("MKUNet",), 64, 3, batch_size, steps=1, warmup=0, memory=True, json=path).run()
+        benchmark(Benchmark(("MKUNet",), 64, 3, batch_size, steps=1, warmup=0, memory=True, json=path))
         peaks.append(json.loads(path.read_text())["rows"][0]["peak_memory_mib"])
     assert 0 < peaks[0] < peaks[1] - 20
 
@@ -59,7 +60,7 @@ def test_loss():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_cuda(tmp_path):
     path = tmp_path / "cuda.json"
-    Benchmark(size=64, batch_size=2, device="cuda", steps=1, memory=True, json=path).run()
+    benchmark(Benchmark(size=64, batch_size=2, device="cuda", steps=1, memory=True, json=path))
     assert all(row["peak_memory_mib"] > 0 for row in json.loads(path.read_text())["rows"])
 
 
@@ -78,4 +79,4 @@ def test_cuda(tmp_path):
 )
 def test_bad_options(options, message):
     with pytest.raises(UserError, match=message):
-        Benchmark(**options).run()
+        benchmark(Benchmark(**options))

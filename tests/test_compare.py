@@ -15,13 +15,14 @@ from dataset_conversion.raw.dataset import read_dataset
 from dataset_conversion.raw.folds import read_splits
 from dataset_conversion.system.errors import UserError
 from dataset_conversion.system.json_files import write_json
+from nnunet_order.bootstrap import interval, resampled_means
 from nnunet_order.comparing.compare import PRESETS, SCALES, Compare, Comparison
 from nnunet_order.comparing.scores import CaseScores, read_scores
 from nnunet_order.comparing.segmentation import Segmentation, prepare_real
 from nnunet_order.comparing.table import score_rows
-from nnunet_order.evaluate import summarise
+from nnunet_order.evaluation import summarise
 from nnunet_order.evaluation_output import write_csv
-from nnunet_order.metrics import FOREGROUND_MEAN, METRICS, interval, resampled_means
+from nnunet_order.metrics import FOREGROUND_MEAN, METRICS
 from nnunet_order.stages.inputs import dataset_digest
 from nnunet_order.stages.options import Execution
 from nnunet_order.stages.stage import stage_keys

@@ -9,13 +9,14 @@ import torch
 from torch import nn
 
 from dataset_conversion.system.errors import UserError
-from nnunet_order.complexity import Complexity, gflops, parameters, planned_unet
+from nnunet_order.complexity import complexity, gflops, parameters, planned_unet
+from nnunet_order.options import Complexity
 
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory) -> dict:
     path = tmp_path_factory.mktemp("complexity") / "complexity.json"
-    Complexity(json=path).run()
+    complexity(Complexity(json=path))
     assert list(path.parent.iterdir()) == [path]
     return json.loads(path.read_text())
 
@@ -61,7 +62,7 @@ def test_fvcore_gives_the_papers_flops(report):
 
 
 def test_tables_are_printed_with_their_convention(capsys):
-    Complexity(size=64, input_channels=1).run()
+    complexity(Complexity(size=64, input_channels=1))
     printed = " ".join(capsys.readouterr().out.split())
     for text in ("Table 3", "Table 5", "Table 6", "2 x multiply-adds", "1 x 64 x 64", "(0.56)"):
         assert text in printed
@@ -83,4 +84,4 @@ def test_planned_unet_is_nnunets(tmp_path):
 
 def test_bad_numbers():
     with pytest.raises(UserError, match="found size 0"):
-        Complexity(size=0).run()
+        complexity(Complexity(size=0))

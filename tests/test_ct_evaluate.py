@@ -36,7 +36,7 @@ from law_synth.records.synthetic import SourceDataset, read_rows, write_chunk, w
 from law_synth.view.mask_sources import mask_hash
 from law_synth.view.resize import resize_mask
 from law_synth.view.slices import Slice, SliceView, view_of
-from nnunet_order.metrics import interval, resampled_means
+from nnunet_order.bootstrap import interval, resampled_means
 
 SIZE, PER_CASE = 32, 2
 LABELS = {"background": 0, "kidney": 1, "tumour": 2}

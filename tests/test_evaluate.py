@@ -13,10 +13,12 @@ from PIL import Image
 
 from dataset_conversion.raw.dataset import read_dataset
 from dataset_conversion.system.errors import UserError
-from nnunet_order.evaluate import Evaluate, score_folders
-from nnunet_order.evaluation_output import Evaluation
+from nnunet_order.bootstrap import interval, resampled_means
+from nnunet_order.evaluate import evaluate
+from nnunet_order.evaluation import Evaluation, score_folders
 from nnunet_order.examples import chosen_examples, shown_slice
-from nnunet_order.metrics import FOREGROUND_MEAN, binary_metrics, interval, resampled_means
+from nnunet_order.metrics import FOREGROUND_MEAN, binary_metrics
+from nnunet_order.options import Evaluate
 from nnunet_order.pictures import compare_bars, draw_examples
 
 SIZE = 48
@@ -91,7 +93,7 @@ def test_dice_is_nnunets(tmp_path, labels, more):
         partly_ignored[:, : SIZE // 2] = 3
         Image.fromarray(partly_ignored).save(folder / "labelsTs" / "case2.png")
 
-    Evaluate(str(folder), (str(predicted),), tmp_path / "out").run()
+    evaluate(Evaluate(str(folder), (str(predicted),), tmp_path / "out"))
     dataset = read_dataset(folder)
     regions = [v if len(v) > 1 else v[0] for v in dataset.regions.values()]
     theirs = compute_metrics_on_folder(
@@ -118,7 +120,7 @@ def test_test_sets_differences_and_files(polyps, tmp_path, capsys):
     good = write_predictions(tmp_path / "good", polyps, shift=1)
     bad = write_predictions(tmp_path / "bad", polyps, shift=5)
     out = tmp_path / "results" / "out"
-    Evaluate(str(polyps), (f"ORDER={good}", str(bad)), out).run()
+    evaluate(Evaluate(str(polyps), (f"ORDER={good}", str(bad)), out))
     assert sorted(path.name for path in out.iterdir()) == [
         "comparison.png",
         "examples.png",
@@ -157,7 +159,7 @@ def test_workers_give_the_same_as_one_process(tmp_path):
     folder = write_dataset(tmp_path / "Dataset003_Many", {"background": 0, "polyp": 1}, cases=70)
     predicted = write_predictions(tmp_path / "predicted", folder)
     for processes in (1, 2):
-        Evaluate(str(folder), (str(predicted),), tmp_path / f"{processes}", processes=processes).run()
+        evaluate(Evaluate(str(folder), (str(predicted),), tmp_path / f"{processes}", processes=processes))
     assert (tmp_path / "1" / "per_case.csv").read_text() == (tmp_path / "2" / "per_case.csv").read_text()
     assert (tmp_path / "1" / "summary.csv").read_text() == (tmp_path / "2" / "summary.csv").read_text()
 
@@ -175,7 +177,7 @@ def test_volumes_use_the_spacing_of_the_file(tmp_path):
         sitk.WriteImage(image, str(path))
     content = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "tumour": 1}, "numTraining": 1}
     (folder / "dataset.json").write_text(json.dumps(content | {"file_ending": ".nii.gz"}))
-    Evaluate(str(folder), (str(tmp_path / "predicted"),), tmp_path / "out").run()
+    evaluate(Evaluate(str(folder), (str(tmp_path / "predicted"),), tmp_path / "out"))
     (row,) = read_csv(tmp_path / "out" / "per_case.csv")
     assert float(row["HD95"]) == pytest.approx(1.5)  # 3 pixels of 0.5 mm
     assert float(row["NSD"]) == 1  # all within 2 mm
@@ -199,7 +201,7 @@ def test_volumes_of_one_slice_are_images(tmp_path, axis):
         sitk.WriteImage(image, str(path))
     content = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "tumour": 1}, "numTraining": 1}
     (folder / "dataset.json").write_text(json.dumps(content | {"file_ending": ".nii.gz"}))
-    Evaluate(str(folder), (str(tmp_path / "predicted"),), tmp_path / "out").run()
+    evaluate(Evaluate(str(folder), (str(tmp_path / "predicted"),), tmp_path / "out"))
     (row,) = read_csv(tmp_path / "out" / "per_case.csv")
     scores = binary_metrics(label == 1, predicted == 1)
     assert {name: float(row[name]) for name in scores} == pytest.approx(scores) and scores["NSD"] < 1
@@ -227,7 +229,7 @@ def test_spacing_is_that_of_the_data_sets_reader(tmp_path, reader):
     content = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "tumour": 1}, "numTraining": 1}
     content |= {"file_ending": ".nii.gz"} | ({"overwrite_image_reader_writer": reader} if reader else {})
     (folder / "dataset.json").write_text(json.dumps(content))
-    Evaluate(str(folder), (str(tmp_path / "predicted"),), tmp_path / "out").run()
+    evaluate(Evaluate(str(folder), (str(tmp_path / "predicted"),), tmp_path / "out"))
     (row,) = read_csv(tmp_path / "out" / "per_case.csv")
     assert float(row["HD95"]) == pytest.approx(1.5, abs=0.01)  # 3 pixels of 0.5 mm, not of 5 mm
 
@@ -278,7 +280,7 @@ def test_a_prediction_elsewhere_in_space_is_refused(tmp_path, ending, prediction
     """Voxel by voxel it would score 100."""
     folder = write_cubes(tmp_path, ending, **prediction)
     with pytest.raises(UserError) as error:
-        Evaluate(str(folder), (str(tmp_path / "predicted"),), tmp_path / "out").run()
+        evaluate(Evaluate(str(folder), (str(tmp_path / "predicted"),), tmp_path / "out"))
     assert str(error.value) == (
         f"{tmp_path}/predicted/c{ending}: found {found} as of its label {folder}/labelsTs/c{ending}; bring "
         "the prediction into the label's grid, or correct the header that is wrong"
@@ -292,7 +294,7 @@ def test_rounded_headers_are_one_place(tmp_path):
     folder = write_cubes(
         tmp_path, spacing=(0.8001, 0.8, 3.0), origin=(10.004, -20.0, 5.0), direction=direction
     )
-    Evaluate(str(folder), (str(tmp_path / "predicted"),), tmp_path / "out").run()
+    evaluate(Evaluate(str(folder), (str(tmp_path / "predicted"),), tmp_path / "out"))
     assert [float(row["Dice"]) for row in read_csv(tmp_path / "out" / "per_case.csv")] == [1, 1]
 
 
@@ -300,7 +302,7 @@ def test_a_label_beside_its_image_is_named(tmp_path, caplog):
     """nnU-Net's prediction lies where its image does, and nnU-Net itself compares voxels."""
     folder = write_cubes(tmp_path, label={"origin": (0.0, 0.0, 0.0)})
     with caplog.at_level("WARNING"):
-        Evaluate(str(folder), (str(tmp_path / "predicted"),), tmp_path / "out").run()
+        evaluate(Evaluate(str(folder), (str(tmp_path / "predicted"),), tmp_path / "out"))
     assert (
         "1 label(s) lie elsewhere than their image and prediction, compared voxel by voxel: c" in caplog.text
     )
@@ -311,7 +313,7 @@ def test_a_label_of_another_spacing_than_its_image_is_refused(tmp_path):
     """HD95 and NSD would be in its millimetres."""
     folder = write_cubes(tmp_path, label={"spacing": (1.0, 1.0, 1.0)})
     with pytest.raises(UserError, match=r"c.nii.gz: found spacing 0.8 0.8 3, expected 1 1 1 as of its label"):
-        Evaluate(str(folder), (str(tmp_path / "predicted"),), tmp_path / "out").run()
+        evaluate(Evaluate(str(folder), (str(tmp_path / "predicted"),), tmp_path / "out"))
 
 
 @pytest.mark.parametrize("reader", ["SimpleITKIOWithReorient", "NibabelIOWithReorient", "NibabelIO"])
@@ -331,7 +333,7 @@ def test_places_are_those_of_the_data_sets_reader(tmp_path, reader):
     assert [float(row["Dice"]) for row in read_csv(tmp_path / "out" / "per_case.csv")] == [1, 1]
     write_cube(path, direction=(-1.0, *STRAIGHT[1:]))
     with pytest.raises(UserError, match=r"c.nii.gz: found origin"):
-        Evaluate(str(folder), (str(tmp_path / "predicted"),), tmp_path / "again").run()
+        evaluate(Evaluate(str(folder), (str(tmp_path / "predicted"),), tmp_path / "again"))
 
 
 def test_3d_tiff_has_a_spacing_where_a_json_file_says_so(tmp_path):
@@ -352,10 +354,10 @@ def test_3d_tiff_has_a_spacing_where_a_json_file_says_so(tmp_path):
     predicted = tmp_path / "predicted" / "b.json"
     predicted.write_text('{"spacing": [6, 1, 1]}')
     with pytest.raises(UserError, match=r"b.tif: found spacing 1 1 6, expected 1 1 3 as of its label"):
-        Evaluate(str(folder), (str(tmp_path / "predicted"),), tmp_path / "out").run()
+        evaluate(Evaluate(str(folder), (str(tmp_path / "predicted"),), tmp_path / "out"))
     for step in (lambda: predicted.write_text('{"spacing": [3, 1, 1]}'), predicted.unlink):
         step()
-        Evaluate(str(folder), (str(tmp_path / "predicted"),), tmp_path / "out").run()
+        evaluate(Evaluate(str(folder), (str(tmp_path / "predicted"),), tmp_path / "out"))
         assert [float(row["Dice"]) for row in read_csv(tmp_path / "out" / "per_case.csv")] == [1]
 
 
@@ -364,7 +366,7 @@ def test_several_labels_have_a_group_of_bars_each(tmp_path):
     names = tuple(
         str(write_predictions(tmp_path / name, folder, shift)) for name, shift in (("A", 1), ("B", 3))
     )
-    Evaluate(str(folder), names, tmp_path / "out").run()
+    evaluate(Evaluate(str(folder), names, tmp_path / "out"))
     rows = json.loads((tmp_path / "out" / "summary.json").read_text())["rows"]
     assert [(row["label"], row["prediction"]) for row in rows] == [
         (label, name) for label in (FOREGROUND_MEAN, "kidney", "tumour") for name in "AB"
@@ -377,7 +379,7 @@ def test_several_labels_have_a_group_of_bars_each(tmp_path):
 def test_labels_of_another_folder(polyps, tmp_path):
     predicted = write_predictions(tmp_path / "predicted", polyps)
     truth = write_predictions(tmp_path / "second_reader", polyps, shift=0)
-    Evaluate(str(polyps), (str(predicted),), tmp_path / "out", labels=truth).run()
+    evaluate(Evaluate(str(polyps), (str(predicted),), tmp_path / "out", labels=truth))
     assert {row["test_set"] for row in read_csv(tmp_path / "out" / "summary.csv")} == {"second_reader"}
 
 
@@ -387,11 +389,11 @@ def test_intervals_are_over_patients(polyps, tmp_path, capsys):
     for index, shift in enumerate((0, 0, 3, 4, 9, 9)):
         truth = np.array(Image.open(polyps / "labelsTs" / f"case{index}.png"))
         Image.fromarray(np.roll(truth, shift, (0, 1))).save(predicted / f"case{index}.png")
-    Evaluate(str(polyps), (str(predicted),), tmp_path / "alone").run()
+    evaluate(Evaluate(str(polyps), (str(predicted),), tmp_path / "alone"))
     groups = {f"case{index}": f"patient {index // 2}" for index in range(6)}
     (polyps / "groups.json").write_text(json.dumps(groups))
     capsys.readouterr()
-    Evaluate(str(polyps), (str(predicted),), tmp_path / "grouped").run()
+    evaluate(Evaluate(str(polyps), (str(predicted),), tmp_path / "grouped"))
     assert "in 3" in capsys.readouterr().out
     alone, grouped = (read_csv(tmp_path / name / "summary.csv")[0] for name in ("alone", "grouped"))
     assert (alone["groups"], grouped["groups"], grouped["N"]) == ("6", "3", "6")
@@ -421,7 +423,7 @@ def test_validation_cases_of_a_fold(polyps, tmp_path):
     for i in (0, 4):
         (predicted / f"case{i}.png").write_bytes((polyps / "labelsTr" / f"case{i}.png").read_bytes())
     (predicted / "summary.json").write_text("{}")
-    Evaluate(str(polyps), (str(predicted),), tmp_path / "out", fold=1).run()
+    evaluate(Evaluate(str(polyps), (str(predicted),), tmp_path / "out", fold=1))
     rows = read_csv(tmp_path / "out" / "per_case.csv")
     assert [row["case"] for row in rows] == ["case0", "case4"]
     assert {row["test_set"] for row in rows} == {"validation of fold 1"}
@@ -434,7 +436,7 @@ def test_validation_cases_of_a_fold(polyps, tmp_path):
         ({"fold": 1, "labels": predicted}, "found --fold and --labels"),
     ):
         with pytest.raises(UserError, match=message):
-            Evaluate(str(polyps), (str(predicted),), tmp_path / "no", **options).run()
+            evaluate(Evaluate(str(polyps), (str(predicted),), tmp_path / "no", **options))
     assert not (tmp_path / "no").exists()
 
 
@@ -446,7 +448,7 @@ def test_predictions_are_named_after_the_case_where_dataset_json_lists_labels(po
     predicted = tmp_path / "predicted"
     predicted.mkdir()
     (predicted / "one.png").write_bytes((polyps / "labelsTr" / "case0.png").read_bytes())
-    Evaluate(str(polyps), (str(predicted),), tmp_path / "out", fold=0).run()
+    evaluate(Evaluate(str(polyps), (str(predicted),), tmp_path / "out", fold=0))
     (row,) = read_csv(tmp_path / "out" / "per_case.csv")
     assert row["case"] == "one" and float(row["Dice"]) == 1
 
@@ -454,7 +456,7 @@ def test_predictions_are_named_after_the_case_where_dataset_json_lists_labels(po
 def test_an_earlier_evaluation_is_replaced(polyps, tmp_path):
     for shift in (0, 3):
         predicted = write_predictions(tmp_path / f"predicted{shift}", polyps, shift)
-        Evaluate(str(polyps), (str(predicted),), tmp_path / "out").run()
+        evaluate(Evaluate(str(polyps), (str(predicted),), tmp_path / "out"))
     assert {row["prediction"] for row in read_csv(tmp_path / "out" / "per_case.csv")} == {"predicted3"}
 
 
@@ -487,7 +489,7 @@ def test_bad_predictions_leave_nothing_behind(polyps, tmp_path, spoil, message):
     predicted = write_predictions(tmp_path / "predicted", polyps)
     spoil(predicted)
     with pytest.raises(UserError, match=message):
-        Evaluate(str(polyps), (str(predicted),), tmp_path / "out").run()
+        evaluate(Evaluate(str(polyps), (str(predicted),), tmp_path / "out"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["Dataset001_Polyps", "predicted"]
 
 
@@ -505,13 +507,13 @@ def test_bad_arguments(polyps, tmp_path):
     ]
     for option in ("seed", "nsd_tolerance"):
         with pytest.raises(UserError, match="expected 0 or more"):
-            Evaluate(str(polyps), (predicted,), tmp_path / "out", **{option: -1}).run()
+            evaluate(Evaluate(str(polyps), (predicted,), tmp_path / "out", **{option: -1}))
     for predictions, out, labels, message in cases:
         with pytest.raises(UserError, match=message):
-            Evaluate(str(polyps), predictions, out, labels=labels).run()
+            evaluate(Evaluate(str(polyps), predictions, out, labels=labels))
     (polyps / "labelsTs" / "case1.png").unlink()
     with pytest.raises(UserError, match="no label for case1"):
-        Evaluate(str(polyps), (predicted,), tmp_path / "out").run()
+        evaluate(Evaluate(str(polyps), (predicted,), tmp_path / "out"))
     assert not (tmp_path / "out").exists() and (other / "notes.txt").read_text() == "mine"
 
 
@@ -519,7 +521,7 @@ def test_pictures_hold_their_panels(polyps, tmp_path):
     first = write_predictions(tmp_path / "first", polyps, 1)
     second = write_predictions(tmp_path / "second", polyps, 4)
     for number, predictions in enumerate([(str(first),), (str(first), str(second))]):
-        Evaluate(str(polyps), predictions, tmp_path / f"{number}").run()
+        evaluate(Evaluate(str(polyps), predictions, tmp_path / f"{number}"))
     narrow, wide = (Image.open(tmp_path / f"{n}" / "examples.png") for n in range(2))
     assert wide.width > 1.2 * narrow.width  # one more column
     rows = json.loads((tmp_path / "1" / "summary.json").read_text())["rows"]
@@ -584,6 +586,6 @@ def test_names_in_brackets_are_shown_and_hidden_files_do_not_matter(polyps, tmp_
     predicted = write_predictions(tmp_path / "predicted", polyps)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / ".DS_Store").write_bytes(b"of a Finder")
-    Evaluate(str(polyps), (f"A[v1]={predicted}", f"A[/x]={predicted}"), tmp_path / "out").run()
+    evaluate(Evaluate(str(polyps), (f"A[v1]={predicted}", f"A[/x]={predicted}"), tmp_path / "out"))
     printed = capsys.readouterr().out
     assert "A[v1]" in printed and "A[/x]" in printed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import os
 import pickle
 import shutil
@@ -15,14 +16,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from PIL import Image
 
 from dataset_conversion.notes import Notes
 from dataset_conversion.system.errors import UserError
-from nnunet_order.export import METADATA_KEY, Export, build_network, find_fold, load_checkpoint, load_model
+from nnunet_order.export import export
+from nnunet_order.model_folder import ModelFolder, find_fold, load_checkpoint, load_model, open_model_folder
 from nnunet_order.network_plans import with_network
-from nnunet_order.predict import Predict, Segmenter, centre_weights, normalize, tiles, to_labels
+from nnunet_order.onnx_file import CT_STATISTICS, METADATA_KEY, OnnxMetadata, as_properties, read_properties
+from nnunet_order.onnx_model import OnnxModel, centre_weights, normalize, tiles, to_labels
+from nnunet_order.options import Export, Predict
+from nnunet_order.predict import predict
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
 pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
@@ -118,16 +122,25 @@ class nnUNetTrainerOfBefore(nnUNetTrainer):
 def test_trainers_of_the_older_signature_are_built(workplace, tmp_path, monkeypatch):
     (tmp_path / "old_trainer.py").write_text(OLD_TRAINER)
     monkeypatch.setenv("nnUNet_extTrainer", str(tmp_path))
-    preprocessed = workplace / "nnUNet_preprocessed" / DATASET
-    plans = PlansManager(str(preprocessed / "nnUNetPlans.json"))
-    dataset_json = json.loads((preprocessed / "dataset.json").read_text())
+    folder = untrained_folder(workplace, tmp_path / "model")
+    _, configuration = folder.configuration("2d")
     old, new = (
-        build_network(plans, plans.get_configuration("2d"), dataset_json, trainer).state_dict()
+        folder.build_network(configuration, trainer).state_dict()
         for trainer in ("nnUNetTrainerOfBefore", "nnUNetTrainer")
     )
     assert {name: value.shape for name, value in old.items()} == {
         name: value.shape for name, value in new.items()
     }
+
+
+def untrained_folder(workplace: Path, target: Path, change=lambda plans: plans) -> ModelFolder:
+    """A results folder with the data set's plans, which `change` may alter, but without a checkpoint."""
+    preprocessed = workplace / "nnUNet_preprocessed" / DATASET
+    target.mkdir()
+    shutil.copy(preprocessed / "dataset.json", target)
+    plans = json.loads((preprocessed / "nnUNetPlans.json").read_text())
+    (target / "plans.json").write_text(json.dumps(change(plans)))
+    return open_model_folder(target)
 
 
 def model_folder(workplace: Path, trainer: str) -> Path:
@@ -140,7 +153,7 @@ def exported(workplace):
     files = {}
     for trainer in TRAINERS:
         files[trainer] = workplace / f"{trainer}.onnx"
-        Export(model_folder(workplace, trainer), files[trainer]).run()
+        export(Export(model_folder(workplace, trainer), files[trainer]))
     return files
 
 
@@ -164,7 +177,7 @@ def test_predictions_equal_nnunet(workplace, exported, trainer):
         perform_everything_on_device=False,
     )
     predictor.initialize_from_trained_model_folder(str(model_folder(workplace, trainer)), ("all",))
-    segmenter = Segmenter(exported[trainer])
+    segmenter = OnnxModel(exported[trainer])
     # As large as the patch, smaller, mixed, larger, and black.
     for seed, size in enumerate([(64, 64), (50, 61), (40, 90), (130, 101)]):
         image, _ = draw_case(100 + seed, *size)
@@ -179,7 +192,7 @@ def test_predictions_equal_nnunet(workplace, exported, trainer):
 
 
 def test_whole_image_equals_tiles_up_to_the_patch_and_is_close_above(order_model):
-    tiled, whole = Segmenter(order_model), Segmenter(order_model, whole_image=True)
+    tiled, whole = OnnxModel(order_model), OnnxModel(order_model, whole_image=True)
     small, _ = draw_case(1, 64, 50)
     assert np.array_equal(tiled(small), whole(small))
     large, _ = draw_case(2, 130, 101)
@@ -201,7 +214,7 @@ def test_file_describes_itself(order_model, exported):
     assert record["patch_size"] == [64, 64] and record["file_ending"] == ".png"
     assert record["normalization_schemes"] == ["ZScoreNormalization"] * 3
     assert record["binary_sigmoid"] is True
-    assert Segmenter(exported["nnUNetTrainer_1epoch"]).record["binary_sigmoid"] is False
+    assert OnnxModel(exported["nnUNetTrainer_1epoch"]).metadata.binary_sigmoid is False
 
 
 def write_images(folder: Path, sizes: dict[str, tuple[int, int]]) -> Path:
@@ -215,9 +228,9 @@ def test_predict_writes_label_maps_without_torch_and_nnunet(order_model, tmp_pat
     images = write_images(tmp_path / "images", {"a_0000.png": (64, 64), "b_0000.tif": (70, 90)})
     (images / "notes.txt").write_text("no image")
     program = (
-        "import sys; from pathlib import Path; from nnunet_order.predict import Predict\n"
+        "import sys; from pathlib import Path; from nnunet_order.predict import Predict, predict\n"
         "model, images, out = map(Path, sys.argv[1:])\n"
-        "Predict(model, (images,), out).run()\n"
+        "predict(Predict(model, (images,), out))\n"
         "sys.exit(bool({'torch', 'nnunetv2', 'onnx'} & set(sys.modules)))"
     )
     root = str(Path(__file__).resolve().parents[1])
@@ -227,7 +240,7 @@ def test_predict_writes_label_maps_without_torch_and_nnunet(order_model, tmp_pat
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.png", "b.png"]
     written = np.asarray(Image.open(tmp_path / "out" / "b.png"))
     assert written.dtype == np.uint8
-    assert np.array_equal(written, Segmenter(order_model)(draw_case(1, 70, 90)[0]))
+    assert np.array_equal(written, OnnxModel(order_model)(draw_case(1, 70, 90)[0]))
 
 
 def test_predict_reads_what_nnunet_reads(order_model, tmp_path):
@@ -241,7 +254,7 @@ def test_predict_reads_what_nnunet_reads(order_model, tmp_path):
     record |= {name: record[name][:1] for name in ("normalization_schemes", "use_mask_for_norm")}
     onnx.helper.set_model_props(model, {METADATA_KEY: json.dumps(record)})
     onnx.save(model, tmp_path / "grey.onnx")
-    segmenter = Segmenter(tmp_path / "grey.onnx")
+    segmenter = OnnxModel(tmp_path / "grey.onnx")
     image, mask = draw_case(0, 64, 64)
     grey = image[..., 1]
     tifffile.imwrite(tmp_path / "white.tif", grey, photometric="miniswhite")
@@ -260,16 +273,16 @@ def test_predict_takes_images_of_other_endings_and_names_the_rest(order_model, t
     images = write_images(tmp_path / "images", {"a.png": (64, 64), "b.gif": (64, 64), "c.jfif": (64, 64)})
     Image.fromarray(draw_case(4, 64, 64)[0]).save(images / "d.webp", lossless=True)
     (images / "e.heic").write_text("")
-    Predict(order_model, (images,), tmp_path / "out").run()
+    predict(Predict(order_model, (images,), tmp_path / "out"))
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [f"{name}.png" for name in "abcd"]
     written = np.asarray(Image.open(tmp_path / "out" / "d.png"))
-    assert np.array_equal(written, Segmenter(order_model)(draw_case(4, 64, 64)[0]))
+    assert np.array_equal(written, OnnxModel(order_model)(draw_case(4, 64, 64)[0]))
     assert "images: 1 left out" in caplog.text and "e.heic" in caplog.text
 
 
 def test_predict_keeps_frame_numbers(order_model, tmp_path):
     images = write_images(tmp_path / "video", {"frame_0000.png": (64, 64), "frame_0001.png": (64, 64)})
-    Predict(order_model, tuple(sorted(images.iterdir())), tmp_path / "out").run()
+    predict(Predict(order_model, tuple(sorted(images.iterdir())), tmp_path / "out"))
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["frame_0000.png", "frame_0001.png"]
 
 
@@ -291,7 +304,7 @@ def test_predict_refuses_bad_input_in_one_line(order_model, tmp_path, prepare, m
     write_images(tmp_path / "out", {"a.png": (2, 2)})
     prepare(images)
     with pytest.raises(UserError, match=message) as caught:
-        Predict(order_model, (images,), tmp_path / "out").run()
+        predict(Predict(order_model, (images,), tmp_path / "out"))
     assert "\n" not in str(caught.value)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.png"]
 
@@ -301,9 +314,9 @@ def test_segmenter_refuses_other_models(order_model, tmp_path):
 
     (tmp_path / "text.onnx").write_text("no model")
     with pytest.raises(UserError, match="cannot be opened"):
-        Segmenter(tmp_path / "text.onnx")
+        OnnxModel(tmp_path / "text.onnx")
     with pytest.raises(UserError, match="found no file"):
-        Segmenter(tmp_path / "absent.onnx")
+        OnnxModel(tmp_path / "absent.onnx")
     model = onnx.load(order_model)
     record = json.loads(model.metadata_props[0].value)
     changes = [
@@ -315,11 +328,176 @@ def test_segmenter_refuses_other_models(order_model, tmp_path):
         onnx.helper.set_model_props(model, {METADATA_KEY: json.dumps(record | change)})
         onnx.save(model, tmp_path / "changed.onnx")
         with pytest.raises(UserError, match=message):
-            Segmenter(tmp_path / "changed.onnx")
+            OnnxModel(tmp_path / "changed.onnx")
     del model.metadata_props[:]
     onnx.save(model, tmp_path / "bare.onnx")
     with pytest.raises(UserError, match="metadata"):
-        Segmenter(tmp_path / "bare.onnx")
+        OnnxModel(tmp_path / "bare.onnx")
+
+
+def metadata_of_one_channel(scheme: str, masked: bool, properties: dict) -> OnnxMetadata:
+    """Metadata of a model of grey images."""
+    return OnnxMetadata(
+        labels=LABELS,
+        regions_class_order=None,
+        label_values=[0, 1],
+        channel_names={"0": "grey"},
+        file_ending=".png",
+        normalization_schemes=[scheme],
+        use_mask_for_norm=[masked],
+        intensity_properties=properties,
+        spacing=[1.0, 1.0],
+        patch_size=[64, 64],
+        size_multiple=32,
+        binary_sigmoid=False,
+        architecture={},
+        dataset=DATASET,
+        plans="nnUNetPlans",
+        trainer="nnUNetTrainer",
+        fold="all",
+        checkpoint="checkpoint_final.pth",
+        versions={},
+    )
+
+
+PROPERTIES = as_properties(
+    metadata_of_one_channel("CTNormalization", False, {"0": dict.fromkeys(CT_STATISTICS, 1.0)})
+)
+WRONG_METADATA = {
+    "patch_size": [
+        ("64", "found str at patch_size, expected array"),
+        ([64, "64"], r"found str at patch_size\[...\], expected int"),
+        ([64], "found 1 values at patch_size, expected 2"),
+        ([0, 64], "expected 1 or more"),
+        (None, "found null at patch_size, expected array"),
+    ],
+    "channel_names": [(["grey"], "found array at channel_names, expected object")],
+    "normalization_schemes": [
+        ("CTNormalization", "found str at normalization_schemes, expected array"),
+        ([], "found 0 values at normalization_schemes, expected 1"),
+    ],
+    "intensity_properties": [
+        ({"0": {"mean": [1]}}, "found array at intensity_properties.*, expected float"),
+        ({}, "found no percentile_00_5 at intensity_properties of channel 0"),
+    ],
+    "regions_class_order": [(1, "found int at regions_class_order, expected array or null")],
+    "size_multiple": [([32], "found array at size_multiple, expected int")],
+    "fold": [(None, "found null at fold, expected str")],
+    "labels": [({"polyp": "1"}, "found str at labels.*, expected int or array")],
+}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [(key, value, message) for key, cases in WRONG_METADATA.items() for value, message in cases],
+)
+def test_wrong_metadata_end_in_one_line(key, value, message):
+    content = json.loads(PROPERTIES[METADATA_KEY])
+    assert key in content
+    with pytest.raises(UserError, match=rf"^m\.onnx: .*{message}.*; write the file again") as caught:
+        read_properties({METADATA_KEY: json.dumps(content | {key: value})}, Path("m.onnx"))
+    assert "\n" not in str(caught.value)
+    del content[key]
+    with pytest.raises(UserError, match=f"found no key {key}, expected one"):
+        read_properties({METADATA_KEY: json.dumps(content)}, Path("m.onnx"))
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "7"])
+def test_metadata_of_another_kind_end_in_one_line(text):
+    with pytest.raises(UserError, match=r"m\.onnx: found ") as caught:
+        read_properties({METADATA_KEY: text}, Path("m.onnx"))
+    assert "\n" not in str(caught.value)
+
+
+def test_metadata_are_read_as_they_were_written():
+    content = json.loads(PROPERTIES[METADATA_KEY])
+    content["intensity_properties"]["0"]["median"] = math.nan  # as nnU-Net has it without foreground
+    again = read_properties({METADATA_KEY: json.dumps(content)}, Path("m.onnx"))
+    assert as_properties(again) == {METADATA_KEY: json.dumps(content)}
+
+
+WRONG_MODEL_FILES = {
+    "plans.json": {
+        "dataset_name": [(3, "found int at dataset_name, expected str")],
+        "plans_name": [(None, "found null at plans_name, expected str")],
+        "transpose_forward": [(["0"], "found str at transpose_forward.*, expected int")],
+        "configurations": [
+            ([], "found array at configurations, expected object"),
+            ({"2d": 7}, "found int at configurations.*, expected object"),
+            ({"3d": {}}, "found the configurations 3d, expected 2d"),
+            ({"2d": {}}, r"found a configuration 2d that nnU-Net cannot read \(KeyError"),
+            ({"2d": {"inherits_from": "2d"}}, "found a configuration 2d that nnU-Net cannot read"),
+        ],
+        "foreground_intensity_properties_per_channel": [
+            ({"0": 1}, "found int at foreground_.*, expected obj")
+        ],
+    },
+    "dataset.json": {
+        "channel_names": [({"0": 1}, "found int at channel_names.*, expected str")],
+        "labels": [
+            (["polyp"], "found array at labels, expected object"),
+            ({"background": 0, "whole": [1, 2]}, "found labels that nnU-Net cannot read"),
+        ],
+        "file_ending": [(None, "found null at file_ending, expected str")],
+    },
+    "2d": {
+        "patch_size": [
+            (64, "found int at patch_size, expected array"),
+            ([8, 64, 64], "found a 3D patch"),
+        ],
+        "spacing": [(["1"], "found str at spacing.*, expected float")],
+        "normalization_schemes": [({}, "found object at normalization_schemes, expected array")],
+        "use_mask_for_norm": [([0], "found int at use_mask_for_norm.*, expected bool")],
+        "architecture": [
+            ("ORDER", "found str at architecture, expected object"),
+            ({"network_class_name": "x"}, "found no key arch_kwargs at architecture, expected one"),
+        ],
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value", "message"),
+    [
+        (name, key, value, message)
+        for name, keys in WRONG_MODEL_FILES.items()
+        for key, cases in keys.items()
+        for value, message in cases
+    ],
+)
+def test_wrong_files_of_a_model_folder_end_in_one_line(workplace, tmp_path, name, key, value, message):
+    folder = tmp_path / "model"
+    shutil.copytree(model_folder(workplace, "nnUNetTrainerORDER"), folder)
+    path = folder / (name if name != "2d" else "plans.json")
+    whole = json.loads(path.read_text())
+    content = whole if name != "2d" else whole["configurations"]["2d"]
+    assert key in content
+    content[key] = value
+    path.write_text(json.dumps(whole))
+    with pytest.raises(UserError, match=message) as caught:
+        load_model(folder, None)
+    assert "\n" not in str(caught.value) and str(folder) in str(caught.value)
+    del content[key]
+    path.write_text(json.dumps(whole))
+    with pytest.raises(UserError, match=key) as caught:
+        load_model(folder, None)
+    assert "\n" not in str(caught.value) and str(folder) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"trainer_name": 7}, "found int at trainer_name, expected str"),
+        ({"init_args": None}, "found null at init_args, expected object"),
+        ({"init_args": {}}, "found no key configuration at init_args"),
+        ({"init_args": {"configuration": "3d_fullres"}}, "found the configurations .*, expected 3d_fullres"),
+        ({"network_weights": [1]}, "found array at network_weights, expected object"),
+    ],
+)
+def test_wrong_checkpoints_end_in_one_line(workplace, tmp_path, change, message):
+    with pytest.raises(UserError, match=message) as caught:
+        load_model(copied_model(workplace, tmp_path / "model", **change), None)
+    assert "\n" not in str(caught.value)
 
 
 def test_normalization_equals_nnunet():
@@ -334,23 +512,15 @@ def test_normalization_equals_nnunet():
     names = ("ZScore", "CT", "No", "RescaleTo01", "RGBTo01")
     for name, masked in [("ZScore", True), *((name, False) for name in names)]:
         scheme = f"{name}Normalization"
-        record = {
-            "normalization_schemes": [scheme],
-            "use_mask_for_norm": [masked],
-            "intensity_properties": {"0": properties},
-        }
+        metadata = metadata_of_one_channel(scheme, masked, {"0": properties})
         expected = getattr(theirs, scheme)(masked, properties).run(image[0].copy(), outside[0])
-        np.testing.assert_allclose(normalize(image[:1, 0], record), expected, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(normalize(image[:1, 0], metadata), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_eight_bit_normalization_refuses_brighter_images():
-    record = {
-        "normalization_schemes": ["RGBTo01Normalization"],
-        "use_mask_for_norm": [False],
-        "intensity_properties": {},
-    }
-    with pytest.raises(UserError, match="8 bit"):
-        normalize(np.full((1, 2, 2), 300.0), record)
+    metadata = metadata_of_one_channel("RGBTo01Normalization", False, {})
+    with pytest.raises(UserError, match="found pixel values up to 300, expected at most 255"):
+        normalize(np.full((1, 2, 2), 300.0), metadata)
 
 
 @pytest.mark.parametrize("size", [(64, 96), (65, 97), (100, 130), (300, 96)])
@@ -378,9 +548,9 @@ def test_labels_and_regions_equal_nnunet(labels, order, channels):
     from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
     manager = LabelManager(labels, order)
-    record = {"regions_class_order": order, "label_values": [int(value) for value in manager.all_labels]}
+    values = [int(value) for value in manager.all_labels]
     logits = np.random.default_rng(0).normal(size=(channels, 20, 30)).astype(np.float32)
-    assert np.array_equal(to_labels(logits, record), manager.convert_logits_to_segmentation(logits))
+    assert np.array_equal(to_labels(logits, values, order), manager.convert_logits_to_segmentation(logits))
 
 
 def test_fold_and_checkpoint_are_found_or_named(workplace, tmp_path):
@@ -388,7 +558,7 @@ def test_fold_and_checkpoint_are_found_or_named(workplace, tmp_path):
     folder = model_folder(workplace, "nnUNetTrainerORDER")
     assert find_fold(folder / "fold_all", None, name) == find_fold(folder, "all", name) == (folder, "all")
     with pytest.raises(UserError, match=r"found checkpoint_final\.pth in folds: all; expected 3"):
-        Export(folder, tmp_path / "model.onnx", fold="3").run()
+        export(Export(folder, tmp_path / "model.onnx", fold="3"))
     for fold in (0, 1):
         (tmp_path / f"fold_{fold}").mkdir()
         (tmp_path / f"fold_{fold}" / name).touch()
@@ -399,7 +569,7 @@ def test_fold_and_checkpoint_are_found_or_named(workplace, tmp_path):
     assert find_fold(tmp_path / "fold_0", "0", name) == (tmp_path, "0")
     (tmp_path / "model.onnx").write_text("precious")
     with pytest.raises(UserError, match="expected a new file"):
-        Export(folder, tmp_path / "model.onnx").run()
+        export(Export(folder, tmp_path / "model.onnx"))
     assert (tmp_path / "model.onnx").read_text() == "precious"
 
 
@@ -420,7 +590,7 @@ def test_models_that_cannot_be_built_are_named(workplace, tmp_path):
         load_model(other, None, "checkpoint_final.pth")
     assert "\n" not in str(caught.value)
     (other / "plans.json").write_text("{")
-    with pytest.raises(UserError, match=r"plans\.json: cannot be read"):
+    with pytest.raises(UserError, match=r"plans\.json: malformed"):
         load_model(other, None, "checkpoint_final.pth")
 
 
@@ -454,13 +624,11 @@ def test_the_users_own_networks_are_built(workplace, tmp_path, monkeypatch):
     )
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("nnUNet_extTrainer", str(trainers))
-    preprocessed = workplace / "nnUNet_preprocessed" / DATASET
-    dataset_json = json.loads((preprocessed / "dataset.json").read_text())
-    plans = json.loads((preprocessed / "nnUNetPlans.json").read_text())
-    plans = PlansManager(
-        with_network(plans, "2d", "my_nets.Net", {}, batch_size=2, largest_patch=64, sigmoid_head=True)
+    options = {"batch_size": 2, "largest_patch": 64, "sigmoid_head": True}
+    folder = untrained_folder(
+        workplace, tmp_path / "model", lambda plans: with_network(plans, "2d", "my_nets.Net", {}, **options)
     )
-    build = functools.partial(build_network, plans, plans.get_configuration("2d"), dataset_json)
+    build = functools.partial(folder.build_network, folder.configuration("2d")[1])
     assert type(build("nnUNetTrainerMine").network).__name__ == "Net"
     with pytest.raises(UserError, match=r'found my_nets\.Net, .*export NNUNET_ORDER_TRUSTED_.*="my_nets"'):
         build("nnUNetTrainer")

@@ -8,15 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from nnunet_order.metrics import (
-    METRICS,
-    binary_metrics,
-    draw_cases,
-    interval,
-    label_metrics,
-    mean_over_cases,
-    resampled_means,
-)
+from nnunet_order.bootstrap import draw_cases, interval, mean_over_cases, resampled_means
+from nnunet_order.metrics import METRICS, binary_metrics, label_metrics
 
 mask_pairs = hnp.array_shapes(min_dims=2, max_dims=3, min_side=1, max_side=9).flatmap(
     lambda shape: st.tuples(hnp.arrays(bool, shape), hnp.arrays(bool, shape))

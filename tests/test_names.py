@@ -17,7 +17,8 @@ from dataset_conversion.subset import ConvertSubset
 from dataset_conversion.system.errors import UserError
 from dataset_conversion.system.names import check_case_id, check_inside, match_key, refuse_lookalikes
 from dataset_conversion.system.resumable import Journal, resumable_folder
-from nnunet_order.evaluate import Evaluate
+from nnunet_order.evaluate import evaluate
+from nnunet_order.options import Evaluate
 
 COMPOSED = "Zoë"
 DECOMPOSED = unicodedata.normalize("NFD", COMPOSED)  # as macOS lists files
@@ -170,9 +171,15 @@ def test_lists_name_files_in_the_other_unicode_form_or_with_spaces(tmp_path):
     assert (tmp_path / "Dataset601_R" / "labelsTr" / f"{COMPOSED}.png").is_file()
     assert read_splits(read_dataset(tmp_path / "Dataset601_R")) == read_splits(dataset)
     # Predictions have the names of the images, as nnU-Net saw them.
-    Evaluate(
-        str(folder), (str(folder / "labelsTr"),), tmp_path / "scores", labels=folder / "labelsTr", processes=1
-    ).run()
+    evaluate(
+        Evaluate(
+            str(folder),
+            (str(folder / "labelsTr"),),
+            tmp_path / "scores",
+            labels=folder / "labelsTr",
+            processes=1,
+        )
+    )
     with (tmp_path / "scores" / "per_case.csv").open(encoding="utf-8") as file:
         scores = {row["case"]: row["Dice"] for row in csv.DictReader(file)}
     assert scores == dict.fromkeys(ids, "1.0")

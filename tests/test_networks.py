@@ -1,28 +1,211 @@
-"""ORDER and MK-UNet: reference outputs, parameter counts, any size, deep supervision, DDP, plans."""
+"""Networks: the contract that all keep (`NetworkTester`), published outputs, what only one of them does."""
 
 from __future__ import annotations
 
 import os
 import re
+from itertools import accumulate
+from operator import mul
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from safetensors.torch import load_file
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.flop_counter import FlopCounterMode
 
-from nnunet_order import ORDER, MKUNet
+from nnunet_order import ORDER, MKUNet, networks
 from nnunet_order.networks.ege_unet import EGEUNet
 from nnunet_order.networks.mk_unet import MKUNetWide
 from nnunet_order.networks.sigmoid_head import SigmoidHead
 from nnunet_order.networks.unext import UNeXt
+from nnunet_order.registry import FIVE_HALVINGS, NETWORKS, network_path, total_stride
 
 REFERENCE = Path(__file__).resolve().parents[2] / "shared" / "reference"
+
+
+class NetworkTester:
+    """The contract of `nnunet_order.networks`. Each network has a subclass with its name and numbers."""
+
+    name: str
+    """In the registry."""
+    parameters: tuple[tuple[int, dict], ...]
+    """(expected number, options), for three input channels and one class unless the options say otherwise."""
+    has_lower_heads = True
+    """Whether deep supervision adds parameters."""
+    draws = 1
+    """Initialisations until every parameter has learnt; a fresh ReLU may be off for a whole batch."""
+
+    def make(self, input_channels=3, num_classes=1, **options) -> torch.nn.Module:
+        return getattr(networks, self.name)(input_channels, num_classes, **options)
+
+    @property
+    def strides(self) -> list[list[int]]:
+        return [list(stride) for stride in NETWORKS[self.name].strides]
+
+    def test_parameters(self):
+        for expected, options in self.parameters:
+            assert sum(p.numel() for p in self.make(**options).parameters()) == expected
+
+    @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.differing_executors])
+    @given(st.integers(1, 130), st.integers(1, 130), st.integers(1, 4), st.integers(1, 7))
+    @example(1, 1, 1, 2)
+    @example(2, 3, 1, 2)
+    @example(33, 47, 1, 2)
+    @example(100, 100, 4, 3)
+    @example(64, 31, 2, 7)
+    @example(96, 160, 1, 1)
+    def test_any_size_channels_and_classes(self, height, width, inputs, classes):
+        with torch.no_grad():
+            logits = self.make(inputs, classes).eval()(torch.randn(2, inputs, height, width))
+        assert logits.shape == (2, classes, height, width) and torch.isfinite(logits).all()
+
+    def test_any_channels_and_classes_in_training(self):
+        for inputs, classes in ((1, 1), (4, 3), (2, 7)):
+            assert self.make(inputs, classes)(torch.randn(2, inputs, 64, 64)).shape == (2, classes, 64, 64)
+
+    def test_deep_supervision_gives_the_targets_of_nnunet(self):
+        network = self.make(3, 2, deep_supervision=True, strides=self.strides)
+        rows, columns = (list(accumulate(factors, mul)) for factors in zip(*self.strides, strict=True))
+        side = 3 * total_stride(self.strides)
+        sizes = [(side // y, 2 * side // x) for y, x in zip(rows, columns, strict=True)]
+        expected = [(2, 2, *size) for size in sizes[:-1]]
+        x = torch.randn(2, 3, side, 2 * side)
+        assert [tuple(output.shape) for output in network(x)] == expected
+        network.eval()
+        with torch.no_grad():
+            outputs = network(x)
+            assert [tuple(output.shape) for output in outputs] == expected
+            network.decoder.deep_supervision = False  # as nnU-Net does for validation
+            assert torch.equal(network(x), outputs[0])
+
+    def test_weights_load_with_and_without_deep_supervision(self, tmp_path):
+        """nnU-Net predicts with a network built without it."""
+        trained, x = self.make(3, 2, deep_supervision=True).eval(), torch.randn(1, 3, 40, 72)
+        plain, same = self.make(3, 2).eval(), self.make(3, 2, deep_supervision=True).eval()
+        torch.save(trained.state_dict(), tmp_path / "weights.pth")
+        for network in (plain, same):
+            network.load_state_dict(torch.load(tmp_path / "weights.pth", weights_only=True))
+        with torch.no_grad():
+            expected = trained(x)
+            assert torch.equal(plain(x), expected[0])
+            assert all(map(torch.equal, same(x), expected))
+        if self.has_lower_heads:
+            with pytest.raises(RuntimeError, match="Missing key"):
+                trained.load_state_dict(plain.state_dict())
+
+    def test_weights_of_another_network_are_refused(self):
+        other = self.make(3, 2).state_dict() | {"decoder.other.weight": torch.zeros(1)}
+        with pytest.raises(RuntimeError, match=r"decoder\.other\.weight"):
+            self.make(3, 2).load_state_dict(other)
+
+    @pytest.mark.parametrize("num_classes", [1, 2, 3])
+    @pytest.mark.parametrize("deep_supervision", [False, True])
+    def test_every_parameter_learns(self, num_classes, deep_supervision):
+        alive = set()
+        for seed in range(self.draws):
+            torch.manual_seed(seed)
+            network = self.make(3, num_classes, deep_supervision=deep_supervision)
+            outputs = network(torch.randn(4, 3, 64, 64))
+            outputs = outputs if deep_supervision else [outputs]
+            sum(F.mse_loss(output, torch.randn_like(output)) for output in outputs).backward()
+            gradients = {name: parameter.grad for name, parameter in network.named_parameters()}
+            assert not [name for name, gradient in gradients.items() if gradient is None]
+            alive |= {name for name, gradient in gradients.items() if gradient.abs().max() > 0}
+        assert alive == set(gradients)
+
+    def test_trains_under_ddp(self, tmp_path):
+        """DDP stops at the second step when a parameter had no gradient in the first."""
+        os.environ.pop("MASTER_ADDR", None)
+        store = f"file://{tmp_path / 'store'}"
+        torch.distributed.init_process_group("gloo", init_method=store, rank=0, world_size=1)
+        try:
+            network = DistributedDataParallel(self.make())
+            for _ in range(2):
+                network(torch.randn(2, 3, 64, 64)).square().mean().backward()
+        finally:
+            torch.distributed.destroy_process_group()
+
+    def test_a_plans_file_builds_it_by_name(self):
+        options = {"strides": self.strides}
+        network = get_network_from_plans(network_path(self.name), options, [], 3, 4, deep_supervision=True)
+        assert type(network) is getattr(networks, self.name)
+        assert len(network(torch.randn(1, 3, 64, 64))) == len(self.strides) - 1
+        head = SigmoidHead(3, 2, network_path(self.name), **options)
+        assert type(head.network) is type(network) and head(torch.randn(1, 3, 64, 64)).shape[1] == 2
+
+    def test_other_strides_are_refused(self):
+        own = self.strides
+        for wrong in (own[:-1], [[2, 2], *own[1:]], [[*stride, stride[0]] for stride in own]):
+            with pytest.raises(ValueError, match=r"strides .* down-samples by") as caught:
+                self.make(3, 2, strides=wrong)
+            assert "\n" not in str(caught.value)
+
+    def test_the_whole_forward_is_one_graph(self):
+        """nnU-Net compiles networks on GPUs: no graph break, no data-dependent branch."""
+        network, x = self.make(3, 2), torch.randn(2, 3, 64, 64)
+        compiled = torch.compile(network, backend="eager", fullgraph=True)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert compiled(x).shape == (2, 2, 64, 64)
+        network.eval()
+        with torch.no_grad():
+            torch.testing.assert_close(compiled(x), network(x))
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+    def test_runs_in_the_precision_of_its_weights(self, dtype):
+        torch.manual_seed(0)
+        network, x = self.make().eval(), torch.randn(2, 3, 64, 64)
+        with torch.no_grad():
+            expected = network(x)
+            given = network.to(dtype)(x.to(dtype))
+        assert given.dtype == dtype
+        torch.testing.assert_close(given.float(), expected, rtol=0.05, atol=0.05 * expected.std().item())
+
+
+class TestORDER(NetworkTester):
+    name = "ORDER"
+    parameters = (
+        (42_457, {}),
+        (42_462, {"num_classes": 2}),
+        (26_223, {"attention_stages": ()}),
+        (35_785, {"attention_stages": (1, 2)}),
+        (30_925, {"attention_stages": (2, 3)}),
+        (27_780, {"attention_stages": (3,)}),
+        (47_159, {"attention_stages": (0, 1, 2, 3)}),
+    )
+    draws = 5
+
+
+class TestMKUNet(NetworkTester):
+    name = "MKUNet"
+    full = 315_566 - 115  # the official number without three unused heads
+    parameters = ((27_353, {}), (full, {"channels": (16, 32, 64, 96, 160)}))
+    draws = 5
+
+
+class TestMKUNetWide(NetworkTester):
+    name = "MKUNetWide"
+    parameters = ((41_055, {}),)
+    draws = 5
+
+
+class TestUNeXt(NetworkTester):
+    name = "UNeXt"
+    parameters = ((1_471_921, {}),)
+
+
+class TestEGEUNet(NetworkTester):
+    name = "EGEUNet"
+    parameters = ((53_374, {}),)
+    has_lower_heads = False
+
+
+def test_every_registered_network_is_tested():
+    assert sorted(one.name for one in NetworkTester.__subclasses__()) == sorted(NETWORKS)
 
 
 @pytest.fixture
@@ -33,7 +216,8 @@ def two_threads():
     torch.set_num_threads(threads)
 
 
-RENAMED = [  # official MK-UNet -> ours
+# (pattern, replacement) from the published names to ours; digits count from 1 there and from 0 here.
+MK_UNET_NAMES = [
     (r"encoder(\d)\.0\.", lambda m: f"encoder.{int(m[1]) - 1}."),
     (r"decoder(\d)\.0\.", lambda m: f"decoder.blocks.{int(m[1]) - 1}."),
     (r"AG(\d)\.", lambda m: f"decoder.skips.{int(m[1]) - 1}.gate."),
@@ -49,16 +233,52 @@ RENAMED = [  # official MK-UNet -> ours
     (r"W_x\.", "skip."),
     (r"psi\.", "gate."),
 ]
+UNEXT_NAMES = [
+    (r"^encoder([123])\.", lambda m: f"encoder.{int(m[1]) - 1}.conv."),
+    (r"^ebn([123])\.", lambda m: f"encoder.{int(m[1]) - 1}.norm."),
+    (r"^patch_embed([34])\.proj\.", lambda m: f"encoder.{m[1]}.embed."),
+    (r"^patch_embed([34])\.norm\.", lambda m: f"encoder.{m[1]}.embed_norm."),
+    (r"^block([12])\.0\.", lambda m: f"encoder.{int(m[1]) + 2}.block."),
+    (r"^norm([34])\.", lambda m: f"encoder.{m[1]}.norm."),
+    (r"^decoder(\d)\.", lambda m: f"decoder.stages.{int(m[1]) - 1}.conv."),
+    (r"^dbn(\d)\.", lambda m: f"decoder.stages.{int(m[1]) - 1}.norm."),
+    (r"^dblock([12])\.0\.", lambda m: f"decoder.refinements.{int(m[1]) - 1}.block."),
+    (r"^dnorm([34])\.", lambda m: f"decoder.refinements.{int(m[1]) - 3}.norm."),
+    (r"^final\.", "decoder.seg_layers.0."),
+    (r"\.norm2\.", ".norm."),
+    (r"\.mlp\.fc1\.", ".linear_in."),
+    (r"\.mlp\.fc2\.", ".linear_out."),
+    (r"\.mlp\.dwconv\.dwconv\.", ".depthwise."),
+]
+EGE_UNET_NAMES = [
+    (r"^encoder6\.0\.", "bottleneck."),
+    (r"^encoder(\d)\.0\.", lambda m: f"encoder.{int(m[1]) - 1}.layer."),
+    (r"^ebn(\d)\.", lambda m: f"encoder.{int(m[1]) - 1}.norm."),
+    (r"^decoder(\d)\.0\.", lambda m: f"decoder.stages.{int(m[1]) - 1}.layer."),
+    (r"^dbn(\d)\.", lambda m: f"decoder.stages.{int(m[1]) - 1}.norm."),
+    (r"^gt_conv(\d)\.0\.", lambda m: f"decoder.stages.{int(m[1]) - 1}.guidance."),
+    (r"^GAB(\d)\.", lambda m: f"decoder.stages.{5 - int(m[1])}.bridge."),
+    (r"^final\.", "decoder.head."),
+    (r"\.pre_project\.", ".project."),
+    (r"\.g(\d)\.", r".groups.\1."),
+    (r"\.tail_conv\.", ".join."),
+    (r"\.params_xy$", ".plane.values"),
+    (r"\.params_zx$", ".height.values"),
+    (r"\.params_zy$", ".width.values"),
+    (r"\.conv_xy\.", ".plane.refine."),
+    (r"\.conv_zx\.", ".height.refine."),
+    (r"\.conv_zy\.", ".width.refine."),
+    (r"\.norm1\.", ".norm_in."),
+    (r"\.norm2\.", ".norm_out."),
+    (r"\.ldw\.", ".mix."),
+    (r"\.dw\.", ".local."),
+]
 
 
-def our_name(official: str) -> str:
-    for pattern, replacement in RENAMED:
-        official = re.sub(pattern, replacement, official)
-    return official
-
-
-def parameters(network) -> int:
-    return sum(parameter.numel() for parameter in network.parameters())
+def renamed(name: str, table: list) -> str:
+    for pattern, replacement in table:
+        name = re.sub(pattern, replacement, name)
+    return name
 
 
 @pytest.mark.parametrize(
@@ -71,7 +291,7 @@ def test_mk_unet_reproduces_the_official_outputs(file, channels, two_threads):
     tensors = load_file(path)
     unused = ("out1.", "out2.", "out3.")  # heads that the official forward never returns
     weights = {
-        our_name(name): value
+        renamed(name, MK_UNET_NAMES): value
         for name, value in (
             (n.removeprefix("weights."), v) for n, v in tensors.items() if n.startswith("weights.")
         )
@@ -90,23 +310,47 @@ def test_mk_unet_reproduces_the_official_outputs(file, channels, two_threads):
         assert (found - expected).abs().max() / scale < 1e-5
 
 
-@pytest.mark.parametrize(
-    ("network", "expected"),
-    [
-        (lambda: MKUNet(3, 1), 27_353),
-        (lambda: MKUNet(3, 1, channels=(16, 32, 64, 96, 160)), 315_566 - 115),  # without three unused heads
-        (lambda: ORDER(3, 1), 42_457),
-        (lambda: ORDER(3, 2), 42_462),
-        (lambda: ORDER(3, 1, attention_stages=()), 26_223),
-        (lambda: ORDER(3, 1, attention_stages=(1, 2)), 35_785),
-        (lambda: ORDER(3, 1, attention_stages=(2, 3)), 30_925),
-        (lambda: ORDER(3, 1, attention_stages=(3,)), 27_780),
-        (lambda: ORDER(3, 1, attention_stages=(0, 1, 2, 3)), 47_159),
-        (lambda: MKUNetWide(3, 1), 41_055),
-    ],
-)
-def test_parameter_counts(network, expected):
-    assert parameters(network()) == expected
+def load_reference(network: torch.nn.Module, tensors: dict, table: list) -> None:
+    ours = network.state_dict()
+    weights = {
+        renamed(name.removeprefix("weights."), table): value
+        for name, value in tensors.items()
+        if name.startswith("weights.")
+    }
+    # Their linear layers are our 1x1 convolutions, their flat 2-D maps our 1-D ones: equal but for the shape.
+    network.load_state_dict({name: value.reshape(ours[name].shape) for name, value in weights.items()})
+
+
+def reference_run(network_class: type, file_name: str, table: list, side: int) -> tuple:
+    """Our output and theirs from their weights and input."""
+    if not (REFERENCE / file_name).is_file():
+        pytest.skip(f"the reference weights shared/reference/{file_name} are not beside this checkout")
+    safetensors = pytest.importorskip("safetensors.torch", reason="safetensors is not installed")
+    tensors = safetensors.load_file(REFERENCE / file_name)
+    network = network_class(3, 1).eval()
+    load_reference(network, tensors, table)
+    with torch.no_grad():
+        return network(tensors[f"input_{side}"]), tensors[f"output_{side}"]
+
+
+@pytest.mark.parametrize("side", [256, 128])
+def test_unext_reproduces_the_published_network(side):
+    logits, expected = reference_run(UNeXt, "unext.safetensors", UNEXT_NAMES, side)
+    tolerance = 1e-5 * (expected.max() - expected.min()).item()
+    assert (logits - expected).abs().max().item() <= tolerance
+
+
+@pytest.mark.parametrize("side", [256, 128])
+def test_ege_unet_reproduces_the_published_network(side):
+    logits, probability = reference_run(EGEUNet, "ege_unet.safetensors", EGE_UNET_NAMES, side)
+    # Bit for bit with the thread count of the reference run. With another the network, with these weights,
+    # amplifies rounding: float64 is 7e-5 away from the published probabilities too. So compare the logits
+    # (range about 60), where the published probability is not saturated.
+    assert (torch.sigmoid(logits) - probability).abs().max().item() <= 2e-4
+    certain = (probability < 1e-3) | (probability > 1 - 1e-3)
+    assert certain.float().mean().item() < 0.5
+    error = (logits - torch.logit(probability))[~certain].abs().max()
+    assert error.item() <= 1e-5 * (logits.max() - logits.min()).item()
 
 
 def test_order_flops_on_the_literal_path():
@@ -121,54 +365,6 @@ def test_order_flops_by_fvcore():
     network = ORDER(3, 1, attention_path="materialized").eval()
     analysis = fvcore.FlopCountAnalysis(network, torch.zeros(1, 3, 256, 256)).unsupported_ops_warnings(False)
     assert 2 * analysis.total() / 1e9 == pytest.approx(0.56, abs=5e-3)
-
-
-@pytest.mark.parametrize("make", [ORDER, MKUNet, MKUNetWide])
-@settings(max_examples=12, deadline=None)
-@given(
-    height=st.integers(1, 130), width=st.integers(1, 130), inputs=st.integers(1, 4), classes=st.integers(1, 4)
-)
-def test_any_size_channels_and_classes(make, height, width, inputs, classes):
-    network = make(inputs, classes).eval()
-    with torch.no_grad():
-        assert network(torch.randn(1, inputs, height, width)).shape == (1, classes, height, width)
-
-
-@pytest.mark.parametrize("make", [ORDER, MKUNet])
-def test_deep_supervision_outputs_match_the_targets_of_nnunet(make):
-    network = make(3, 2, deep_supervision=True)
-    outputs = network(torch.randn(2, 3, 96, 64))
-    assert [tuple(x.shape) for x in outputs] == [(2, 2, 96 // s, 64 // s) for s in (1, 2, 4, 8, 16)]
-    network.decoder.deep_supervision = False  # as nnU-Net does for validation
-    assert network(torch.randn(2, 3, 96, 64)).shape == (2, 2, 96, 64)
-
-
-@pytest.mark.parametrize("make", [ORDER, MKUNet])
-def test_weights_of_deep_supervision_load_without_it(make):
-    """nnU-Net predicts with a network built without deep supervision."""
-    trained = make(3, 2, deep_supervision=True).eval()
-    plain = make(3, 2).eval()
-    plain.load_state_dict(trained.state_dict())
-    x = torch.randn(1, 3, 64, 64)
-    assert torch.equal(trained(x)[0], plain(x))
-    with pytest.raises(RuntimeError, match="Missing key"):
-        trained.load_state_dict(plain.state_dict())
-
-
-@pytest.mark.parametrize("deep_supervision", [False, True])
-@pytest.mark.parametrize("make", [ORDER, MKUNet])
-def test_every_parameter_gets_a_gradient(make, deep_supervision):
-    alive = set()
-    for seed in range(5):  # a fresh ReLU may be off for a whole batch
-        torch.manual_seed(seed)
-        network = make(3, 2, deep_supervision=deep_supervision)
-        outputs = network(torch.randn(4, 3, 64, 64))
-        outputs = outputs if deep_supervision else [outputs]
-        sum(F.cross_entropy(x, torch.randint(0, 2, (4, *x.shape[2:]))) for x in outputs).backward()
-        gradients = {name: p.grad for name, p in network.named_parameters()}
-        assert not [name for name, gradient in gradients.items() if gradient is None]
-        alive |= {name for name, gradient in gradients.items() if gradient.abs().max() > 0}
-    assert alive == set(gradients)
 
 
 def test_zero_initialised_order_equals_its_backbone():
@@ -204,40 +400,10 @@ def test_wide_network_stays_within_orders_budget_and_starts_with_live_residuals(
     assert ORDER(3, 1).encoder[1].residual.weight.std() < 0.05
 
 
-def test_weights_load_with_weights_only(tmp_path):
-    network = ORDER(3, 1).eval()
-    torch.save(network.state_dict(), tmp_path / "order.pth")
-    copy = ORDER(3, 1).eval()
-    copy.load_state_dict(torch.load(tmp_path / "order.pth", weights_only=True))
-    x = torch.randn(1, 3, 64, 64)
-    assert torch.equal(network(x), copy(x))
-
-
-@pytest.mark.parametrize("make", [ORDER, MKUNet])
-def test_trains_under_ddp(make, tmp_path):
-    """DDP stops at the second step when a parameter had no gradient in the first."""
-    os.environ.pop("MASTER_ADDR", None)
-    store = f"file://{tmp_path / 'store'}"
-    torch.distributed.init_process_group("gloo", init_method=store, rank=0, world_size=1)
-    try:
-        network = DistributedDataParallel(make(3, 1))
-        for _ in range(2):
-            network(torch.randn(2, 3, 64, 64)).square().mean().backward()
-    finally:
-        torch.distributed.destroy_process_group()
-
-
-def test_a_plans_file_builds_order_by_name():
-    strides = [[1, 1]] + [[2, 2]] * 5
-    network = get_network_from_plans(
-        "nnunet_order.networks.ORDER",
-        {"attention_stages": [0], "strides": strides},
-        [],
-        3,
-        4,
-        deep_supervision=True,
-    )
-    assert isinstance(network, ORDER) and len(network(torch.randn(1, 3, 64, 64))) == 5
+def test_attention_stages_of_a_plans_file():
+    options = {"attention_stages": [0], "strides": [list(stride) for stride in FIVE_HALVINGS]}
+    network = get_network_from_plans("nnunet_order.networks.ORDER", options, [], 3, 4, deep_supervision=True)
+    assert isinstance(network, ORDER)
     assert isinstance(network.decoder.skips[0].attention, torch.nn.Module)
     assert not hasattr(network.decoder.skips[1], "attention")
 
@@ -252,8 +418,8 @@ def test_wrong_options_are_refused():
 
 
 def test_sigmoid_head_makes_softmax_the_sigmoid():
-    head = SigmoidHead(3, 2, "nnunet_order.networks.ORDER", strides=[[1, 1]] + [[2, 2]] * 5).eval()
-    assert parameters(head) == 42_457
+    head = SigmoidHead(3, 2, "nnunet_order.networks.ORDER", strides=FIVE_HALVINGS).eval()
+    assert sum(parameter.numel() for parameter in head.parameters()) == 42_457
     x, mask = torch.randn(2, 3, 64, 64), torch.randint(0, 2, (2, 64, 64))
     two, one = head(x), head.network(x)
     torch.testing.assert_close(two.softmax(1)[:, 1:], one.sigmoid())
@@ -275,26 +441,6 @@ def test_sigmoid_head_refuses_what_it_cannot_do():
         SigmoidHead(3, 3, "nnunet_order.networks.ORDER")
     with pytest.raises(ValueError, match=r"no\.such\.Network"):
         SigmoidHead(3, 2, "no.such.Network")
-
-
-@pytest.mark.parametrize("make", [ORDER, MKUNet, UNeXt, EGEUNet])
-def test_the_whole_forward_is_one_graph(make):
-    """nnU-Net compiles networks on GPUs: no graph break, no data-dependent branch."""
-    compiled = torch.compile(make(3, 1), backend="eager", fullgraph=True)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert compiled(torch.randn(2, 3, 64, 64)).shape == (2, 1, 64, 64)
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
-@pytest.mark.parametrize("make", [ORDER, MKUNet, UNeXt, EGEUNet])
-def test_networks_run_in_the_precision_of_their_weights(make, dtype):
-    torch.manual_seed(0)
-    network, x = make(3, 1).eval(), torch.randn(2, 3, 64, 64)
-    with torch.no_grad():
-        expected = network(x)
-        given = network.to(dtype)(x.to(dtype))
-    assert given.dtype == dtype
-    torch.testing.assert_close(given.float(), expected, rtol=0.05, atol=0.05 * expected.std().item())
 
 
 @pytest.mark.gpu

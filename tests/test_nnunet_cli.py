@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from dataset_conversion.system.errors import UserError
-from nnunet_order.export import load_checkpoint
+from nnunet_order.model_folder import load_checkpoint
 
 pytestmark = pytest.mark.slow
 
@@ -261,7 +261,8 @@ def test_reused_plans_take_the_reader_of_their_data_set_and_never_replace_others
 ):
     import SimpleITK as sitk
 
-    from nnunet_order.plan import Plan
+    from nnunet_order.options import Plan
+    from nnunet_order.plan import plan
 
     source = shutil.copytree(
         nnunet.preprocessed / "Dataset901_Phantom",
@@ -283,32 +284,32 @@ def test_reused_plans_take_the_reader_of_their_data_set_and_never_replace_others
     with pytest.raises(
         UserError, match=r'found labels .*"tumour": 1.*expected .*"polyp": 1.* as in Dataset901'
     ):
-        reuse.run()
+        plan(reuse)
     names = {"0": "T1", "1": "T2", "2": "CT"}
     (target / "dataset.json").write_text(json.dumps(content | {"channel_names": names}))
     with pytest.raises(UserError, match="found channel_names"):
-        reuse.run()
+        plan(reuse)
     (target / "dataset.json").write_text(json.dumps(content))
-    for plan, message in (
+    for options, message in (
         (Plan("906", reuse_plans_from="902"), "found none for data set 902"),
-        (Plan("906", source="Other", reuse_plans_from="901"), "found no .*Other.json; run"),
+        (Plan("906", source="Other", reuse_plans_from="901"), "found no .*Other.json, expected it .*; run"),
         (Plan("906", batch_size=2, reuse_plans_from="901"), "found options of ORDER's plans"),
         (Plan("/somewhere/Dataset902_Other"), "found none for data set /somewhere/Dataset902_Other"),
         (Plan(""), "found none for data set"),
         (Plan("901", attention_stages=(7,)), "found --attention-stages 7, expected some of 0 1 2 3"),
     ):
         with pytest.raises(UserError, match=message):
-            plan.run()
+            plan(options)
     assert not (tmp_path / "pre" / target.name).exists()
 
-    reuse.run()
-    reuse.run()  # the same again is fine
+    plan(reuse)
+    plan(reuse)  # the same again is fine
     path = tmp_path / "pre" / target.name / "nnUNetPlans.json"
     plans = json.loads(path.read_text())
     assert plans["image_reader_writer"] == "SimpleITKIO"
     path.write_text(json.dumps(plans | {"original_median_shape_after_transp": [1, 7, 7]}))
     with pytest.raises(UserError, match="found other plans, expected none or those of Dataset901_Phantom"):
-        reuse.run()
+        plan(reuse)
     assert json.loads(path.read_text())["original_median_shape_after_transp"] == [1, 7, 7]
     assert sorted(file.name for file in path.parent.iterdir()) == [
         "dataset.json",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from nnunet_order import registration
+from nnunet_order.registry import NETWORKS, TRAINERS, trainer_of
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -180,6 +182,8 @@ def test_the_shim_lists_every_trainer():
 
     registration.register()
     names = [name for name in vars(trainers) if name.startswith("nnUNetTrainer") and name != "nnUNetTrainer"]
-    assert len(names) >= 9
+    assert sorted(names) == sorted(TRAINERS) and {trainer_of(name) for name in NETWORKS} <= {*names}
     for name in names:
-        assert recursive_find_trainer_class_by_name(name) is getattr(trainers, name)
+        found = recursive_find_trainer_class_by_name(name)
+        assert found is getattr(trainers, name) and pickle.loads(pickle.dumps(found)) is found
+        assert found.__doc__ == TRAINERS[name].about and found.__module__ == trainers.__name__

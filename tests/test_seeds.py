@@ -13,11 +13,12 @@ from law_synth.experiment.options import Demo as LawDemo
 from law_synth.experiment.options import Experiment
 from law_synth.generation.options import Generate
 from law_synth.training.options import Train
-from nnunet_order.benchmark import Benchmark
+from nnunet_order.benchmark import benchmark
 from nnunet_order.comparing.compare import Compare
-from nnunet_order.demo import Demo
-from nnunet_order.evaluate import Evaluate
-from nnunet_order.trainers import environment_seed
+from nnunet_order.demo import demo
+from nnunet_order.evaluate import evaluate
+from nnunet_order.options import Benchmark, Demo, Evaluate
+from nnunet_order.paper_recipe import environment_seed
 
 
 def law_experiment(out, data, seed):
@@ -29,9 +30,11 @@ def law_experiment(out, data, seed):
 VERBS = {
     "phantom": lambda out, data, seed: ConvertPhantom(out=out, seed=seed),
     "subset": lambda out, data, seed: ConvertSubset(dataset=str(data), out=out, seed=seed),
-    "evaluate": lambda out, data, seed: Evaluate(str(data), (str(data / "labelsTr"),), out, seed=seed),
-    "benchmark": lambda out, data, seed: Benchmark(seed=seed),
-    "demo": lambda out, data, seed: Demo(out=out, seed=seed),
+    "evaluate": lambda out, data, seed: evaluate(
+        Evaluate(str(data), (str(data / "labelsTr"),), out, seed=seed)
+    ),
+    "benchmark": lambda out, data, seed: benchmark(Benchmark(seed=seed)),
+    "demo": lambda out, data, seed: demo(Demo(out=out, seed=seed)),
     "compare": lambda out, data, seed: Compare(str(data), out, "paper-table3", seeds=(0, seed), device="cpu"),
     "init-base": lambda out, data, seed: InitBase(out=out, source=str(data), seed=seed),
     "train": lambda out, data, seed: Train(dataset=str(data), out=out, seed=seed),
@@ -56,7 +59,8 @@ def test_a_seed_that_some_generator_refuses_is_found_before_the_work(data, tmp_p
     for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(UserError, match=f" {seed}, expected 0 to 4294967295; change it"):
-        VERBS[verb](tmp_path / "new" / "Dataset901_New", data, seed).run()
+        made = VERBS[verb](tmp_path / "new" / "Dataset901_New", data, seed)
+        made.run()
     assert not [*tmp_path.iterdir()]
 
 

@@ -6,6 +6,7 @@ import copy
 import json
 import math
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +18,12 @@ from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from dataset_conversion.system.errors import UserError
-from nnunet_order.export import load_checkpoint
 from nnunet_order.finite_loss import FiniteLoss
+from nnunet_order.model_folder import load_checkpoint
 from nnunet_order.network_plans import patch_size, with_network
 from nnunet_order.networks import ORDER, MKUNet
 from nnunet_order.networks.sigmoid_head import SigmoidHead
+from nnunet_order.registry import FIVE_HALVINGS, NETWORKS, TRAINERS
 from nnunet_order.schedule import CosineSchedule, one_pass
 from nnunet_order.trainer_options import HYPER_PARAMETERS, OPTIONS_VARIABLE, trainer_options
 
@@ -73,15 +75,41 @@ def test_plans_are_copied_and_say_which_head(plans):
     assert settings["architecture"]["arch_kwargs"]["network"] == "nnunet_order.networks.ORDER"
 
 
+def test_a_network_may_have_strides_of_its_own(plans):
+    strides = ((1, 1), (2, 2), (2, 1), (2, 2))  # 8 in height, 4 in width
+    options = {"strides": strides, "batch_size": 2, "sigmoid_head": False}
+    new = with_network(plans, "2d", "my_nets.Net", {}, largest_patch=60, **options)["configurations"]["2d"]
+    assert new["patch_size"] == [56, 56]
+    assert new["architecture"]["arch_kwargs"] == {"strides": [[1, 1], [2, 2], [2, 1], [2, 2]]}
+    with pytest.raises(UserError, match=r"found largest patch 7 .*expected at least 8 and 1"):
+        with_network(plans, "2d", "my_nets.Net", {}, largest_patch=7, **options)
+
+
+def test_trainers_give_plans_the_strides_of_their_network(make, monkeypatch):
+    from nnunet_order import trainers
+
+    other = replace(NETWORKS["MKUNet"], strides=FIVE_HALVINGS[:4])
+    monkeypatch.setitem(NETWORKS, "MKUNet", other)
+    entry = TRAINERS["nnUNetTrainerMKUNet"]
+    trainer = make(trainers.make_trainer("nnUNetTrainerMKUNet", entry))
+    architecture = trainer.configuration_manager.configuration["architecture"]
+    assert architecture["arch_kwargs"]["strides"] == [[1, 1], [2, 2], [2, 2], [2, 2]]
+    assert architecture["network_class_name"].endswith("SigmoidHead")
+    with pytest.raises(
+        ValueError, match="the network down-samples by"
+    ):  # for MK-UNet itself halves five times
+        trainer.initialize()
+
+
 def test_three_dimensions_are_refused_in_one_line(plans):
     plans["configurations"]["3d_fullres"] = {"patch_size": [64, 128, 128]}
     options = {"batch_size": 2, "largest_patch": 512, "sigmoid_head": False}
-    with pytest.raises(UserError, match=r"ORDER is 2D; .*\[64, 128, 128\]. Train with 2d"):
+    with pytest.raises(UserError, match=r"size \[64, 128, 128\] .* since ORDER is 2D; train with 2d"):
         with_network(plans, "3d_fullres", "nnunet_order.networks.ORDER", {}, **options)
     with pytest.raises(UserError, match="no configuration 3d_lowres"):
         with_network(plans, "3d_lowres", "nnunet_order.networks.ORDER", {}, **options)
     plans["configurations"]["3d_cascade_fullres"] = {"inherits_from": "3d_fullres"}
-    with pytest.raises(UserError, match=r"3d_cascade_fullres has patch size \[64, 128, 128\]"):
+    with pytest.raises(UserError, match=r"size \[64, 128, 128\] in configuration 3d_cascade_fullres"):
         with_network(plans, "3d_cascade_fullres", "nnunet_order.networks.ORDER", {}, **options)
 
 
@@ -163,7 +191,7 @@ def test_every_trainer_builds_what_it_is_named_after(make, name, parameters, epo
 
 
 def test_the_batch_must_part_evenly():
-    from nnunet_order.trainers import check_processes
+    from nnunet_order.paper_recipe import check_processes
 
     check_processes(16, 4)
     with pytest.raises(UserError, match="found -num_gpus 3 for a batch of 16"):
@@ -187,7 +215,8 @@ def test_another_optimizer_is_one_line(make):
 
 
 def test_options_change_hyper_parameters_of_one_process(make, monkeypatch):
-    from nnunet_order.trainers import PaperRecipeTrainer, nnUNetTrainerORDER
+    from nnunet_order.paper_recipe import PaperRecipeTrainer
+    from nnunet_order.trainers import nnUNetTrainerORDER
 
     values = {
         "epochs": 7,
@@ -364,7 +393,7 @@ def test_a_skipped_validation_keeps_what_belongs_to_the_same_weights(make, monke
     ],
 )
 def test_wrong_options_are_one_line(monkeypatch, text, message):
-    from nnunet_order.trainers import PaperRecipeTrainer
+    from nnunet_order.paper_recipe import PaperRecipeTrainer
 
     monkeypatch.setenv(OPTIONS_VARIABLE, text)
     with pytest.raises(UserError, match=message) as error:

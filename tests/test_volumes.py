@@ -11,10 +11,11 @@ import SimpleITK as sitk
 import torch
 
 from nnunet_order import networks
-from nnunet_order.evaluate import Evaluate
-from nnunet_order.export import load_model, metadata
-from nnunet_order.plan import Plan
-from nnunet_order.predict import warn_if_unsupported
+from nnunet_order.evaluate import evaluate
+from nnunet_order.export import metadata, warn_if_unsupported
+from nnunet_order.model_folder import load_model
+from nnunet_order.options import Evaluate, Plan
+from nnunet_order.plan import plan
 
 pytestmark = pytest.mark.slow
 
@@ -117,7 +118,7 @@ def test_two_channels_and_two_labels_train_and_validate(folders, model, tmp_path
     settings = json.loads((model / "plans.json").read_text())["configurations"]["2d"]
     assert settings["architecture"]["network_class_name"] == "nnunet_order.networks.ORDER"
     validation = model / "fold_0" / "validation"
-    Evaluate("907", (str(validation),), tmp_path / "out", fold=0).run()
+    evaluate(Evaluate("907", (str(validation),), tmp_path / "out", fold=0))
     assert_same_dice(tmp_path / "out", validation, LABELS)
     rows = rows_of(tmp_path / "out")
     assert rows["organ"]["mDice"] > 0.5  # it has learnt something, so the comparison means something
@@ -139,7 +140,7 @@ def test_predictions_keep_the_geometry_and_are_evaluated_in_mm(folders, model, t
         for read in ("GetSpacing", "GetOrigin", "GetDirection"):
             assert getattr(predicted, read)() == pytest.approx(getattr(image, read)())
         assert set(np.unique(sitk.GetArrayFromImage(predicted))) <= {0, 1, 2}
-    Evaluate("907", (f"ORDER={out}",), tmp_path / "out").run()
+    evaluate(Evaluate("907", (f"ORDER={out}",), tmp_path / "out"))
     rows = rows_of(tmp_path / "out")
     assert list(rows) == ["foreground mean", "organ", "tumour"] and rows["organ"]["mDice"] > 0.5
     assert 0 < rows["organ"]["HD95"] < np.linalg.norm([44 * 0.75, 48 * 0.75, 8 * 6])
@@ -148,7 +149,7 @@ def test_predictions_keep_the_geometry_and_are_evaluated_in_mm(folders, model, t
 
 def test_regions_and_the_ignore_label(folders, tmp_path):
     validation = train(folders, 908, steps=2) / "fold_0" / "validation"
-    Evaluate("908", (str(validation),), tmp_path / "out", fold=0).run()
+    evaluate(Evaluate("908", (str(validation),), tmp_path / "out", fold=0))
     assert_same_dice(tmp_path / "out", validation, REGIONS)
     for path in validation.glob("*.nii.gz"):
         assert set(np.unique(sitk.GetArrayFromImage(sitk.ReadImage(str(path))))) <= {0, 1, 2}
@@ -158,7 +159,7 @@ def test_stock_trainer_takes_order_as_an_architecture(folders):
     """A step of nnUNetTrainer, of regions, with deep supervision; test_nnunet_cli has the command."""
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-    Plan("908", batch_size=4).run()
+    plan(Plan("908", batch_size=4))
     folder = folders.preprocessed / "Dataset908_Regions"
     plans, dataset_json = (
         json.loads((folder / name).read_text()) for name in ("ORDERPlans.json", "dataset.json")
@@ -187,4 +188,4 @@ def test_three_dimensions_end_in_one_line(folders):
 def test_export_says_that_predict_cannot_run_a_model_of_volumes(model, caplog):
     """That `predict` refuses it: test_export.test_segmenter_refuses_other_models."""
     warn_if_unsupported(metadata(load_model(model, None, "checkpoint_final.pth")))
-    assert "trained on 2-channel .nii.gz images, expected grey or RGB ones of .png" in caplog.text
+    assert "found a model of 2-channel .nii.gz images, expected grey or RGB ones of .png" in caplog.text

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nnunet_order.metrics import UNITS, interval, mean_over_cases, resampled_means
+from nnunet_order.bootstrap import UNITS, interval, mean_over_cases, resampled_means
 
 BOOTSTRAP = f"interval: 95 %, percentile bootstrap over {UNITS}; a synthetic image is of its mask's"
 

@@ -12,9 +12,9 @@ from law_synth.view.slices import slice_axis, volume_grid
 
 def iterations_per_epoch(config: Config, source: RawDataset) -> int:
     """Training steps per epoch of this package's trainers: as without LAW, one pass over the real cases."""
+    from nnunet_order.paper_recipe import PaperRecipeTrainer as Recipe
     from nnunet_order.schedule import one_pass
     from nnunet_order.trainer_options import trainer_options
-    from nnunet_order.trainers import PaperRecipeTrainer as Recipe
 
     options = trainer_options(Recipe, config.trainer_options)
     batch = options.get("samples_per_step", Recipe.samples_per_step)

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from nnunet_order.bootstrap import interval, mean_over_cases, resampled_means
 from nnunet_order.comparing.scores import CaseScores, nan_mean
-from nnunet_order.metrics import MEANS, interval, mean_over_cases, resampled_means
+from nnunet_order.metrics import MEANS
 
 ALL = "all"
 STRATA = {

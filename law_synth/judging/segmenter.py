@@ -18,13 +18,11 @@ from dataset_conversion.system.errors import UserError
 from dataset_conversion.system.files import hash_file
 from law_synth.view.places import Geometry
 from law_synth.view.slices import Slice, SliceView
-from nnunet_order.export import build_network, load_checkpoint, read_json
+from nnunet_order.model_folder import CHECKPOINT, find_folds, open_model_folder, read_checkpoint
 
 if TYPE_CHECKING:
     import torch
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-
-CHECKPOINT = "checkpoint_final.pth"
 
 
 class Segmenter:
@@ -45,27 +43,20 @@ class Segmenter:
     ):
         """`folds`: those to average; default: all that are there (`all` only where there is no other)."""
         import torch
-        from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
         self.folder = Path(model_folder)
-        self.folds = _found_folds(self.folder, folds, checkpoint)
+        self.folds = find_folds(self.folder, folds, checkpoint)
         paths = [self.folder / f"fold_{fold}" / checkpoint for fold in self.folds]
-        self.plans, self.dataset_json = (read_json(self.folder / f"{n}.json") for n in ("plans", "dataset"))
+        self.model = open_model_folder(self.folder)
         self.hash = _hash([self.folder / "plans.json", self.folder / "dataset.json", *paths])
-        checkpoints = [load_checkpoint(path) for path in paths]
-        trainer = checkpoints[0]["trainer_name"]
-        plans = PlansManager(self.plans)
-        configuration = plans.get_configuration(checkpoints[0]["init_args"]["configuration"])
-        if len(configuration.patch_size) != 2:
-            raise UserError(
-                f"{self.folder}: found a 3D patch {tuple(configuration.patch_size)}, expected a 2D model; "
-                "name a folder that ends in __2d"
-            )
-        network = build_network(plans, configuration, self.dataset_json, trainer)
+        checkpoints = [read_checkpoint(path) for path in paths]
+        trainer = checkpoints[0].trainer_name
+        _, configuration = self.model.configuration(checkpoints[0].init_args.configuration)
+        network = self.model.build_network(configuration, trainer)
         self._predictor = _predictor(torch.device(device))
-        weights = [one["network_weights"] for one in checkpoints]
+        weights = [one.network_weights for one in checkpoints]
         self._predictor.manual_initialization(
-            network, plans, configuration, weights, self.dataset_json, trainer, None
+            network, self.model.manager, configuration, weights, self.model.dataset_json, trainer, None
         )
 
     @property
@@ -76,22 +67,22 @@ class Segmenter:
     @property
     def channels(self) -> int:
         """Number of image channels that it was trained on."""
-        return len(self.dataset_json["channel_names"])
+        return len(self.model.data.channel_names)
 
     @property
     def regions(self) -> dict[str, tuple[int, ...]]:
         """Foreground name -> label values, as `RawDataset.regions` of its training data."""
-        return RawDataset(self.folder, self.dataset_json).regions
+        return RawDataset(self.folder, self.model.dataset_json).regions
 
     @property
     def train_dataset(self) -> str:
         """Name of the data set that it was planned and trained on."""
-        return self.plans["dataset_name"]
+        return self.model.plans.dataset_name
 
     @property
     def train_origin(self) -> str:
         """As `RawDataset.origin`, of `train_dataset`."""
-        return self.dataset_json.get("subset_of", self.train_dataset)
+        return self.model.train_origin
 
     @cached_property
     def train_cases(self) -> list[str] | None:
@@ -136,7 +127,7 @@ class Segmenter:
         return self._find(view, view.read_pixels(slice_), view.geometry(slice_))
 
     def _find(self, view: SliceView, pixels: np.ndarray, geometry: Geometry | None) -> np.ndarray:
-        axis = self.plans["transpose_forward"][0]
+        axis = self.model.plans.transpose_forward[0]
         if view.is_volumetric and axis != view.axis:
             raise UserError(
                 f"{self.folder}: found a model of slices along axis {axis} of (Z, Y, X), expected "
@@ -162,7 +153,7 @@ def load_judge(
     one_class = all([*map(len, regions.values())] == [1] for regions in (found, expected))
     if not one_class and _as_sets(found) != _as_sets(expected):
         raise UserError(
-            f"{folder}: found a model of the labels {segmenter.dataset_json['labels']}, expected those of "
+            f"{folder}: found a model of the labels {segmenter.model.data.labels}, expected those of "
             f"{dataset.folder.name}, {dataset.json['labels']}; judge with a model of the same task"
         )
     if segmenter.channels != len(dataset.channel_names):
@@ -183,8 +174,7 @@ def judge_of_fold(
 
 
 def _is_model_of(folder: Path, dataset: RawDataset) -> bool:
-    name = read_json(folder / "plans.json").get("dataset_name")
-    return read_json(folder / "dataset.json").get("subset_of", name) == dataset.origin
+    return open_model_folder(folder).train_origin == dataset.origin
 
 
 def _as_sets(regions: dict[str, tuple[int, ...]]) -> dict[str, set[int]]:
@@ -207,20 +197,6 @@ def _predictor(device: torch.device) -> nnUNetPredictor:
         )
     torch.backends.cudnn.benchmark = benchmark
     return predictor
-
-
-def _found_folds(folder: Path, wanted: Sequence[int | str] | None, checkpoint: str) -> list[str]:
-    """Names of the folds to load; UserError: one is missing, or there is none."""
-    found = sorted(path.parent.name.removeprefix("fold_") for path in folder.glob(f"fold_*/{checkpoint}"))
-    numbered = [fold for fold in found if fold.isdigit()]
-    chosen = [str(fold) for fold in wanted] if wanted is not None else numbered or found
-    missing = [fold for fold in chosen if fold not in found]
-    if missing or not chosen:
-        raise UserError(
-            f"{folder}: found {checkpoint} in folds: {', '.join(found) or 'none'}; expected "
-            f"{', '.join(missing) or 'at least one'}; name a folder <trainer>__<plans>__2d of nnUNet_results"
-        )
-    return chosen
 
 
 def _splits(dataset: str) -> list[dict[str, list[str]]] | None:

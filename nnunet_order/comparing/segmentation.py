@@ -170,7 +170,7 @@ def check_trainers(trainers: Iterable[str], options: str, on: str) -> None:
     """UserError: a trainer that nnUNetv2_train would not find, or options that ours do not know or that do
     not predict the validation cases which are measured `on`.
     """
-    from nnunet_order.trainers import PaperRecipeTrainer
+    from nnunet_order.paper_recipe import PaperRecipeTrainer
 
     given = trainer_options(PaperRecipeTrainer, options)
     for trainer in trainers:
@@ -200,7 +200,7 @@ def trainer_class(name: str) -> type:
 
 def takes_options(trainer: str) -> bool:
     """Whether NNUNET_ORDER_OPTIONS means something to it."""
-    from nnunet_order.trainers import PaperRecipeTrainer
+    from nnunet_order.paper_recipe import PaperRecipeTrainer
 
     return issubclass(trainer_class(trainer), PaperRecipeTrainer)
 

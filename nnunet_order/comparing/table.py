@@ -14,9 +14,13 @@ from rich.text import Text
 
 from dataset_conversion.system.folders import report_folder
 from dataset_conversion.system.terminal import verbatim
+from nnunet_order.bootstrap import mean_over_cases, resampled_means, with_interval
 from nnunet_order.comparing.scores import CaseScores, read_scores
+from nnunet_order.complexity import gflops, parameters
 from nnunet_order.evaluation_output import per_label, write_csv
-from nnunet_order.metrics import FOREGROUND_MEAN, MEANS, mean_over_cases, resampled_means, with_interval
+from nnunet_order.metrics import FOREGROUND_MEAN, MEANS
+from nnunet_order.model_folder import open_model_folder
+from nnunet_order.registry import counting_options
 
 if TYPE_CHECKING:
     from nnunet_order.comparing.compare import Comparison
@@ -77,22 +81,12 @@ def score_rows(
 
 def network_size(model: Path, trainer: str) -> dict[str, float]:
     """Parameters and GFLOPs at 256 x 256 px (see `complexity`) of a trained network, by its plans.json."""
-    from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
-    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-
-    from nnunet_order.complexity import gflops, parameters
-    from nnunet_order.export import build_network, read_json
-
-    content, dataset_json = read_json(model / "plans.json"), read_json(model / "dataset.json")
-    architecture = content["configurations"]["2d"]["architecture"]
-    options = architecture["arch_kwargs"]
-    order = "nnunet_order.networks.ORDER"
-    if order in (architecture["network_class_name"], options.get("network")):
-        options["attention_path"] = "materialized"  # as the paper counts; the fused one counts differently
-    plans = PlansManager(content)
-    configuration = plans.get_configuration("2d")
-    network = build_network(plans, configuration, dataset_json, trainer)
-    channels = determine_num_input_channels(plans, configuration, dataset_json)
+    folder = open_model_folder(model)
+    _, configuration = folder.configuration("2d")
+    options = configuration.network_arch_init_kwargs
+    options.update(counting_options(options.get("network", configuration.network_arch_class_name)))
+    network = folder.build_network(configuration, trainer)
+    channels = len(folder.data.channel_names)
     try:
         counted = gflops(network, COUNTED_SIDE, channels)
     except ValueError:  # nnU-Net's nine stages leave one pixel, of which there is no variance

@@ -1,19 +1,6 @@
-"""Where nnU-Net looks: import lines only, see `nnunet_order.registration.shim_folder`."""
+"""Where nnU-Net looks for our trainers: names only, see `nnunet_order.registration.shim_folder`."""
 
-from nnunet_order.trainers import (  # noqa: F401
-    nnUNetTrainerEGEUNet,
-    nnUNetTrainerMKUNet,
-    nnUNetTrainerMKUNet_5epochs,
-    nnUNetTrainerMKUNet_30epochs,
-    nnUNetTrainerMKUNetWide,
-    nnUNetTrainerMKUNetWide_30epochs,
-    nnUNetTrainerORDER,
-    nnUNetTrainerORDER_5epochs,
-    nnUNetTrainerORDER_30epochs,
-    nnUNetTrainerORDER_all,
-    nnUNetTrainerORDER_early,
-    nnUNetTrainerORDER_fp32,
-    nnUNetTrainerORDER_mid,
-    nnUNetTrainerORDER_none,
-    nnUNetTrainerUNeXt,
-)
+from nnunet_order import trainers
+from nnunet_order.registry import TRAINERS
+
+globals().update({name: getattr(trainers, name) for name in TRAINERS})

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nnunet_order.networks.mk_unet import check_strides
+from nnunet_order.networks.strides import check_strides
 
 CHANNELS = (8, 16, 24, 32, 48, 64)
 WEIGHT_MAP_SIZE = 8

@@ -16,15 +16,7 @@ from nnunet_order.networks.multi_kernel import (
     SpatialAttention,
 )
 from nnunet_order.networks.seg_layers import SegLayers
-
-# nnU-Net describes a network's down-sampling this way and derives its deep-supervision targets from it.
-STRIDES = [[1, 1]] + [[2, 2]] * 5
-
-
-def check_strides(strides: Sequence[Sequence[int]] | None) -> None:
-    """Raise ValueError unless `strides` (from a plans file) are what these networks do: five times 2."""
-    if strides is not None and [list(stride) for stride in strides] != STRIDES:
-        raise ValueError(f"plans give strides {strides}, but the network down-samples by {STRIDES}")
+from nnunet_order.networks.strides import check_strides
 
 
 class AdditiveSkip(nn.Module):

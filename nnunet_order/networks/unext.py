@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nnunet_order.networks.mk_unet import check_strides
 from nnunet_order.networks.seg_layers import SegLayers
+from nnunet_order.networks.strides import check_strides
 
 CONV_CHANNELS = (16, 32, 128)
 TOKEN_CHANNELS = (160, 256)

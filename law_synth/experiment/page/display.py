@@ -16,7 +16,7 @@ from law_synth.experiment.page.data_uris import Painted
 from law_synth.experiment.page.sentences import MINUS
 from law_synth.experiment.results import Results
 from nnunet_order.examples import foreground_values, shown_plane, shown_slice
-from nnunet_order.pictures import LABEL_COLOURS, displayable
+from nnunet_order.pictures import displayable, label_colour
 
 
 class Plane(NamedTuple):
@@ -69,7 +69,7 @@ class Display:
 def display_of(results: Results) -> Display:
     """The display of an experiment's real and synthetic cases."""
     regions = list(results.real.regions) if results.real else []
-    colours = {name: LABEL_COLOURS[place % len(LABEL_COLOURS)] for place, name in enumerate(regions)}
+    colours = {name: label_colour(place) for place, name in enumerate(regions)}
     axis = results.axis if results.real else 0
     return Display(axis, _model_window(results), colours if len(regions) > 1 else {})
 

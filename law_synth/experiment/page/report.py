@@ -16,9 +16,10 @@ from law_synth.experiment.page import charts, picture_rows, sentences
 from law_synth.experiment.page.data_uris import thumbnail_side
 from law_synth.experiment.page.display import display_note, display_of
 from law_synth.experiment.results import Results, read_results
+from nnunet_order.bootstrap import RESAMPLES
 from nnunet_order.comparing.scores import CaseScores
 from nnunet_order.evaluation_output import write_csv
-from nnunet_order.metrics import FOREGROUND_MEAN, RESAMPLES
+from nnunet_order.metrics import FOREGROUND_MEAN
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,118 @@
+"""The networks and trainers of this package by name: the one list that commands, shim and tests read.
+
+Nothing here imports torch, so `--help` and the option classes can read it. A new network needs two places:
+its module in `nnunet_order.networks`, which keeps the contract written there, and its entry in `NETWORKS`,
+from which `nnunet_order.trainers` makes nnUNetTrainer<Name>. A variant of a trainer is an entry in
+`TRAINERS`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+Strides = Sequence[Sequence[int]]
+"""How each encoder stage down-samples (height, width), as in nnU-Net's plans; the first stage is 1, 1."""
+
+FIVE_HALVINGS: Strides = ((1, 1), *((2, 2),) * 5)
+PACKAGE = "nnunet_order.networks"
+SHORT_RUN_LEARNING_RATE = 5e-3  # the paper's 1e-4 needs its 100 epochs; see docs/reproduction.md
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network class, which `nnunet_order.networks` offers under its name."""
+
+    module: str
+    """Its module in `nnunet_order.networks`."""
+    title: str
+    """Its name in the tables of `complexity`."""
+    trainer: str
+    """What its trainer nnUNetTrainer<Name> is, in one sentence."""
+    strides: Strides = FIVE_HALVINGS
+    counted_with: Mapping[str, Any] = field(default_factory=dict)
+    """Options of the network for which its FLOPs are counted."""
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """A trainer class: the paper's recipe for one of `NETWORKS`, with what differs from it."""
+
+    network: str
+    about: str
+    network_options: Mapping[str, Any] = field(default_factory=dict)
+    """Keyword options of the network."""
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    """Attributes of `PaperRecipeTrainer` that have other values."""
+    full_precision: bool = False
+    """Whether it trains without mixed precision."""
+
+
+NETWORKS = {
+    "ORDER": Network(
+        "mk_unet",
+        "ORDER",
+        "ORDER as the paper words it: attention on the two deepest skips.",
+        # The fused path gives the same result, but torch counts it differently from the paper.
+        counted_with={"attention_path": "materialized"},
+    ),
+    "MKUNet": Network("mk_unet", "MK-UNet-T", "MK-UNet-T, the paper's baseline, on ORDER's recipe."),
+    "MKUNetWide": Network(
+        "mk_unet", "MKUNetWide", "Our own alternative to ORDER of the same size: width instead of attention."
+    ),
+    "UNeXt": Network("unext", "UNeXt", "UNeXt on ORDER's recipe."),
+    "EGEUNet": Network(
+        "ege_unet", "EGE-UNet", "EGE-UNet on ORDER's recipe, without the deep supervision of its own."
+    ),
+}
+
+
+def total_stride(strides: Strides) -> int:
+    """The largest factor by which a network down-samples along any axis."""
+    return max(map(math.prod, zip(*strides, strict=True)))
+
+
+def network_path(name: str) -> str:
+    """The dotted name by which plans files name a registered network."""
+    return f"{PACKAGE}.{name}"
+
+
+def trainer_of(network: str) -> str:
+    """Name of the trainer that trains a registered network with the paper's recipe."""
+    return f"nnUNetTrainer{network}"
+
+
+def counting_options(path: str) -> Mapping[str, Any]:
+    """The options for which the FLOPs of the network with this dotted name are counted; {} for any other."""
+    package, _, name = path.rpartition(".")
+    return NETWORKS[name].counted_with if package == PACKAGE and name in NETWORKS else {}
+
+
+def _attentive(stages: Sequence[int], about: str) -> Trainer:
+    return Trainer("ORDER", about, network_options={"attention_stages": list(stages)})
+
+
+def _short(network: str, epochs: int, about: str) -> Trainer:
+    return Trainer(network, about, recipe={"epochs": epochs, "learning_rate": SHORT_RUN_LEARNING_RATE})
+
+
+TRAINERS = {trainer_of(name): Trainer(name, network.trainer) for name, network in NETWORKS.items()} | {
+    "nnUNetTrainerORDER_fp32": Trainer(
+        "ORDER", "No mixed precision; nnU-Net itself has no switch for that.", full_precision=True
+    ),
+    "nnUNetTrainerORDER_none": _attentive((), "ORDER's backbone with additive skips only."),
+    "nnUNetTrainerORDER_early": _attentive(
+        (3,), 'Table 6, "stages 3-4 (early)": the highest skip; the paper\'s stage 4 has none.'
+    ),
+    "nnUNetTrainerORDER_mid": _attentive((2, 3), 'Table 6, "stages 2-3 (mid)".'),
+    "nnUNetTrainerORDER_all": _attentive((0, 1, 2, 3), 'Tables 5 and 6, "all stages".'),
+    "nnUNetTrainerORDER_30epochs": _short("ORDER", 30, "An hour on a CPU for about 1000 images of 256 px."),
+    "nnUNetTrainerMKUNet_30epochs": _short("MKUNet", 30, "As nnUNetTrainerORDER_30epochs."),
+    "nnUNetTrainerMKUNetWide_30epochs": _short("MKUNetWide", 30, "As nnUNetTrainerORDER_30epochs."),
+    "nnUNetTrainerORDER_5epochs": _short(
+        "ORDER", 5, "Minutes on a CPU: for a first look and for `nnunet-order demo`."
+    ),
+    "nnUNetTrainerMKUNet_5epochs": _short("MKUNet", 5, "As nnUNetTrainerORDER_5epochs."),
+}
