@@ -134,7 +134,7 @@ def test_what_cannot_be_checked_is_not_clean(data, source, tmp_path, monkeypatch
     assert code == 1 and set(results.values()) == {"passed", "not possible"}
     passed = {name for name, result in results.items() if result == "passed"}
     assert passed == {"trained run", "base model", "judge", "hard cases", "manifest", "images", "geometry"}
-    assert "10 checks not possible (--allow-unchecked accepts that)" in capsys.readouterr().out
+    assert "10 checks not possible (--allow-unchecked accepts them)" in capsys.readouterr().out
     assert "give --real" in json.loads(out.read_text())["checks"][0]["detail"]
     assert audit(data, out, allow_unchecked=True)[0] == 0
     assert capsys.readouterr().out.strip().endswith("clean, but 10 checks were not possible")
@@ -261,7 +261,7 @@ def test_run_and_base_are_looked_at(data, trained_run, split, tmp_path):
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
     change_json(run / "law_config.json", lambda config: config["train_cases"].append(split["val"][0]))
     found = look(origins.check_run, data, trained_run=run)
-    assert "other weights than generated" in found[0] and "another train_cases" in found[1]
+    assert "other weights than those that generated" in found[0] and "another train_cases" in found[1]
     assert f"leak: {run}: trained on {split['val'][0]}" in found[2]
     base = Path(shutil.copytree(read_run(trained_run).config.base.source, tmp_path / "base"))
     config = small_base(NAME, [*split["train"], split["val"][0]])

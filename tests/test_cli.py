@@ -125,7 +125,7 @@ def test_law_synths_tables_show_names_as_they_are(tmp_path, capsys, monkeypatch)
         Measurement("Realism", name, "synthetic", name, 1.0, {"a": 1}, f"of {name}"),
         Measurement("Masks", name, "synthetic", f"{name} {hostile}", 1.0, {"a": 1}, "p", 0.5, 1.5),
     ]
-    print_tables(SimpleNamespace(skipped={name: hostile}), measures, tmp_path / name)
+    print_tables(SimpleNamespace(missing={name: hostile}), measures, tmp_path / name)
     subject = SimpleNamespace(dataset=SimpleNamespace(folder=tmp_path / name))
     checks = [Check(name, "failed", f"{name}\\", (Finding("leak", f"case {hostile}", name, name),))]
     print_report(subject, checks, clean=False)

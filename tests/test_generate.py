@@ -287,7 +287,7 @@ def test_other_options_and_other_content_are_refused(generated, trained_run, tmp
 
 
 def test_run_whose_weights_are_not_those_recorded(trained_run, tmp_path):
-    with pytest.raises(UserError, match="found other weights than"):
+    with pytest.raises(UserError, match="found other weights, or another config"):
         generate(
             tmp_path / "Dataset951", trained_run=variant(trained_run, tmp_path / "run", weights_hash="0")
         )

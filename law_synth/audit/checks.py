@@ -46,9 +46,9 @@ def _run(name: str, check: Callable[[], Outcome]) -> Check:
         findings, detail = check()
     except NotPossible as reason:
         return Check(name, "not possible", f"{reason}")
-    except UntrustedCode:  # in the user's --segmenter: no finding about the data set
+    except UntrustedCode:  # it is in the user's --segmenter, so it says nothing about the data set
         raise
-    except UserError as error:  # a file of the source, or of the model, that cannot be read
+    except UserError as error:  # a file of the source or of the model cannot be read
         finding = changed(name, f"{error}", "the check could not end")
         return Check(name, "failed", "could not end", (finding,))
     return Check(name, "failed" if findings else "passed", detail, tuple(findings))

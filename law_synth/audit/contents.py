@@ -1,4 +1,4 @@
-"""What lies in a synthetic data set: the files that were generated, real ones unchanged, nothing else."""
+"""What lies in a synthetic data set: generated files, unchanged real ones, and nothing else."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from law_synth.records.synthetic import FOLDER, SynthesisRow, read_chunks, sourc
 from law_synth.view.mask_sources import mask_hash
 from law_synth.view.resize import resize_mask
 
-SAME_AUGMENTED = 0.99  # Dice; another version of SciPy may round a few pixels of a border differently
+SAME_AUGMENTED = 0.99  # Dice; another version of SciPy may round a few border pixels differently
 
 
 def check_manifest(audited: AuditedData, options: Audit) -> tuple[list[Finding], str]:
@@ -42,7 +42,7 @@ def check_manifest(audited: AuditedData, options: Audit) -> tuple[list[Finding],
 
 
 def check_cases(audited: AuditedData, options: Audit) -> tuple[list[Finding], str]:
-    """There are the kept samples, with --with-real the fold's real cases, and nothing else."""
+    """The data set holds the kept samples, with --with-real the fold's real cases, and nothing else."""
     folder, ending, description = audited.dataset.folder, audited.dataset.file_ending, audited.dataset.json
     real = [audited.real.case(case_id) for case_id in sorted(audited.real_ids)]
     cases = [*audited.dataset.training_cases, *real]
@@ -56,7 +56,9 @@ def check_cases(audited: AuditedData, options: Audit) -> tuple[list[Finding], st
             changed(f"{part}/{name}", "not there", "it was kept") for name in sorted(expected - found)
         ]
     if "dataset" in description:
-        findings.append(leak("dataset.json", "it lists files of its own", "nnU-Net reads those, not these"))
+        findings.append(
+            leak("dataset.json", "it lists files of its own", "nnU-Net reads those instead of these")
+        )
     if description.get("numTraining") != len(ids):
         what = f"numTraining {description.get('numTraining')}, not {len(ids)}"
         findings.append(changed("dataset.json", what))
@@ -86,7 +88,7 @@ def check_labels(audited: AuditedData, options: Audit) -> tuple[list[Finding], s
 
 
 def check_images(audited: AuditedData, options: Audit) -> tuple[list[Finding], str]:
-    """Images can be read, are as large as their labels, and have the bytes that were written."""
+    """Images can be read, are as large as their labels, and hold the bytes that were written."""
     chunks = read_chunks(audited.dataset.folder)
     digests = {name: sha256 for chunk in chunks for name, sha256 in chunk.files.items()}
     findings = []
@@ -128,7 +130,7 @@ def check_real_cases(audited: AuditedData, options: Audit) -> tuple[list[Finding
 
 
 def check_splits(audited: AuditedData, options: Audit) -> tuple[list[Finding], str]:
-    """Every validation case is real and one of the fold's, and synthetic cases train only."""
+    """Every validation case is a real one of the fold, and synthetic cases are used for training only."""
     if not audited.options.with_real:
         return [], "none: no real cases to validate on"
     _, validation = audited.split
@@ -162,7 +164,7 @@ def _check_splits_file(audited: AuditedData, path: Path) -> list[Finding]:
 
 
 def _is_mask_of_source(audited: AuditedData, row: SynthesisRow, mask: np.ndarray) -> bool:
-    """Whether a label is made of its source's mask; of masks from elsewhere only the sha256 is known."""
+    """Whether a label is made from its source's mask; only the sha256 is known of a mask from a folder."""
     source, size = source_slice(row), audited.run.size
     if source is None:
         return True
@@ -179,7 +181,7 @@ def _is_mask_of_source(audited: AuditedData, row: SynthesisRow, mask: np.ndarray
 
 
 def _foreign(audited: AuditedData, part: str, name: str) -> Finding:
-    """A file that does not belong into the data set."""
+    """The finding for a file that does not belong to the data set."""
     ending = re.escape(audited.dataset.file_ending)
     case = re.sub(rf"(_\d{{4}})?{ending}$" if part == "imagesTr" else rf"{ending}$", "", name)
     if audited.source is not None and case in audited.held_out:

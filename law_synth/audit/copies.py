@@ -1,6 +1,6 @@
 """Is any synthetic image or mask a copy of a held-out one? By pixels, thumbnails and network features.
 
-What is as much like a training case as like a held-out one is explained by the training case.
+An image that is as similar to a training case as to a held-out one counts as explained by the training case.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from law_synth.audit.audited_data import AuditedData
 from law_synth.audit.finding import Finding, NotPossible, leak
 from law_synth.audit.options import Audit
 from law_synth.devices import pick_device
+from law_synth.judging.feature_cache import cached
 from law_synth.judging.features import (
     Extractor,
-    cached,
     efficientnet_extractor,
     extract,
     most_alike,
@@ -36,9 +36,10 @@ ROUNDING = 1e-6  # of similarities
 
 
 def check_masks(audited: AuditedData, options: Audit) -> tuple[list[Finding], str]:
-    """No label equals a held-out mask, mirrored or not, unless it equals a training case's, too.
+    """No label equals a held-out mask, mirrored or not, unless it also equals that of a training case.
 
-    Compared at model size; of volumes, all slices with foreground. Masks of one class only say nothing.
+    Masks are compared at model size, those of volumes in all slices with foreground. A mask of a single class
+    is left out, as many cases may share it.
     """
     labelled = [case_id for case_id, case in audited.held_out.items() if case.label is not None]
     held_out = _known_masks(audited, "held-out", labelled)
@@ -76,7 +77,7 @@ class Description:
     view: SliceView
     slices: list[Slice]
     pixels: list[list[str]]
-    """sha256 of each image as stored, then of others: mirrored if synthetic, at model size if real."""
+    """sha256 of each image as stored, then of a synthetic one mirrored, or of a real one at model size."""
     thumbnails: np.ndarray
     """(4, N, 3072) of synthetic images, mirrored; (1, N, 3072) of real ones."""
 
@@ -185,7 +186,7 @@ class Likeness:
         return Description(name, view, list(slices), pixels, vectors)
 
     def _features(self, images: Description) -> np.ndarray:
-        """(1, N, 1280) of synthetic images, (4, N, 1280) of real ones, mirrored: theirs are kept."""
+        """(1, N, 1280) of synthetic images; (4, N, 1280) of real ones, mirrored and kept for the next run."""
         extractor, step = self._extractor, self.options.batch_size
         mirror = images.name != "synthetic"
 
@@ -204,7 +205,7 @@ class Likeness:
 
 
 def _mask_keys(mask: np.ndarray, size: int) -> set[str]:
-    """sha256 of a mask at model size, mirrored before or after; none for one of one class only."""
+    """sha256 of a mask at model size, mirrored before or after resizing; none if it has a single class."""
     small = resize_mask(mask, size)
     if np.ptp(small) == 0:
         return set()
@@ -216,7 +217,7 @@ def _mask_keys(mask: np.ndarray, size: int) -> set[str]:
 
 
 def _is_readable(view: SliceView, slice_: Slice) -> bool:
-    """Whether a synthetic image can be read; check_images says where not."""
+    """Whether a synthetic image can be read; check_images reports those that cannot."""
     try:
         view.read_rgb(slice_)
     except UserError:

@@ -1,4 +1,4 @@
-"""Where synthetic cases come from: masks, model, base, judge. None may know a held-out case."""
+"""Where synthetic cases come from: masks, model, base, judge. None of them may know a held-out case."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ COMPARED = ("fold", "train_cases", "monitor_cases", "view", "slices", "size", "b
 
 
 def check_sources(audited: AuditedData, options: Audit) -> tuple[list[Finding], str]:
-    """Every sample's mask belongs to a training case, by the splits as they are and by the run's own list.
+    """Every sample's mask belongs to a training case, by the current splits and by the run's own list.
 
-    Those from elsewhere belong to no patient or sequence of a held-out case, as far as their names tell.
+    A mask from a folder belongs to no patient or sequence of a held-out case, as far as its name tells.
     """
     held_out = {} if audited.source is None else held_out_groups(audited.source, set(audited.split[0]))
     findings = []
@@ -57,12 +57,12 @@ def check_sources(audited: AuditedData, options: Audit) -> tuple[list[Finding], 
 
 
 def _group_of_mask(row: SynthesisRow, held_out: Mapping[str, str], source: RawDataset) -> str | None:
-    """Patient of a mask without image: as recorded (from --mask-groups, say) or else as its name tells."""
+    """Patient of a mask from a folder: as recorded (such as from --mask-groups), or as its name tells."""
     return row.source_group if row.source_group in held_out else mask_group(row.source_mask, source, held_out)
 
 
 def check_training_cases(audited: AuditedData, options: Audit) -> tuple[list[Finding], str]:
-    """The run's list of cases is that of its fold as the source's splits are now, which keep groups."""
+    """The run saw the training cases of its fold as the splits are now, and no group is on both sides."""
     now, groups = set(audited.split[0]), audited.real.groups
     findings = [
         leak("synthesis.json", f"the model was trained on {case}", _what(audited, case))
@@ -86,15 +86,17 @@ def check_run(audited: AuditedData, options: Audit) -> tuple[list[Finding], str]
     findings = []
     if weights_hash(run.folder) != audited.options.model:
         findings.append(
-            changed(f"{run.folder}", "other weights than generated", "what they saw is not known")
+            changed(
+                f"{run.folder}", "other weights than those that generated", "it is not known what they saw"
+            )
         )
     if audited.run.configurations_hash not in (None, configurations_hash(run.folder)):
-        what = "another config.json beside the weights than generated"
+        what = "another config.json beside the weights than when they generated"
         findings.append(changed(f"{run.folder}", what, "the same weights make another network"))
     for name in COMPARED:
         if getattr(run.config, name) != getattr(audited.run, name):
             findings.append(
-                changed(f"{run.folder}", f"another {name} than in synthesis.json", "one is not true")
+                changed(f"{run.folder}", f"another {name} than in synthesis.json", "one of the two is wrong")
             )
     if run.dataset_name != audited.record.source_dataset.name:
         findings.append(changed(f"{run.folder}", f"trained on {run.dataset_name}", "another data set"))
@@ -120,7 +122,7 @@ def check_base(audited: AuditedData, options: Audit) -> tuple[list[Finding], str
     if missing := [part for part in PARTS if not (folder / part).is_dir()]:
         raise NotPossible(f"{folder} is no complete base: it has no {missing[0]}/; give --base")
     if hash_base(folder) != recorded.hash:
-        findings.append(changed(f"{folder}", "another base than the run's", "what that one saw is not known"))
+        findings.append(changed(f"{folder}", "another base than the run's", "it is not known what it saw"))
     origin = audited.record.source_dataset.known_origin
     config, seen = read_base_config(folder), cases_behind_base(f"{folder}", origin)
     if seen is None:
@@ -134,11 +136,11 @@ def check_base(audited: AuditedData, options: Audit) -> tuple[list[Finding], str
 
 
 def check_judges(audited: AuditedData, options: Audit) -> tuple[list[Finding], str]:
-    """Each segmenter that chose images or masks is the one recorded and saw no validation or test case."""
+    """Each segmenter that chose images or masks is the recorded one, and saw no validation or test case."""
     hard = audited.record.hard_cases
     wanted = {audited.options.segmenter, hard and hard.segmenter_sha256} - {None}
     if not wanted:
-        return [], "none: nothing was chosen by a segmenter"
+        return [], "none: no segmenter chose anything"
     judges = {
         judge.hash: judge
         for folder in options.segmenter
@@ -157,10 +159,10 @@ def check_judges(audited: AuditedData, options: Audit) -> tuple[list[Finding], s
 
 
 def check_hard_cases(audited: AuditedData, options: Audit) -> tuple[list[Finding], str]:
-    """The Dice that decided how often masks were drawn are those of training cases only."""
+    """Only the Dice of training cases decided how often masks were used."""
     hard = audited.record.hard_cases
     if hard is None:
-        return [], "none: every mask as often"
+        return [], "none: every mask is used equally often"
     findings = [
         leak("synthesis.json", f"masks were chosen by the Dice of {case}", _what(audited, case))
         for case in sorted(set(hard.dice) & set(audited.held_out))
@@ -169,13 +171,13 @@ def check_hard_cases(audited: AuditedData, options: Audit) -> tuple[list[Finding
 
 
 def _is_slice_of_run(audited: AuditedData, row: SynthesisRow) -> bool:
-    """Whether the run has seen the slice that owns a mask; a mask from elsewhere is none of its slices."""
+    """Whether the run has seen the slice that a mask belongs to; True for a mask from a folder."""
     source = source_slice(row)
     return source is None or source in audited.run.slices_of([source.case])
 
 
 def _training(audited: AuditedData) -> set[str]:
-    """Training cases by the splits now; by the run's list where the source is gone."""
+    """Training cases by the splits as they are now, or by the run's list where the source is gone."""
     return audited.recorded if audited.source is None else set(audited.split[0])
 
 
@@ -184,7 +186,7 @@ def _what(audited: AuditedData, case: str) -> str:
     if case in audited.split[1]:
         kind = f"a validation case of fold {audited.run.fold}"
     else:
-        kind = "a test case, or in no part of the fold,"
+        kind = "a test case, or a case outside the fold,"
     return f"that is {kind} of {audited.real.name}"
 
 

@@ -1,4 +1,4 @@
-"""Are synthetic images stored as the real ones are: type of the values, one slice, its place in space?"""
+"""Are synthetic images stored like the real ones: type of the values, one slice, its place in space?"""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ TOLERANCE = 1e-3  # mm; file formats store some numbers in single precision
 
 
 def check_geometry(audited: AuditedData, options: Audit) -> tuple[list[Finding], str]:
-    """Images have the type of the source's; volumes one slice, with its spacing, origin and direction."""
+    """Images have the source's type of values; volumes one slice with its spacing, origin and direction."""
     findings = []
     for case_id, row in audited.kept.items():
         try:
             differences = _differences(audited, row)
-        except (UserError, OSError, RuntimeError):  # check_images says so
+        except (UserError, OSError, RuntimeError):  # check_images reports it
             continue
-        findings += [changed(case_id, what, "a segmenter would see it otherwise") for what in differences]
+        findings += [changed(case_id, what, "a segmenter would see it differently") for what in differences]
     dtype = audited.run.view.window.dtype
     place = " volumes of one slice, where their sources are" if audited.view.is_volumetric else " images"
     return findings, f"{len(audited.kept)}{place}, {dtype}"
@@ -45,7 +45,7 @@ def _differences(audited: AuditedData, row: SynthesisRow) -> list[str]:
 
 
 def _expected(audited: AuditedData, row: SynthesisRow) -> Geometry:
-    """Place of the source; of a mask from elsewhere the image's own, which the label must share."""
+    """Place of the source. For a mask from a folder: that of the image itself, which the label must share."""
     source, size = source_slice(row), audited.run.size
     if source is None:
         return audited.view.geometry(audited.sample(row.case))

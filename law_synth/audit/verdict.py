@@ -36,25 +36,25 @@ def print_report(audited: AuditedData, checks: list[Check], clean: bool) -> None
 
 
 def findings_of(checks: list[Check]) -> list[Finding]:
-    """All findings, leaks first, else in the order of the checks."""
+    """All findings: leaks first, then in the order of the checks."""
     found = [finding for check in checks for finding in check.findings]
     return sorted(found, key=lambda finding: finding.kind != "leak")
 
 
 def verdict(checks: list[Check], clean: bool) -> str:
-    """The last line."""
+    """The last line of the report."""
     found = findings_of(checks)
     leaks = sum(finding.kind == "leak" for finding in found)
     others = len(found) - leaks
     unchecked = sum(check.result == "not possible" for check in checks)
     if clean:
         return "clean" + (f", but {unchecked} checks were not possible" if unchecked else "")
-    hint = "" if found or not unchecked else " (--allow-unchecked accepts that)"
+    hint = "" if found or not unchecked else " (--allow-unchecked accepts them)"
     return f"not clean: {leaks} leaks, {others} other findings, {unchecked} checks not possible{hint}"
 
 
 def write_report(options: Audit, audited: AuditedData, checks: list[Check], clean: bool) -> None:
-    """The same as JSON."""
+    """Write the report as JSON."""
     content = {
         "format": FORMAT,
         "dataset": str(audited.dataset.folder.resolve()),

@@ -22,7 +22,7 @@ SMALLEST_GROUP = 8
 def draw_agreement(results: PerImageResults, path: Path) -> None:
     """Write Dice histograms (own and shuffled masks, real ceiling) and Dice against the lesion's size.
 
-    One row for each region where there are several.
+    With several regions, each has a row.
     """
     regions = several(results.sets.real.regions) or ("",)
     figure = new_figure(9.6 if len(regions) == 1 else 11.5, 0.9 + 3.0 * len(regions))
@@ -87,7 +87,7 @@ def _series(results: PerImageResults) -> list[tuple[str, dict[str, np.ndarray], 
 
 
 def _draw_against_size(axes: Axes, ratio: np.ndarray, dice: np.ndarray, colour: str, dots: bool) -> None:
-    """Dots of single images, and as a line the medians of up to eight groups of like size."""
+    """Dots for single images, and a line through the medians of up to eight groups of similar size."""
     known = np.isfinite(dice) & (ratio > 0)
     percent, dice = 100 * ratio[known], dice[known]
     if dots:

@@ -20,8 +20,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.lines import Line2D
 
-OWN, JUDGE = LABEL_COLOURS[0], LABEL_COLOURS[2]  # contours of the mask and of the judge's, of one region
-NEITHER = "#888888"  # a line in the legend that stands for all regions
+OWN, JUDGE = (
+    LABEL_COLOURS[0],
+    LABEL_COLOURS[2],
+)  # contours of mask and judge, of one region
+NEITHER = "#888888"  # colour in the legend of a line that stands for all regions
 RANKS = ("best", "upper quartile", "median", "lower quartile", "worst")
 CAPTION_LENGTH = 20
 
@@ -29,8 +32,8 @@ CAPTION_LENGTH = 20
 def draw_grid(results: PerImageResults, path: Path) -> None:
     """Write mask | generated | overlay | own real image | nearest real image for five cases, best to worst.
 
-    Ordered by the judge's Dice, or by index where there is no judge. Real images are left out of columns
-    that no case can fill.
+    The cases are ordered by the judge's Dice, or by index where there is no judge. The column of own real
+    images is left out if no case has one.
     """
     rows = ranked_cases(results)
     has_own = any(results.sets.sources[index] is not None for _, index in rows)
@@ -52,7 +55,7 @@ def draw_grid(results: PerImageResults, path: Path) -> None:
 
 
 def _legend(results: PerImageResults) -> list[Line2D]:
-    """Lines of the overlays, and the window of the values that are shown."""
+    """Legend entries: the lines of the overlays, and the window of the values."""
     from matplotlib.lines import Line2D
 
     regions, judged = several(results.sets.real.regions), results.segmenter is not None
@@ -70,7 +73,7 @@ def _legend(results: PerImageResults) -> list[Line2D]:
 
 
 def ranked_cases(results: PerImageResults) -> list[tuple[str, int]]:
-    """(caption, index) of the cases to show, no case twice."""
+    """(caption, index) of the cases to show; no case appears twice."""
     dice = results.mask_columns["synthetic"]["dice"]
     judged = np.isfinite(dice)
     order = np.argsort(-dice[judged], kind="stable") if judged.any() else np.arange(len(dice))
@@ -113,7 +116,7 @@ def _real_panel(images: ImageSet, index: int, note: str) -> tuple[np.ndarray, st
 
 
 def _mask_picture(mask: np.ndarray, view: SliceView) -> np.ndarray:
-    """uint8 (Y, X, 3): white, or of several regions each in its colour, the smaller ones on top."""
+    """uint8 (Y, X, 3): white, or with several regions each in its colour, smaller ones on top."""
     from matplotlib.colors import to_rgb
 
     regions = region_masks(mask, view)
@@ -124,7 +127,7 @@ def _mask_picture(mask: np.ndarray, view: SliceView) -> np.ndarray:
 
 
 def _sizes(mask: np.ndarray, view: SliceView, geometry: Geometry | None) -> str:
-    """Share of the image, or area where there is a spacing, of each region."""
+    """Each region's share of the image, or its area where there is a spacing."""
     regions = region_masks(mask, view)
     if geometry is None:
         sizes = {name: f"{inside.mean():.1%}" for name, inside in regions.items()}
@@ -144,14 +147,14 @@ def _dice_caption(results: PerImageResults, index: int) -> str:
 
 
 def _outline(axes: Axes, mask: np.ndarray, view: SliceView, colour: str, style: str) -> None:
-    """Outline what a mask holds: one region in `colour`, several in their own."""
+    """Outline the regions of a mask: a single one in `colour`, several in their own colours."""
     regions = region_masks(mask, view)
     for number, inside in enumerate(regions.values()):
         draw_outline(axes, inside, colour if len(regions) == 1 else label_colour(number), style)
 
 
 def _aspect(results: PerImageResults, index: int) -> float:
-    """Height of a synthetic image by its width, in mm where there is a spacing."""
+    """Height of a synthetic image over its width, in mm where there is a spacing."""
     images = results.sets.synthetic
     height, width = images.read(index)[1].shape
     return height / width * _pixel_aspect(images.geometry(index))
@@ -162,7 +165,7 @@ def _pixel_aspect(geometry: Geometry | None) -> float:
 
 
 def _pixel_size(geometry: Geometry) -> tuple[float, ...]:
-    """(Y, X) of the slice, in mm."""
+    """Size of a pixel (Y, X) of the slice, in mm."""
     return tuple(size for axis, size in enumerate(geometry.spacing[::-1]) if axis != geometry.axis)
 
 

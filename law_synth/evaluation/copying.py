@@ -10,12 +10,12 @@ COPY_STATISTICS = {"near copies": "share", "mean similarity": "mean", "95th perc
 
 
 def similarity_to_training(results: PerImageResults, seed: int) -> list[Measurement]:
-    """How like training images the synthetic ones are, by each of `SIMILARITIES`."""
+    """Similarity of synthetic images to training images, by each of `SIMILARITIES`."""
     return [measurement for kind in SIMILARITIES for measurement in _similarity_to_training(results, kind)]
 
 
 def _similarity_to_training(results: PerImageResults, kind: str) -> list[Measurement]:
-    """How like their nearest training images the synthetic ones are, and the share of near copies."""
+    """Similarity of synthetic images to their nearest training images, and the share of near copies."""
     label, what = SIMILARITIES[kind]
     real = nearest_training(results, kind, "train")[1]
     measurements = []

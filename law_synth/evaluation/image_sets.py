@@ -45,7 +45,7 @@ class ImageSet:
     view: SliceView
     slices: tuple[Slice, ...]
     size: Size | None = None
-    """Size that every image and mask is resized to without crop; None: as stored."""
+    """Size that every image and mask is resized to, without crop; None leaves them as stored."""
 
     def __len__(self) -> int:
         return len(self.slices)
@@ -82,11 +82,11 @@ class ImageSet:
         resizes = geometry is not None and self._resizes(geometry.shape)
         return geometry.resized(self.size) if resizes else geometry
 
-    def measure_images(self, segmenter: Segmenter, index: int, image: np.ndarray) -> np.ndarray:
-        """Class numbers (H, W) that a segmenter finds in the image of `read`, as stored where it can."""
+    def find(self, segmenter: Segmenter, index: int, image: np.ndarray) -> np.ndarray:
+        """Class numbers (H, W) that a segmenter finds in the image of `read`, or in the stored one."""
         if not self._resizes(self.view.stored_size(self.slices[index])):
             return segmenter.find_slice(self.view, self.slices[index])
-        return segmenter.measure_images(self.view, image, self.geometry(index))
+        return segmenter.find(self.view, image, self.geometry(index))
 
     @property
     def window(self) -> str:
@@ -98,7 +98,7 @@ class ImageSet:
 
     @property
     def seen_as(self) -> list[str]:
-        """What has to be said of how files become images: nothing of 8-bit pictures."""
+        """How files become images, in words; empty for 8-bit pictures, which are shown as they are."""
         if not self.view.is_volumetric:
             return [self.window] * bool(self.window)
         of_volumes = Counter(one.case for one in self.slices)
@@ -109,7 +109,7 @@ class ImageSet:
         return [slices] + [self.window] * bool(self.window)
 
     def batches(self, batch_size: int) -> Iterator[list[np.ndarray]]:
-        """All images, in order, so many at a time."""
+        """All images, in order, `batch_size` at a time."""
         for start in range(0, len(self), batch_size):
             yield [self.read(index)[0] for index in range(start, min(start + batch_size, len(self)))]
 
@@ -130,11 +130,11 @@ class ImageSet:
 
 @dataclass(frozen=True)
 class ComparedSets:
-    """What is evaluated: synthetic cases, and the real sets that they are compared with."""
+    """The synthetic cases that are evaluated, and the real sets that they are compared with."""
 
     synthetic: ImageSet
     sources: tuple[Slice | None, ...]
-    """Per synthetic case, the real image that owns its mask; None where that is unknown."""
+    """For each synthetic case the real image that owns its mask; None where that is unknown."""
     references: dict[str, ImageSet]
     """`train`: the images that the model saw; `held-out`: those of the fold's validation cases, if any."""
     record: SynthesisRecord | None
@@ -150,7 +150,7 @@ class ComparedSets:
         return None if self.record is None else self.record.run.fold
 
     def groups(self, name: str) -> list[str]:
-        """Patient or video of each image of a set; a synthetic one is of its mask's."""
+        """Patient or video of each image of a set; a synthetic image counts as one of its mask's."""
         if name != "synthetic":
             return self.references[name].groups
         owners, known = self.real.groups, zip(self.synthetic.groups, self.sources, strict=True)
@@ -164,7 +164,7 @@ class ComparedSets:
 
 
 def read_compared_sets(synthetic: str, real: str | None) -> ComparedSets:
-    """Find the data sets and who belongs where. UserError: no source data set, cases missing, no cases."""
+    """Find the data sets and their cases. UserError: no source data set, missing cases."""
     dataset = find_dataset(synthetic)
     record = read_synthesis(dataset.folder) if (dataset.folder / DESCRIPTION).is_file() else None
     run = record and record.run
@@ -204,7 +204,7 @@ def common_size(view: SliceView, slices: Sequence[Slice]) -> Size | None:
 def _views(
     dataset: RawDataset, source: RawDataset, run: RunConfig | None, train_ids: Sequence[str]
 ) -> tuple[SliceView, SliceView]:
-    """Synthetic and real data set as the run saw the real one; as they are where no run is known.
+    """Synthetic and real data set as the run saw the real one, or as they are where no run is known.
 
     UserError: they know other classes.
     """
@@ -222,7 +222,7 @@ def _views(
 
 
 def _source(dataset: RawDataset, record: SynthesisRecord | None, real: str | None) -> RawDataset:
-    """The real data set: `--real`, else the one that synthesis.json names, by folder or else by name."""
+    """The real data set: --real, or the one that synthesis.json names, by its folder or by its name."""
     if real is not None:
         return find_dataset(real)
     if record is None:

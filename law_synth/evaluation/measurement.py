@@ -21,10 +21,10 @@ class Measurement:
     images: str
     """The images that were measured: `synthetic`, or real ones for scale."""
     against: str
-    """What they are compared with, or which statistic it is."""
+    """What they are compared with, or which statistic this is."""
     value: float
     n: dict[str, int]
-    """Number of images, per set that enters."""
+    """Number of images of each set that enters."""
     protocol: str
     low: float | None = None
     high: float | None = None
@@ -61,7 +61,7 @@ def mean_measurements(
     protocol: str,
     seed: int,
 ) -> list[Measurement]:
-    """One mean for each part that holds a number, with the count of its images; see `mean_measurement`."""
+    """`mean_measurement` of each part that holds a number, with the count of its images."""
     measurements = []
     for against, values in parts.items():
         if count := int(np.isfinite(values).sum()):

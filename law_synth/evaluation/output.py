@@ -63,7 +63,7 @@ def per_case_rows(results: PerImageResults) -> list[dict]:
 
 
 def report_content(results: PerImageResults, measurements: Sequence[Measurement], settings: Mapping) -> dict:
-    """Everything that somebody needs to compute the same numbers again; NaN becomes null."""
+    """Everything that is needed to compute the same numbers again; NaN becomes null."""
     sets, judge = results.sets, results.segmenter
     images = {"synthetic": sets.synthetic} | sets.references
     return {
@@ -108,7 +108,7 @@ def report_content(results: PerImageResults, measurements: Sequence[Measurement]
 
 
 def print_tables(results: PerImageResults, measurements: Sequence[Measurement], out: Path) -> None:
-    """Print all measurements; each protocol once, below the tables under its number."""
+    """Print all measurements. Each protocol appears once, below the tables, under its number."""
     protocols = list(dict.fromkeys(measurement.protocol for measurement in measurements))
     console = Console()
     realism = [measurement for measurement in measurements if measurement.section == "Realism"]
@@ -161,12 +161,12 @@ def _cell(measurement: Measurement | None) -> Text:
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[Text]], left: int) -> Table:
-    """The first `left` columns hold words, the others numbers; only words but the first column's may wrap."""
+    """A table whose first `left` columns hold words; of these all but the first may wrap."""
     table = Table(box=SIMPLE_HEAD, padding=0)
     for index, head in enumerate(heads):
         lines = [line for row in rows for line in row[index].plain.split("\n")]
         fixed = index == 0 or index >= left
-        width = max(1, *map(len, lines))  # a column may be empty: one image has no interval
+        width = max(1, *map(len, lines))  # a column may be empty: a single image has no interval
         shown = Text(textwrap.fill(printable(head), width, break_long_words=False))
         table.add_column(shown, justify="left" if index < left else "right", no_wrap=fixed)
     for row in rows:

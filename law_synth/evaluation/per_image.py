@@ -1,4 +1,4 @@
-"""What `law-synth evaluate` finds out about every single image; `measures` makes numbers of it."""
+"""What `law-synth evaluate` measures of every single image: features, and how it follows its mask."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from law_synth.evaluation.distances import derangement
 from law_synth.evaluation.image_sets import ComparedSets, ImageSet
 from law_synth.evaluation.mask_metrics import SHUFFLED, column_names, measure_mask
 from law_synth.evaluation.options import Evaluate
+from law_synth.judging.feature_cache import cached
 from law_synth.judging.features import (
     Extractor,
-    cached,
     clip_extractor,
     efficientnet_extractor,
     extract,
@@ -37,7 +37,7 @@ SIMILARITIES = {
 
 @dataclass(frozen=True)
 class PerImageResults:
-    """Everything that is known about every single image; `measures` are made of it."""
+    """Everything that is known about each image; the metrics summarise it."""
 
     sets: ComparedSets
     references: tuple[str, ...]
@@ -56,7 +56,7 @@ class PerImageResults:
 
 
 def measure_images(options: Evaluate, sets: ComparedSets, references: Sequence[str]) -> PerImageResults:
-    """Extract features of all images and look how they follow their masks."""
+    """Extract the features of all images, and measure how they follow their masks."""
     device = pick_device(options.device)
     missing = missing_metrics(options, sets)
     extractors = make_extractors(options, str(device), missing)
@@ -64,7 +64,7 @@ def measure_images(options: Evaluate, sets: ComparedSets, references: Sequence[s
         None if options.segmenter is None else judge_of_fold(options.segmenter, device, sets.fold, sets.real)
     )
     compared = {"synthetic": sets.synthetic} | {name: sets.references[name] for name in references}
-    # Copies, and the real images that own the masks, are looked for in `train` whatever is compared.
+    # Copies, and the real images that own the masks, are always looked for in `train`.
     with_train = compared | {"train": sets.references["train"]}
     features, mirrored = {}, {}
     for kind, extractor in extractors.items():
@@ -86,10 +86,10 @@ def measure_images(options: Evaluate, sets: ComparedSets, references: Sequence[s
 
 
 def missing_metrics(options: Evaluate, sets: ComparedSets) -> dict[str, str]:
-    """Measures that cannot be taken with these options and data -> why."""
+    """Metrics that cannot be measured with these options and data -> why."""
     missing = {}
     if not sets.pairs:
-        missing["CLIP-I"] = "no synthetic image has the own mask of a real image that the model saw"
+        missing["CLIP-I"] = "no synthetic image was made from the mask of a real image that the model saw"
     elif options.clip_pretrained is None:
         missing["CLIP-I"] = "no --clip-pretrained PATH was given"
     if options.segmenter is None:
@@ -98,7 +98,7 @@ def missing_metrics(options: Evaluate, sets: ComparedSets) -> dict[str, str]:
 
 
 def make_extractors(options: Evaluate, device: str, missing: dict[str, str]) -> dict[str, Extractor]:
-    """The extractors that can be had; why another cannot goes into `missing`."""
+    """The extractors that are available; `missing` gets the reasons for the others."""
     require("metrics", "torch_fidelity")
     size = options.batch_size
     extractors = {"thumbnail": thumbnail_extractor(), "efficientnet": efficientnet_extractor(device, size)}
@@ -114,7 +114,7 @@ def make_extractors(options: Evaluate, device: str, missing: dict[str, str]) -> 
 
 
 def features_of(extractor: Extractor, images: ImageSet, batch_size: int, mirror: bool) -> np.ndarray:
-    """Features (1, N, D) of all images, (4, N, D) `with_mirrored`; the cache keeps real sets'."""
+    """Features (1, N, D) of all images, (4, N, D) `with_mirrored`. Those of real sets are cached."""
 
     def compute() -> np.ndarray:
         batches = track(
@@ -156,12 +156,12 @@ def mask_columns(
 
 
 def shuffled_partners(sets: ComparedSets, name: str, seed: int) -> np.ndarray | None:
-    """Whose mask each image is compared with to tell chance: never its own, nor one of the same patient."""
+    """Whose mask each image is compared with for scale: never its own, nor one of the same patient."""
     return derangement(sets.groups(name), seed)
 
 
 def keep(images: ImageSet, key: str, compute: Callable[[], np.ndarray]) -> np.ndarray:
-    """`compute()`, or its result of an earlier run on files of the same content."""
+    """`compute()`, or what an earlier run computed for files of the same content."""
     return cached(hashlib.sha256(f"{images.content} {key}".encode()).hexdigest(), compute)
 
 
@@ -170,7 +170,7 @@ def nearest_training(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Index and similarity (N,) of the training image that, mirrored or not, is most like each image.
 
-    Not itself for `train`, mirrored or not.
+    A training image is not compared with itself, nor with its own mirror images.
     """
     queries = unit_norm(results.features[kind][set_])
     itself = np.arange(len(queries)) if set_ == "train" else None

@@ -1,4 +1,4 @@
-"""How like real images are synthetic ones, as sets? Each number comes with its N and its protocol."""
+"""How similar are the sets of synthetic and of real images? Each number has its N and its protocol."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def _feature_distances(results: PerImageResults, kind: str, seed: int) -> list[M
 def _scale(
     name: str, function: Callable, features: Mapping[str, np.ndarray], reference: str, seed: int
 ) -> list[Measurement]:
-    """The distance of synthetic images to a half of the real set, and of the other half, all of equal N."""
+    """Distance of synthetic images to one half of the real set, and that of the other half, at equal N."""
     synthetic, real = features["synthetic"], features[reference]
     count = min(len(synthetic), len(real) // 2)
     if count < 2:
@@ -95,7 +95,7 @@ def _scale(
 
 
 def kid(results: PerImageResults, seed: int) -> list[Measurement]:
-    """KID by torch-fidelity; called KD-Inception unless the weights are the real ones."""
+    """KID by torch-fidelity; it is called KD-Inception unless the weights are the published ones."""
     if "inception" not in results.features:
         return []
     import torch
@@ -126,7 +126,7 @@ def kid(results: PerImageResults, seed: int) -> list[Measurement]:
 
 
 def clip_similarity(results: PerImageResults, seed: int) -> list[Measurement]:
-    """CLIP-I, and for scale the same with another mask's real image."""
+    """CLIP-I; for scale, the same with the real image of another mask."""
     pairs = results.sets.pairs
     if "clip" not in results.features:
         return []

@@ -21,10 +21,10 @@ def augment(
 ) -> np.ndarray:
     """A variant of a mask (Y, X), drawn from `seed`, with each class's area kept within 10 %.
 
-    Flips and warps move all classes as one. What lies inside the image stays inside, what the border cuts
-    keeps its cut there, and no class vanishes at `size` x `size`. When no draw of `ATTEMPTS` does so, the
-    mask is only flipped. `nested` moves the lesions of `nestings` over their organ, see `move_lesions`, which
-    shows more or less of the organ; `nested-elastic` then bends the result as a whole.
+    Flips and warps move all classes together. What lies inside the image stays inside it, what the border
+    cuts remains cut by it, and no class vanishes at `size` x `size`. If none of `ATTEMPTS` draws achieves
+    that, the mask is only flipped. `nested` moves the lesions of `nestings` within their organ, of which more
+    or less is then visible, see `move_lesions`; `nested-elastic` then bends the whole mask.
     """
     if kind == "none" or not mask.any():
         return mask
@@ -43,7 +43,7 @@ def augment(
 
 
 def _likely_warps(mask: np.ndarray, kind: str, seed: int, size: int) -> Iterator[np.ndarray]:
-    """The draws of a warp that leave areas, contact with the border and presence at model size alike."""
+    """The draws of a warp that keep areas, contact with the border and presence at model size."""
     for attempt in range(ATTEMPTS):
         warped = warp(mask, draw_coordinates(mask, kind, np.random.default_rng([seed, attempt])))
         if _is_like(warped, mask, size):

@@ -25,7 +25,7 @@ WAITING = 4  # chunks that may wait for the disk
 def generate_chunks(
     plan: GenerationPlan, chunks: list[int], sampler: ImageSampler, judge: QualityFilter, show_progress: bool
 ) -> None:
-    """Sample and judge chunk after chunk; masks are prepared and files written by threads beside it."""
+    """Sample and judge one chunk after another; threads prepare the masks and write the files meanwhile."""
     total = sum(len(plan.chunks[chunk]) for chunk in chunks)
     bar = progress("{task.fields[pace]}", disable=not show_progress)
     with ThreadPoolExecutor(3) as pool, bar:
@@ -47,9 +47,9 @@ def generate_chunks(
 
 
 def load_networks(plan: GenerationPlan) -> tuple[ImageSampler, QualityFilter]:
-    """What makes and what judges images.
+    """The networks that make images, and the filter that judges them.
 
-    UserError: base or weights are not those of law_config.json, a training image cannot be read.
+    UserError: base or weights are not those of law_config.json; a training image cannot be read.
     """
     judge = QualityFilter(
         plan.view,
@@ -65,8 +65,9 @@ def _load_sampler(plan: GenerationPlan) -> ImageSampler:
     run = plan.run
     if not run.is_as_saved:
         raise UserError(
-            f"{run.folder}: found other weights than law_config.json says, or another config.json with them, "
-            "expected a run at rest; wait until the training has saved, then give the command again"
+            f"{run.folder}: found other weights, or another config.json beside them, than law_config.json "
+            "records, expected a run that is not being saved; wait until the training has saved, then give "
+            "the same command again"
         )
     base = load_base(run.config.base.source)  # the sampler moves what it needs
     with quiet():
@@ -75,7 +76,7 @@ def _load_sampler(plan: GenerationPlan) -> ImageSampler:
 
 
 def _sample(plan: GenerationPlan, sampler: ImageSampler, chunk: int, conditions: np.ndarray) -> np.ndarray:
-    """Images of a chunk, float32 (N, S, S, 3); a short chunk is filled with its last sample."""
+    """Images of a chunk, float32 (N, S, S, 3). A short chunk is filled up with copies of its last sample."""
     seeds = [sample.seed for sample in plan.chunks[chunk]]
     count, size = len(seeds), plan.options.chunk_size
     fill = [*range(count), *[count - 1] * (size - count)]
@@ -83,8 +84,8 @@ def _sample(plan: GenerationPlan, sampler: ImageSampler, chunk: int, conditions:
         return sampler(conditions[fill], [seeds[i] for i in fill])[:count]
     except FloatingPointError:
         raise UserError(
-            f"found non-finite images in chunk {chunk} with --dtype {plan.sampling.dtype}, expected numbers; "
-            "nothing of it was written, try --dtype bf16 or fp32"
+            f"found non-finite images in chunk {chunk} with --dtype {plan.sampling.dtype}, expected finite "
+            "ones; nothing of that chunk was written: give --dtype bf16 or fp32"
         ) from None
 
 
@@ -96,7 +97,7 @@ def _write(
     images: np.ndarray,
     prepared: Prepared,
 ) -> Future:
-    """Judge a chunk's images here, encode and write what is kept in the pool."""
+    """Judge a chunk's images here; let the pool encode and write those that are kept."""
     kept, rows = [], []
     for sample, image, *ready in zip(plan.chunks[chunk], images, *prepared, strict=True):
         stored = _as_stored(plan, image, *ready)
@@ -115,7 +116,7 @@ def _as_stored(
     condition: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray, Geometry | None]:
     """Image (Y, X, 3), mask (Y, X) and place of a sample, at the size in which they are written."""
-    if len(plan.view.window.low) == 1:  # judged as it is written: without its colours
+    if len(plan.view.window.low) == 1:  # it is written without its colours, so it is judged without them
         image = np.ascontiguousarray(np.broadcast_to(image.mean(-1, keepdims=True), image.shape))
     if plan.view.window.dtype == "uint8":  # no finer than what the model sees
         image = np.rint(image).astype(np.uint8)

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 def finish_dataset(plan: GenerationPlan) -> None:
-    """Write what is still missing, dataset.json last; any number of processes may do so, again and again.
+    """Write what is still missing, dataset.json last. Any number of processes may do so, any number of times.
 
     UserError: nothing was kept, or nnU-Net's folder holds other splits.
     """
@@ -31,7 +31,7 @@ def finish_dataset(plan: GenerationPlan) -> None:
     for chunk in range(len(plan.chunks)):
         rows_of_chunk = read_chunk(out, chunk)
         if rows_of_chunk is None:
-            logger.warning("chunk %d is damaged: run the shard that made it again", chunk)
+            logger.warning("chunk %d is damaged; run the shard that made it again", chunk)
             return
         rows += rows_of_chunk
     kept = sorted(row.case for row in rows if row.kept)
@@ -41,8 +41,8 @@ def finish_dataset(plan: GenerationPlan) -> None:
         agreements = [row.scores["agreement"] for row in rows if row.scores["agreement"] is not None]
         best = f"; the best agreement was {max(agreements):.3f}" if agreements else ""
         raise UserError(
-            f"{out}: found no image worth keeping, dropped all {len(rows)} ({counts}){best}; train longer, "
-            "or loosen --min-agreement or --max-similarity with another --out"
+            f"{out}: found no image to keep, dropped all {len(rows)} ({counts}){best}, expected some; train "
+            "longer, or lower --min-agreement or raise --max-similarity with another --out"
         )
     remove_leftovers(out, plan.prefix, set(kept))
     write_rows(out / MANIFEST, rows)
@@ -63,8 +63,8 @@ def refuse_splits_in_the_way(plan: GenerationPlan) -> None:
         if folds and real != [(set(training), validation)]:
             raise UserError(
                 f"{path}: found other splits than fold {plan.run.fold} of {plan.dataset.folder.name} and "
-                "synthetic training cases, expected those or none; delete that file (and the models trained "
-                "with it) or choose another --out"
+                "synthetic training cases, expected those or none; delete that file (and the models "
+                "trained with it) or choose another --out"
             )
 
 
@@ -86,7 +86,7 @@ def _add_real_cases(plan: GenerationPlan, kept: list[str]) -> list[str]:
 
 
 def _write_groups(plan: GenerationPlan, kept: list[str], real: list[str]) -> None:
-    """groups.json: a synthetic case belongs to the patient or video that its mask is of."""
+    """Write groups.json: a synthetic case belongs to the patient or video of its mask."""
     of_mask = {sample.case: sample.source.group for sample in plan.samples}
     groups = {case_id: of_mask[case_id] for case_id in kept}
     groups |= {case_id: plan.dataset.groups[case_id] for case_id in real}
@@ -125,9 +125,13 @@ def _say_next_commands(plan: GenerationPlan) -> None:
     fold, number = plan.run.fold, plan.options.out.resolve().name[7:10]
     source = plan.dataset.name
     if not plan.options.with_real:
-        logger.info("no --with-real: nnU-Net will split the synthetic cases and validate on some of them")
+        logger.info(
+            "without --with-real, nnU-Net will split the synthetic cases and validate on some of them"
+        )
     elif fold == "all":
-        logger.info("fold all has no validation cases: train with fold all; fold 0 to 4 would mix both kinds")
+        logger.info(
+            "fold all has no validation cases: train with fold all; folds 0 to 4 would mix both kinds"
+        )
     train_fold = 0 if plan.options.with_real and fold != "all" else "all"
     logger.info("next: nnUNetv2_plan_and_preprocess -d %s -c 2d --verify_dataset_integrity", number)
     logger.info("then: nnUNetv2_train %s 2d %s -tr nnUNetTrainerORDER", number, train_fold)

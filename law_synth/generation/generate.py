@@ -21,7 +21,7 @@ from law_synth.records.synthetic import count_chunks, read_chunk
 
 logger = logging.getLogger(__name__)
 
-SIZE_CHANGE = 0.1  # of a side, between real and synthetic images, that goes without a word
+SIZE_CHANGE = 0.1  # of a side: a larger difference of real and synthetic images is warned about
 
 
 def generate(options: Generate) -> None:
@@ -42,7 +42,7 @@ def generate(options: Generate) -> None:
             return
         mine = range(part * world + rank, len(plan.chunks), parts * world)
         missing = [chunk for chunk in mine if read_chunk(out, chunk) is None]
-        # What does not fit is refused while they load, before anything is written.
+        # Loading refuses what does not fit before anything is written.
         networks = load_networks(plan) if missing else None
         with no_ruins(out, is_alone=parts * world == 1):
             open_generation(out, description)
@@ -51,7 +51,9 @@ def generate(options: Generate) -> None:
                 generate_chunks(plan, missing, *networks, show_progress=rank == 0)
             if (done := count_chunks(out)) < len(plan.chunks):
                 logger.info(
-                    "%d of %d chunks are there; the process that ends last completes", done, len(plan.chunks)
+                    "%d of %d chunks are there; the process that finishes last completes the data set",
+                    done,
+                    len(plan.chunks),
                 )
                 return
             with writing(out):
@@ -60,14 +62,16 @@ def generate(options: Generate) -> None:
 
 @contextmanager
 def _processes(device: str) -> Iterator[tuple[int, int, torch.device]]:
-    """Rank, number of processes and device under torchrun or accelerate; else 0, 1 and the device."""
+    """Rank, number of processes and device under torchrun or accelerate; otherwise 0, 1 and the device."""
     chosen = pick_device(device)
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield 0, 1, chosen
         return
     from accelerate import PartialState
 
-    state = PartialState(cpu=chosen.type == "cpu")  # else one process where there is no GPU
+    state = PartialState(
+        cpu=chosen.type == "cpu"
+    )  # without this there would be one process where there is no GPU
     try:
         yield state.process_index, state.num_processes, state.device
     finally:
@@ -94,12 +98,14 @@ def _announce(plan: GenerationPlan) -> None:
     if plan.view.is_volumetric:
         cases = len({source.case or source.name for source in plan.sources})
         logger.info(
-            "%d one-slice cases from slices of %d volumes; train them with -c 2d", len(plan.samples), cases
+            "%d cases of one slice each, from slices of %d volumes; train them with -c 2d",
+            len(plan.samples),
+            cases,
         )
     if channels := plan.view.normalized_by_case:
         logger.warning(
-            "channels %s: nnU-Net will scale each slice by its own values and a volume by all of its slices, "
-            "so the two differ in brightness; convert the slices to cases of their own first",
+            "channels %s: nnU-Net scales a synthetic slice by its own values, but a real volume by all its "
+            "slices, so the two differ in brightness; convert the real slices to cases of their own first",
             ", ".join(channels),
         )
     if plan.options.with_real and not plan.original_size:
@@ -107,13 +113,13 @@ def _announce(plan: GenerationPlan) -> None:
 
 
 def _compare_sizes(plan: GenerationPlan) -> None:
-    """Say so when the synthetic images are of another size than the real ones beside them."""
+    """Warn when the synthetic images have another size than the real ones beside them."""
     sizes = [plan.view.stored_size(slice_) for slice_ in plan.run.slices]
     size, (height, width) = plan.run.size, np.median(sizes, axis=0)
     if max(abs(height - size) / height, abs(width - size) / width) > SIZE_CHANGE:
         logger.warning(
-            "synthetic images of %d x %d will lie beside real ones of %d x %d (median): nnU-Net sees lesions "
-            "at two scales; without --original-size False they have the size of their mask's image",
+            "synthetic images of %d x %d will lie beside real ones of %d x %d (median), so nnU-Net sees "
+            "lesions at two scales; drop --original-size False to give each the size of its mask's image",
             size,
             size,
             width,

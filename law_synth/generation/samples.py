@@ -34,7 +34,7 @@ from law_synth.view.slices import SliceView
 
 logger = logging.getLogger(__name__)
 
-NESTING_CASES = 50  # that are looked at to learn which class lies inside which
+NESTING_CASES = 50  # cases in which to find out which class lies inside which
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Sample:
     case: str
     source: MaskSource
     seed: int
-    """Of its noise."""
+    """Seed of its noise."""
     mask_seed: int
 
 
@@ -70,7 +70,7 @@ class GenerationPlan:
     view: SliceView
     sources: list[MaskSource]
     nestings: list[Nesting]
-    """Of --mask-augment nested."""
+    """Which class lies in which; empty unless --mask-augment is nested or nested-elastic."""
     hard_cases: HardCases | None
     segmenter: Segmenter | None
     sampling: Sampling
@@ -92,7 +92,7 @@ class GenerationPlan:
         ]
 
     def _source_indices(self) -> list[int]:
-        """Per sample: the sources follow each other round and round, or the hard ones come more often."""
+        """Index of each sample's mask: each mask in turn, or with --hard-cases the hard ones more often."""
         count = self.options.samples or len(self.sources)
         if self.hard_cases is None:
             return [index % len(self.sources) for index in range(count)]
@@ -107,9 +107,10 @@ class GenerationPlan:
 
     @property
     def original_size(self) -> bool:
-        """Whether images are written at the size of their mask's source: by default where real ones are near.
+        """Whether images are written at the size of their mask's source.
 
-        Those of volumes are, or will be; else a segmenter would see lesions at two scales.
+        By default they are where they will lie beside real images, as those of volumes always may. Otherwise
+        a segmenter would see lesions at two scales.
         """
         given = self.options.original_size
         return self.view.is_volumetric or self.options.with_real if given is None else given
@@ -176,14 +177,14 @@ class GenerationPlan:
         packages = ("law-order", "torch", "diffusers", "transformers", "nnunetv2", "numpy", "pillow")
         versions = package_versions(*packages)
         if self.device.type == "cpu":
-            versions["threads"] = str(torch.get_num_threads())  # sums of another order
+            versions["threads"] = str(torch.get_num_threads())  # they decide the order of sums
         folder = str(self.dataset.folder.resolve())
         source = SourceDataset(name=self.dataset.name, origin=self.dataset.origin, folder=folder)
         return SynthesisRecord(recipe, self.run.config, source, versions, self.hard_cases)
 
     @cached_property
     def prefix(self) -> str:
-        """Of the case ids: law, or law2, ... where the data set has such cases already."""
+        """Prefix of the case ids: law, or law2, ... where the data set already has such cases."""
         taken = [case.id.lower() for case in (*self.dataset.training_cases, *self.dataset.test_cases)]
         prefix, number = "law", 1
         while any(case.startswith(f"{prefix}_") for case in taken):
@@ -192,7 +193,7 @@ class GenerationPlan:
         return prefix
 
     def _masks_digest(self) -> str:
-        """Names of the sources, and the pixels of those that are no cases of the data set."""
+        """sha256 of the masks' names, and of the pixels of those from a folder."""
         digest = hashlib.sha256()
         for source in self.sources:
             index = "" if source.index is None else f" {source.index}"
@@ -201,7 +202,7 @@ class GenerationPlan:
 
 
 def make_plan(options: Generate, device: torch.device) -> GenerationPlan:
-    """Find run, data set, masks and judge. UserError: one is not usable, or something would leak."""
+    """Find run, data set, masks and judge. UserError: one of them cannot be used, or something would leak."""
     run = read_run(options.trained_run) if options.trained_run is not None else newest_run()
     recorded = (run.dataset_folder / "dataset.json").is_file()
     dataset = find_dataset(run.dataset_folder if recorded else run.dataset_name)
@@ -229,7 +230,7 @@ def _sampling(options: Generate, run: TrainedRun, device: torch.device) -> Sampl
 
 
 def _folder_sources(options: Generate, run: TrainedRun, view: SliceView) -> list[MaskSource]:
-    """The masks of --masks, none of them of a validation or test case."""
+    """The masks in --masks, without those of validation and test cases."""
     groups = read_groups(options.mask_groups) if options.mask_groups is not None else {}
     sources = MaskFolder(view, run.slices, run.size, options.slices_per_mask).sources(options.masks)
     kept = HeldOutMasks(run, view, groups).taken_out(sources, options.drop_held_out_masks)
@@ -237,9 +238,9 @@ def _folder_sources(options: Generate, run: TrainedRun, view: SliceView) -> list
 
 
 def with_own_masks(sources: list[MaskSource], of_cases: list[MaskSource]) -> list[MaskSource]:
-    """The sources, each file that is a copy of its case's own mask replaced by that mask.
+    """Replace each file that is a copy of its case's own mask by that mask.
 
-    A copy has the case's name, and the mask's pixels and place. `of_cases`: as `case_masks` gives them.
+    A copy has the name of the case and the pixels and place of its mask. `of_cases`: from `case_masks`.
     """
     own = {(source.case, source.index): source for source in of_cases}
     return [_own_mask(source, own.get((source.case, source.index))) for source in sources]
@@ -252,13 +253,13 @@ def _own_mask(source: MaskSource, own: MaskSource | None) -> MaskSource:
 
 
 def _nestings(run: TrainedRun, view: SliceView) -> list[Nesting]:
-    """Which class lies in which, by masks of training cases. UserError: none in any."""
+    """Which class lies in which, by the masks of training cases. UserError: no class lies in another."""
     from rich.progress import track
 
     cases = run.train_cases
     chosen = {cases[i] for i in np.linspace(0, len(cases) - 1, min(len(cases), NESTING_CASES)).astype(int)}
     slices = [slice_ for slice_ in run.slices if slice_.case in chosen]
-    masks = map(view.read_mask, track(slices, "learning what lies in what", transient=True))
+    masks = map(view.read_mask, track(slices, "finding nested classes", transient=True))
     nestings = find_nestings(masks, view.classes.count)
     if not nestings:
         raise UserError(

@@ -1,4 +1,4 @@
-"""From masks and noise to images, one batch at a time, through diffusers' stock ControlNet pipeline."""
+"""From masks and noise to images, batch by batch, through diffusers' stock ControlNet pipeline."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Sampling:
 
 
 class OncePerBatch(nn.Module):
-    """Calls `embed` only for another input tensor; the pipeline asks for the mask's embedding each step."""
+    """Calls `embed` only for a new input tensor: the pipeline asks for the mask's embedding in every step."""
 
     def __init__(self, embed: nn.Module):
         super().__init__()
@@ -65,13 +65,13 @@ class ImageSampler:
         torch.backends.cudnn.deterministic = True
         text, empty = base.encode_prompts([settings.prompt, ""]).to(device, self.dtype)
         self._prompts = {"prompt_embeds": text, "negative_prompt_embeds": empty}
-        base.text_encoder.to(device, self.dtype)  # which the pipeline takes as the embeddings' type
+        base.text_encoder.to(device, self.dtype)  # the pipeline takes its type for that of the embeddings
         for model in (unet, controlnet, base.vae):
             model.to(device, self.dtype, memory_format=torch.channels_last).requires_grad_(False)
         if settings.compile:
             from torch._inductor import config
 
-            # Else each process times kernels and chooses, and sums in another order than the next one.
+            # Otherwise each process chooses kernels by its own timing, and sums in an order of its own.
             if hasattr(config, "deterministic"):
                 config.deterministic = True
             unet, controlnet = torch.compile(unet), torch.compile(controlnet)
@@ -104,7 +104,7 @@ class ImageSampler:
 
 
 def noise(shape: tuple[int, ...], seeds: Sequence[int]) -> Tensor:
-    """Standard normal (B, *shape) fp32; each sample from a CPU generator of its own, whatever the batch."""
+    """Standard normal (B, *shape) fp32. Each sample has its own CPU generator, so batches do not matter."""
     samples = [torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed)) for seed in seeds]
     return torch.stack(samples)
 
