@@ -10,10 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from small_records import small_base
 
 from dataset_conversion.raw.folds import read_splits
+from dataset_conversion.system.json_files import as_json
 
 pytest.importorskip("diffusers", reason="needs the extra synth")
+
 
 from dataset_conversion.raw.dataset import read_dataset
 from dataset_conversion.raw.writer import RawDatasetWriter
@@ -26,6 +29,7 @@ from law_synth.audit.options import Audit
 from law_synth.evaluation.image_sets import read_compared_sets
 from law_synth.generation.generate import generate
 from law_synth.generation.options import Generate
+from law_synth.records.base import write_base_config
 from law_synth.records.run import read_run
 from law_synth.records.synthetic import source_slice
 from law_synth.view.slices import Slice, view_of
@@ -107,7 +111,7 @@ def test_grey_bent_masks_at_original_size_are_clean(trained_run, tmp_path):
     run = Path(shutil.copytree(trained_run, tmp_path / "run"))
     changes = {"dataset": {"name": folder.name, "folder": str(folder)}, "monitor_cases": []}
     changes["train_cases"] = read_splits(read_dataset(folder))[0]["train"]
-    changes["view"] = view_of(read_dataset(folder), changes["train_cases"]).record
+    changes["view"] = as_json(view_of(read_dataset(folder), changes["train_cases"]).record)
     change_json(run / "law_config.json", lambda config: config.update(changes))
     out = tmp_path / "Dataset951"
     options = {"samples": 4, "steps": 1, "original_size": True, "mask_augment": "elastic", "with_real": True}
@@ -259,19 +263,17 @@ def test_run_and_base_are_looked_at(data, trained_run, split, tmp_path):
     found = look(origins.check_run, data, trained_run=run)
     assert "other weights than those that generated" in found[0] and "another train_cases" in found[1]
     assert f"leak: {run}: trained on {split['val'][0]}" in found[2]
-    base = Path(shutil.copytree(read_run(trained_run).base_source, tmp_path / "base"))
-    config = {"dataset": NAME, "fold": 1, "train_cases": [*split["train"], split["val"][0]]}
-    (base / "base_config.json").write_text(json.dumps(config))
+    base = Path(shutil.copytree(read_run(trained_run).config.base.source, tmp_path / "base"))
+    config = small_base(NAME, [*split["train"], split["val"][0]])
+    write_base_config(base, config)
     assert f"leak: {base}: trained on {split['val'][0]}" in look(origins.check_base, data, base=base)[0]
-    (base / "base_config.json").write_text(json.dumps(config | {"dataset": "Dataset777_Other"}))
+    write_base_config(base, replace(config, dataset="Dataset777_Other"))
     with pytest.raises(NotPossible, match="trained on Dataset777_Other, another data set"):
         look(origins.check_base, data, base=base)
-    other = config | {"dataset": "Dataset777_Other", "dataset_origin": NAME}
-    (base / "base_config.json").write_text(json.dumps(other))
+    write_base_config(base, replace(config, dataset="Dataset777_Other", dataset_origin=NAME))
     assert f"leak: {base}: trained on {split['val'][0]}" in look(origins.check_base, data, base=base)[0]
     # Experiments call all of their data Dataset001_Real: the name alone is not enough.
-    same_name = config | {"dataset_origin": "Dataset778_Third"}
-    (base / "base_config.json").write_text(json.dumps(same_name))
+    write_base_config(base, replace(config, dataset_origin="Dataset778_Third"))
     with pytest.raises(NotPossible, match="another data set"):
         look(origins.check_base, data, base=base)
     (base / "base_config.json").unlink()
@@ -360,7 +362,7 @@ def test_bad_input_is_one_line(data, source, tmp_path, caplog):
     for options, line in (
         (
             {"dataset": str(source.folder)},
-            "synthesis.json: not found, expected a data set that law-synth generate",
+            "synthesis.json: not found, .* a data set that law-synth generate has finished",
         ),
         ({"dataset": str(tmp_path / "none")}, "found none for data set"),
         ({"max_similarity": 2.0}, "found --max-similarity 2.0"),
@@ -376,7 +378,7 @@ def test_bad_input_is_one_line(data, source, tmp_path, caplog):
     assert f"4 samples of {data}, made from {source.folder}" in caplog.text
     with (data / "synthesis.jsonl").open("a") as stream:
         stream.write("half a li")
-    with pytest.raises(UserError, match=r"synthesis\.jsonl: malformed"):
+    with pytest.raises(UserError, match=r"synthesis\.jsonl, line 5: malformed"):
         run_audit(Audit(str(data)))
 
 

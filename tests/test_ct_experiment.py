@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from small_records import small_row, small_run
 
 from dataset_conversion.raw.dataset import read_dataset
 from dataset_conversion.system.errors import UserError
@@ -25,6 +26,8 @@ from law_synth.experiment.page.report import report
 from law_synth.experiment.presets import preset_content
 from law_synth.experiment.results import read_results
 from law_synth.experiment.stages import make_plan
+from law_synth.records.run import write_config
+from law_synth.records.synthetic import write_rows
 from law_synth.view.slices import view_of
 from nnunet_order.comparing.comparison import Comparison
 from nnunet_order.comparing.options import Compare
@@ -91,13 +94,9 @@ def synthesise(folder: Path, entry: dict, view, slices) -> None:
     for path in (run / "samples", out / "imagesTr", out / "labelsTr", evaluation):
         path.mkdir(parents=True)
     train = [case.id for case in view.dataset.training_cases]
-    config = {
-        "train_cases": train[2:],
-        "monitor_cases": train[:2],
-        "view": view.record,
-        "slices": {case: [one.index for one in slices if one.case == case] for case in train},
-    }
-    (run / "law_config.json").write_text(json.dumps(config))
+    indices = {case: [one.index for one in slices if one.case == case] for case in train}
+    config = small_run(train_cases=train[2:], monitor_cases=train[:2], view=view.record, slices=indices)
+    write_config(run, config)
     regions = ("all", "lesion", "background", "lesion_kidney", "lesion_tumour")
     log = [{"step": step} | {f"fixed_noise/{name}": 1 / (9 + step) for name in regions} for step in (0, 10)]
     (run / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in log))
@@ -108,15 +107,13 @@ def synthesise(folder: Path, entry: dict, view, slices) -> None:
         name, mask = f"law_{number:06d}", view.read_mask(one)
         for path, content in view.encode(name, view.read_rgb(one), mask, view.geometry(one)).items():
             (out / path).write_bytes(content)
-        row = {"case": name, "kept": True, "reason": None, "source_case": one.case, "mask_sha256": one.id}
-        manifest.append(
-            row | {"source_slice": one.index, "source_mask": one.case, "mask_augmentation": "none"}
-        )
+        source = {"source_case": one.case, "source_slice": one.index, "source_mask": one.case}
+        manifest.append(small_row(name, **source, mask_sha256=one.id))
         row = {"case": name, "lesion_ratio": (mask > 0).mean(), "dice": 0.6, "dice_shuffled": 0.2}
         for value, region in ((1, "kidney"), (2, "tumour")):
             row |= {f"lesion_ratio_{region}": (mask == value).mean(), f"dice_{region}": 0.9 - 0.3 * value}
         cases.append(row)
-    (out / "synthesis.jsonl").write_text("".join(json.dumps(row) + "\n" for row in manifest))
+    write_rows(out / "synthesis.jsonl", manifest)
     (out / "dataset.json").write_text(json.dumps(view.dataset.json | {"numTraining": len(slices)}))
     write_csv(evaluation / "per_case.csv", cases)
     measures = [
@@ -218,7 +215,7 @@ def test_volumes_are_shown_where_the_rarest_label_is_largest(finished, tmp_path)
     results = read_results(finished)
     display = display_of(results)
     assert set(display.colours) == {"kidney", "tumour"} and display.axis == 0
-    low, high = results.syntheses[0].config["view"]["window"]["low"][0], display.window[1]
+    low, high = results.syntheses[0].config.view.window.low[0], display.window[1]
     assert display.window[0] == low and f"{high:.0f} (white)" in display_note(results, display)
     case = results.real_cases["ct_0"]
     label = np.ones((5, 40, 36), np.uint8)  # kidney everywhere

@@ -242,7 +242,7 @@ def test_hard_cases_that_do_not_fit_are_refused(trained_run, tmp_path):
             generate(tmp_path / "Dataset951", hard_cases=write_hard_cases(file, **({"dice": dice} | change)))
     file.write_text("[]")
     for path, line in (
-        (file, "found array, expected object"),
+        (file, "found array"),
         (tmp_path / "none.json", "none.json: not found"),
     ):
         with pytest.raises(UserError, match=line):

@@ -17,7 +17,7 @@ from law_synth.audit.options import Audit
 from law_synth.generation.augmentation import augment
 from law_synth.generation.nested_masks import Nesting
 from law_synth.judging.agreement import MEAN, agreement
-from law_synth.records.synthetic import FOLDER, source_slice
+from law_synth.records.synthetic import FOLDER, SynthesisRow, read_chunks, source_slice
 from law_synth.view.mask_sources import mask_hash
 from law_synth.view.resize import resize_mask
 
@@ -27,12 +27,12 @@ SAME_AUGMENTED = 0.99  # Dice; another version of SciPy may round a few border p
 def check_manifest(audited: AuditedData, options: Audit) -> tuple[list[Finding], str]:
     """synthesis.jsonl has one line per sample, and the lines that the chunks were written with."""
     findings, rows = [], audited.rows
-    cases = [row["case"] for row in rows]
-    if len(set(cases)) != len(cases) or len(rows) != audited.options["samples"]:
-        what = f"{len(rows)} lines of {len(set(cases))} cases, not {audited.options['samples']}"
+    cases = [row.case for row in rows]
+    if len(set(cases)) != len(cases) or len(rows) != audited.options.samples:
+        what = f"{len(rows)} lines of {len(set(cases))} cases, not {audited.options.samples}"
         findings.append(changed("synthesis.jsonl", what))
-    found = {row["case"]: row for row in rows}
-    recorded = {row["case"]: row for chunk in _chunks(audited) for row in chunk["rows"]}
+    found = {row.case: row for row in rows}
+    recorded = {row.case: row for chunk in read_chunks(audited.dataset.folder) for row in chunk.rows}
     if not recorded:
         raise NotPossible(f"there is no {FOLDER}/ with the chunks' own records")
     for case in sorted({*cases, *recorded}):
@@ -78,7 +78,7 @@ def check_labels(audited: AuditedData, options: Audit) -> tuple[list[Finding], s
         except UserError as error:
             findings.append(changed(case_id, f"{error}"))
             continue
-        if mask_hash(resize_mask(mask, audited.run["size"])) != row["mask_sha256"]:
+        if mask_hash(resize_mask(mask, audited.run.size)) != row.mask_sha256:
             findings.append(changed(case_id, "its label is not the mask that it was generated from"))
         elif audited.source is not None and not _is_mask_of_source(audited, row, mask):
             findings.append(changed(case_id, f"its label is not the mask of {source_slice(row).id}"))
@@ -89,7 +89,8 @@ def check_labels(audited: AuditedData, options: Audit) -> tuple[list[Finding], s
 
 def check_images(audited: AuditedData, options: Audit) -> tuple[list[Finding], str]:
     """Images can be read, are as large as their labels, and hold the bytes that were written."""
-    digests = {name: sha256 for chunk in _chunks(audited) for name, sha256 in chunk["files"].items()}
+    chunks = read_chunks(audited.dataset.folder)
+    digests = {name: sha256 for chunk in chunks for name, sha256 in chunk.files.items()}
     findings = []
     for case_id in audited.kept:
         case = audited.dataset.case(case_id)
@@ -125,12 +126,12 @@ def check_real_cases(audited: AuditedData, options: Audit) -> tuple[list[Finding
                         _held(audited, case.id),
                     )
                 )
-    return findings, f"{len(audited.real_ids)} real cases" if audited.options["with_real"] else "none"
+    return findings, f"{len(audited.real_ids)} real cases" if audited.options.with_real else "none"
 
 
 def check_splits(audited: AuditedData, options: Audit) -> tuple[list[Finding], str]:
     """Every validation case is a real one of the fold, and synthetic cases are used for training only."""
-    if not audited.options["with_real"]:
+    if not audited.options.with_real:
         return [], "none: no real cases to validate on"
     _, validation = audited.split
     places = splits_files(audited.dataset.folder)
@@ -162,19 +163,19 @@ def _check_splits_file(audited: AuditedData, path: Path) -> list[Finding]:
     return findings
 
 
-def _is_mask_of_source(audited: AuditedData, row: dict, mask: np.ndarray) -> bool:
+def _is_mask_of_source(audited: AuditedData, row: SynthesisRow, mask: np.ndarray) -> bool:
     """Whether a label is made from its source's mask; only the sha256 is known of a mask from a folder."""
-    source, size = source_slice(row), audited.run["size"]
+    source, size = source_slice(row), audited.run.size
     if source is None:
         return True
-    nestings = [Nesting(*pair) for pair in audited.options.get("nesting", ())]
+    nestings = [Nesting(*pair) for pair in audited.options.nesting or ()]
     own = audited.real_view.read_mask(source)
-    expected = augment(own, row["mask_augmentation"], row["mask_seed"], size, nestings)
-    if not audited.options["original_size"]:
+    expected = augment(own, row.mask_augmentation, row.mask_seed, size, nestings)
+    if not audited.options.original_size:
         expected = resize_mask(expected, size)
     if expected.shape != mask.shape:
         return False
-    if row["mask_augmentation"] == "none" or not (expected.any() and mask.any()):
+    if row.mask_augmentation == "none" or not (expected.any() and mask.any()):
         return np.array_equal(expected, mask)
     return agreement(mask, expected, audited.view)[MEAN] >= SAME_AUGMENTED
 
@@ -190,14 +191,4 @@ def _foreign(audited: AuditedData, part: str, name: str) -> Finding:
 
 def _held(audited: AuditedData, case: str) -> str:
     kind = "held out" if case in audited.held_out else "a training case"
-    return f"{case} is {kind} in fold {audited.run['fold']} of {audited.real.name}"
-
-
-def _chunks(audited: AuditedData) -> list[dict]:
-    """The records of the chunks that have one."""
-    folder = audited.dataset.folder / FOLDER
-    try:
-        chunks = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("chunk_*.json")]
-        return [{"rows": chunk["rows"], "files": chunk["files"]} for chunk in chunks]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder}: malformed ({error}), expected chunk records; generate again") from error
+    return f"{case} is {kind} in fold {audited.run.fold} of {audited.real.name}"

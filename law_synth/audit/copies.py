@@ -47,13 +47,13 @@ def check_masks(audited: AuditedData, options: Audit) -> tuple[list[Finding], st
     findings = []
     for case_id in audited.kept:
         try:
-            mask = resize_mask(audited.view.read_mask(audited.sample(case_id)), audited.run["size"])
+            mask = resize_mask(audited.view.read_mask(audited.sample(case_id)), audited.run.size)
         except UserError:  # check_labels says so
             continue
         copied = held_out.get(mask_hash(mask))
         if copied is not None and mask_hash(mask) not in known:
             what = f"its label is the mask of {copied.id}"
-            findings.append(leak(case_id, what, f"{copied.case} is held out in fold {audited.run['fold']}"))
+            findings.append(leak(case_id, what, f"{copied.case} is held out in fold {audited.run.fold}"))
     slices = f" of {len(set(held_out.values()))} slices" * audited.view.is_volumetric
     looked_at = f"{len(audited.kept)} labels against {len(labelled)} held-out masks{slices}, mirrored too"
     return findings, looked_at
@@ -64,7 +64,7 @@ def _known_masks(audited: AuditedData, name: str, case_ids: Sequence[str]) -> di
     masks, view = {}, audited.real_view
     for case_id in track(case_ids, f"reading {name} masks", transient=True):
         for slice_ in view.slices([case_id]):
-            masks |= dict.fromkeys(_mask_keys(view.read_mask(slice_), audited.run["size"]), slice_)
+            masks |= dict.fromkeys(_mask_keys(view.read_mask(slice_), audited.run.size), slice_)
     return masks
 
 
@@ -144,7 +144,7 @@ class Likeness:
 
     def _finding(self, index: int, what: str, held_out: int) -> Finding:
         copy = self._held_out.id(held_out)
-        meaning = f"{copy} is held out in fold {self.audited.run['fold']}"
+        meaning = f"{copy} is held out in fold {self.audited.run.fold}"
         return leak(self._synthetic.id(index), f"its {what} of {copy}", meaning)
 
     def _looked_at(self) -> str:
@@ -179,7 +179,7 @@ class Likeness:
         for one in track(slices, f"reading {name} images", transient=True):
             image = view.read_rgb(one)
             versions = with_mirrored(image) if name == "synthetic" else [image]
-            seen = versions if name == "synthetic" else [image, resize_image(image, self.audited.run["size"])]
+            seen = versions if name == "synthetic" else [image, resize_image(image, self.audited.run.size)]
             pixels.append(list(map(mask_hash, seen)))
             small.append(thumbnails(versions))
         vectors = np.stack(small, axis=1) if small else np.empty((1, 0, 0))

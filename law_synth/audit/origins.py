@@ -7,23 +7,24 @@ from pathlib import Path
 
 from dataset_conversion.raw.dataset import RawDataset, nnunet_folder
 from dataset_conversion.system.errors import UserError
-from law_synth.audit.audited_data import RUN_KEYS, AuditedData
+from law_synth.audit.audited_data import AuditedData
 from law_synth.audit.finding import Finding, NotPossible, changed, leak
 from law_synth.audit.options import Audit
-from law_synth.base.files import cached_model
-from law_synth.base.seen import base_config, is_of_same_cases
+from law_synth.base.files import PARTS, cached_model, hash_base, is_unfinished
 from law_synth.judging.segmenter import Segmenter, judge_of_fold
-from law_synth.leaks import cases_behind_judge, held_out_groups, mask_group
+from law_synth.leaks import cases_behind_base, cases_behind_judge, held_out_groups, mask_group
+from law_synth.records.base import read_base_config
 from law_synth.records.run import (
     CONFIG,
     TrainedRun,
     configurations_hash,
     read_run,
-    slices_of,
     weights_hash,
 )
-from law_synth.records.synthetic import source_slice
+from law_synth.records.synthetic import SynthesisRow, source_slice
 from law_synth.view.mask_sources import mask_stem
+
+COMPARED = ("fold", "train_cases", "monitor_cases", "view", "slices", "size", "base")  # of a run and its copy
 
 
 def check_sources(audited: AuditedData, options: Audit) -> tuple[list[Finding], str]:
@@ -34,31 +35,30 @@ def check_sources(audited: AuditedData, options: Audit) -> tuple[list[Finding], 
     held_out = {} if audited.source is None else held_out_groups(audited.source, set(audited.split[0]))
     findings = []
     for row in audited.rows:
-        own = row["source_case"]
-        name = own or mask_stem(row["source_mask"])
+        own = row.source_case
+        name = own or mask_stem(row.source_mask)
         group = None if own or audited.source is None else _group_of_mask(row, held_out, audited.source)
         if audited.source is not None and name in audited.held_out:
-            findings.append(leak(row["case"], f"its mask is that of {name}", _what(audited, name)))
+            findings.append(leak(row.case, f"its mask is that of {name}", _what(audited, name)))
         elif group in held_out:
-            what = f"its mask {row['source_mask']} is of {group}, as {held_out[group]} is"
-            findings.append(leak(row["case"], what, _what(audited, held_out[group])))
+            what = f"its mask {row.source_mask} is of {group}, as {held_out[group]} is"
+            findings.append(leak(row.case, what, _what(audited, held_out[group])))
         elif own is not None and (own not in audited.recorded or own not in _training(audited)):
             meaning = "it is no training case of the run's fold, so its images may be held out"
-            findings.append(leak(row["case"], f"its mask is that of {own}", meaning))
+            findings.append(leak(row.case, f"its mask is that of {own}", meaning))
         elif not _is_slice_of_run(audited, row):
-            what = f"its mask is slice {row['source_slice']} of {own}"
-            findings.append(changed(row["case"], what, "the run has not seen that slice"))
+            what = f"its mask is slice {row.source_slice} of {own}"
+            findings.append(changed(row.case, what, "the run has not seen that slice"))
     if audited.source is None and not findings:
         raise NotPossible(f"all are training cases as the run lists them, but {audited.no_source}")
-    elsewhere = sum(row["source_case"] is None for row in audited.rows)
+    elsewhere = sum(row.source_case is None for row in audited.rows)
     extra = f", {elsewhere} of them from elsewhere" if elsewhere else ""
-    return findings, f"{len(audited.rows)} masks{extra}; training cases of fold {audited.run['fold']}"
+    return findings, f"{len(audited.rows)} masks{extra}; training cases of fold {audited.run.fold}"
 
 
-def _group_of_mask(row: dict, held_out: Mapping[str, str], source: RawDataset) -> str | None:
+def _group_of_mask(row: SynthesisRow, held_out: Mapping[str, str], source: RawDataset) -> str | None:
     """Patient of a mask from a folder: as recorded (such as from --mask-groups), or as its name tells."""
-    recorded = row.get("source_group")
-    return recorded if recorded in held_out else mask_group(row["source_mask"], source, held_out)
+    return row.source_group if row.source_group in held_out else mask_group(row.source_mask, source, held_out)
 
 
 def check_training_cases(audited: AuditedData, options: Audit) -> tuple[list[Finding], str]:
@@ -84,28 +84,28 @@ def check_run(audited: AuditedData, options: Audit) -> tuple[list[Finding], str]
     """The weights that generated are there, are those recorded, and their run says the same of its cases."""
     run = _find_run(audited, options)
     findings = []
-    if weights_hash(run.folder) != audited.options["model"]:
+    if weights_hash(run.folder) != audited.options.model:
         findings.append(
             changed(
                 f"{run.folder}", "other weights than those that generated", "it is not known what they saw"
             )
         )
-    if audited.run.get("configurations_hash") not in (None, configurations_hash(run.folder)):
+    if audited.run.configurations_hash not in (None, configurations_hash(run.folder)):
         what = "another config.json beside the weights than when they generated"
         findings.append(changed(f"{run.folder}", what, "the same weights make another network"))
-    for name in RUN_KEYS:
-        if run.config.get(name) != audited.run[name]:
+    for name in COMPARED:
+        if getattr(run.config, name) != getattr(audited.run, name):
             findings.append(
                 changed(f"{run.folder}", f"another {name} than in synthesis.json", "one of the two is wrong")
             )
-    if run.dataset_name != audited.record["source_dataset"]["name"]:
+    if run.dataset_name != audited.record.source_dataset.name:
         findings.append(changed(f"{run.folder}", f"trained on {run.dataset_name}", "another data set"))
     if audited.source is not None:
         findings += [
             leak(f"{run.folder}", f"trained on {case}", _what(audited, case))
             for case in sorted(set(run.train_cases) & set(audited.held_out) - audited.recorded)
         ]
-    others = [row["case"] for row in audited.rows if row["model_hash"] != audited.options["model"]]
+    others = [row.case for row in audited.rows if row.model_hash != audited.options.model]
     findings += [
         changed(case, "its row names another model", "what that one saw is not known") for case in others
     ]
@@ -114,39 +114,37 @@ def check_run(audited: AuditedData, options: Audit) -> tuple[list[Finding], str]
 
 def check_base(audited: AuditedData, options: Audit) -> tuple[list[Finding], str]:
     """The base model is the one recorded, and by its own record saw none of the held-out cases."""
-    from law_synth.base.files import PARTS, hash_base, is_unfinished
-
-    recorded = audited.run["base"]
-    folder = Path(options.base) if options.base else _find_base(recorded["source"])
+    recorded = audited.run.base
+    folder = Path(options.base) if options.base else _find_base(recorded.source)
     if is_unfinished(folder):
         raise NotPossible(f"{folder} is what an interrupted init-base left, which does not tell its cases")
     findings = []
     if missing := [part for part in PARTS if not (folder / part).is_dir()]:
         raise NotPossible(f"{folder} is no complete base: it has no {missing[0]}/; give --base")
-    if hash_base(folder) != recorded["hash"]:
+    if hash_base(folder) != recorded.hash:
         findings.append(changed(f"{folder}", "another base than the run's", "it is not known what it saw"))
-    config = base_config(str(folder))
-    if "train_cases" not in config:
+    origin = audited.record.source_dataset.known_origin
+    config, seen = read_base_config(folder), cases_behind_base(f"{folder}", origin)
+    if seen is None:
+        raise NotPossible(f"it was trained on {config.dataset}, another data set, which may hold copies")
+    if not seen:
         kind = "random weights" if config else "no base of law-synth: trained by its publisher"
-        return findings, f"{recorded['source']}: {kind}"
-    source = audited.record["source_dataset"]
-    if not is_of_same_cases(config, source.get("origin", source["name"])):
-        raise NotPossible(f"it was trained on {config['dataset']}, another data set, which may hold copies")
-    held_out = set(config["train_cases"]) & set(audited.held_out)
+        return findings, f"{recorded.source}: {kind}"
+    held_out = seen & set(audited.held_out)
     findings += [leak(f"{folder}", f"trained on {case}", _what(audited, case)) for case in sorted(held_out)]
-    return findings, f"{recorded['source']}: {len(config['train_cases'])} cases of fold {config['fold']}"
+    return findings, f"{recorded.source}: {len(seen)} cases of fold {config.fold}"
 
 
 def check_judges(audited: AuditedData, options: Audit) -> tuple[list[Finding], str]:
     """Each segmenter that chose images or masks is the recorded one, and saw no validation or test case."""
-    hard = audited.record.get("hard_cases") or {}
-    wanted = {audited.options.get("segmenter"), hard.get("segmenter_sha256")} - {None}
+    hard = audited.record.hard_cases
+    wanted = {audited.options.segmenter, hard and hard.segmenter_sha256} - {None}
     if not wanted:
         return [], "none: no segmenter chose anything"
     judges = {
         judge.hash: judge
         for folder in options.segmenter
-        for judge in [judge_of_fold(folder, "cpu", audited.run["fold"], audited.real)]
+        for judge in [judge_of_fold(folder, "cpu", audited.run.fold, audited.real)]
     }
     if missing := sorted(wanted - judges.keys()):
         raise NotPossible(f"give --segmenter, the model folder whose sha256 is {missing[0][:12]}...")
@@ -162,20 +160,20 @@ def check_judges(audited: AuditedData, options: Audit) -> tuple[list[Finding], s
 
 def check_hard_cases(audited: AuditedData, options: Audit) -> tuple[list[Finding], str]:
     """Only the Dice of training cases decided how often masks were used."""
-    hard = audited.record.get("hard_cases")
+    hard = audited.record.hard_cases
     if hard is None:
         return [], "none: every mask is used equally often"
     findings = [
         leak("synthesis.json", f"masks were chosen by the Dice of {case}", _what(audited, case))
-        for case in sorted(set(hard["dice"]) & set(audited.held_out))
+        for case in sorted(set(hard.dice) & set(audited.held_out))
     ]
-    return findings, f"Dice of {len(hard['dice'])} training cases"
+    return findings, f"Dice of {len(hard.dice)} training cases"
 
 
-def _is_slice_of_run(audited: AuditedData, row: dict) -> bool:
+def _is_slice_of_run(audited: AuditedData, row: SynthesisRow) -> bool:
     """Whether the run has seen the slice that a mask belongs to; True for a mask from a folder."""
     source = source_slice(row)
-    return source is None or source in slices_of(audited.run, [source.case])
+    return source is None or source in audited.run.slices_of([source.case])
 
 
 def _training(audited: AuditedData) -> set[str]:
@@ -186,7 +184,7 @@ def _training(audited: AuditedData) -> set[str]:
 def _what(audited: AuditedData, case: str) -> str:
     """What a held-out case is."""
     if case in audited.split[1]:
-        kind = f"a validation case of fold {audited.run['fold']}"
+        kind = f"a validation case of fold {audited.run.fold}"
     else:
         kind = "a test case, or a case outside the fold,"
     return f"that is {kind} of {audited.real.name}"
@@ -207,7 +205,7 @@ def _find_run(audited: AuditedData, options: Audit) -> TrainedRun:
             run = read_run(path.parent)
         except UserError:  # not yet trained, or damaged: not this one
             continue
-        if run.hash == audited.options["model"]:
+        if run.hash == audited.options.model:
             return run
     raise NotPossible("no run with these weights under $nnUNet_results/law_synth; give --trained-run")
 

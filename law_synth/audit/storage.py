@@ -9,7 +9,7 @@ from dataset_conversion.system.errors import UserError
 from law_synth.audit.audited_data import AuditedData
 from law_synth.audit.finding import Finding, changed
 from law_synth.audit.options import Audit
-from law_synth.records.synthetic import source_slice
+from law_synth.records.synthetic import SynthesisRow, source_slice
 from law_synth.view.places import Geometry
 from law_synth.view.slices import volume_grid
 from law_synth.view.window import stored_dtype
@@ -26,13 +26,13 @@ def check_geometry(audited: AuditedData, options: Audit) -> tuple[list[Finding],
         except (UserError, OSError, RuntimeError):  # check_images reports it
             continue
         findings += [changed(case_id, what, "a segmenter would see it differently") for what in differences]
-    dtype = audited.run["view"]["window"]["dtype"]
+    dtype = audited.run.view.window.dtype
     place = " volumes of one slice, where their sources are" if audited.view.is_volumetric else " images"
     return findings, f"{len(audited.kept)}{place}, {dtype}"
 
 
-def _differences(audited: AuditedData, row: dict) -> list[str]:
-    case, view = audited.dataset.case(row["case"]), audited.view
+def _differences(audited: AuditedData, row: SynthesisRow) -> list[str]:
+    case, view = audited.dataset.case(row.case), audited.view
     dtype = stored_dtype(case)
     found = [] if dtype == view.window.dtype else [f"its values are {dtype}, not {view.window.dtype}"]
     if not view.is_volumetric:
@@ -44,13 +44,13 @@ def _differences(audited: AuditedData, row: dict) -> list[str]:
     return found
 
 
-def _expected(audited: AuditedData, row: dict) -> Geometry:
+def _expected(audited: AuditedData, row: SynthesisRow) -> Geometry:
     """Place of the source. For a mask from a folder: that of the image itself, which the label must share."""
-    source, size = source_slice(row), audited.run["size"]
+    source, size = source_slice(row), audited.run.size
     if source is None:
-        return audited.view.geometry(audited.sample(row["case"]))
+        return audited.view.geometry(audited.sample(row.case))
     geometry = audited.real_view.geometry(source)
-    return geometry if audited.options["original_size"] else geometry.resized((size, size))
+    return geometry if audited.options.original_size else geometry.resized((size, size))
 
 
 def _differences_of_file(grid: Grid, expected: Geometry) -> list[str]:

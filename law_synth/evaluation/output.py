@@ -16,12 +16,14 @@ from rich.text import Text
 
 from dataset_conversion.system.errors import printable
 from dataset_conversion.system.folders import report_folder
+from dataset_conversion.system.json_files import as_json
 from dataset_conversion.system.provenance import package_versions
 from dataset_conversion.system.terminal import verbatim
 from law_synth.evaluation.agreement_chart import draw_agreement
 from law_synth.evaluation.case_grid import draw_grid
 from law_synth.evaluation.measurement import Measurement
 from law_synth.evaluation.per_image import SIMILARITIES, PerImageResults, clip_similarities, nearest_training
+from law_synth.records.run import config_as_json
 from nnunet_order.evaluation_output import write_csv
 
 FILES = ("evaluation.json", "per_case.csv", "grid.png", "agreement.png")
@@ -76,9 +78,9 @@ def report_content(results: PerImageResults, measurements: Sequence[Measurement]
             }
             for name, one in images.items()
         },
-        "view": sets.synthetic.view.record,
+        "view": as_json(sets.synthetic.view.record),
         "regions": sets.real.regions,
-        "run": sets.record.get("run"),
+        "run": sets.record and config_as_json(sets.record.run),
         "extractors": {
             extractor.name: {
                 "weights_sha256": extractor.weights_sha256,

@@ -16,7 +16,8 @@ from dataset_conversion.raw.dataset import RawDataset, read_dataset
 from dataset_conversion.raw.description import load_table
 from dataset_conversion.system.errors import UserError
 from dataset_conversion.system.json_files import read_json
-from law_synth.records.run import CONFIG
+from law_synth.records.run import CONFIG, RunConfig, read_config
+from law_synth.records.synthetic import SynthesisRow, read_rows
 from law_synth.view.slices import slice_axis
 from nnunet_order.comparing.scores import CaseScores, read_csv, read_scores
 from nnunet_order.metrics import FOREGROUND_MEAN
@@ -37,7 +38,7 @@ class Synthesis:
     run: str
     """Its training's folder, which later rounds share."""
     dataset: Path
-    manifest: list[dict]
+    manifest: list[SynthesisRow]
     """Rows of synthesis.jsonl, one per generated image."""
     evaluation: dict
     cases: list[dict[str, str]]
@@ -45,7 +46,7 @@ class Synthesis:
     log: list[dict]
     deltas: dict[int, Path]
     """Step -> delta maps, float (cases, h, w) in a .npy file."""
-    config: dict
+    config: RunConfig | None
     """law_config.json of the run."""
 
 
@@ -171,12 +172,12 @@ def read_synthesis(
         seed=entry.seed,
         run=entry.run,
         dataset=dataset,
-        manifest=_load_lines(dataset / "synthesis.jsonl") if finished.is_file() else [],
+        manifest=read_rows(dataset) if finished.is_file() else [],
         evaluation=_load_json(judged) if is_judged else {},
         cases=read_csv(evaluation / "per_case.csv") if is_judged else [],
         log=_load_lines(run / LOG),
         deltas=deltas,
-        config=_load_json(run / CONFIG) if (run / CONFIG).is_file() else {},
+        config=read_config(run) if (run / CONFIG).is_file() else None,
     )
 
 

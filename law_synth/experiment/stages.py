@@ -16,13 +16,14 @@ from dataset_conversion.subset import ConvertSubset, source_splits
 from dataset_conversion.system.errors import UserError
 from law_synth.audit.options import Audit
 from law_synth.base.options import InitBase
-from law_synth.base.seen import base_config, is_of_same_cases
 from law_synth.evaluation.options import Evaluate
 from law_synth.experiment.budget import iterations_per_epoch, samples
 from law_synth.experiment.command_line import command_line
 from law_synth.experiment.config import PATHS, REAL, Config, Options
 from law_synth.experiment.synthesis import Synthesis
 from law_synth.generation.options import Generate
+from law_synth.leaks import cases_behind_base, refuse_informed_base
+from law_synth.records.base import read_base_config
 from law_synth.training.options import Train
 from law_synth.view.classes import lesion_classes
 from law_synth.view.slices import refuse_shared_ids
@@ -316,7 +317,7 @@ def make_plan(config: Config, folder: Path) -> ExperimentPlan:
     iterations = iterations_per_epoch(config, source)
     refuse_shared_groups(source, config.folds, on)
     if config.base and config.synthetic_arms:
-        refuse_informed_base(config, source)
+        refuse_base_of_others(config, source)
     plan = ExperimentPlan(config, source, folder, on, iterations)
     for one in plan.syntheses:
         plan._train(one).check()
@@ -324,24 +325,17 @@ def make_plan(config: Config, folder: Path) -> ExperimentPlan:
     return plan
 
 
-def refuse_informed_base(config: Config, source: RawDataset) -> None:
+def refuse_base_of_others(config: Config, source: RawDataset) -> None:
     """UserError: a base that `init-base` made, from others than the training cases of every fold."""
-    of_base = base_config(config.base)
-    if "train_cases" not in of_base:
-        return
     remedy = "give a table [init_base] instead of base"
-    if not is_of_same_cases(of_base, source.origin):
+    if cases_behind_base(config.base, source.origin) is None:
         raise UserError(
-            f"{config.base}: found a base made from {of_base['dataset']}, expected one made from "
-            f"{source.origin}, or no audit can tell what it has seen; {remedy}"
+            f"{config.base}: found a base made from {read_base_config(config.base).dataset}, expected one "
+            f"made from {source.origin}, or no audit can tell what it has seen; {remedy}"
         )
     case_ids = [case.id for case in source.training_cases]
     drawn = drawn_cases(case_ids, source_splits(source), config.fraction, ConvertSubset.seed)
+    share = "" if config.fraction == 1 else f" of the share {config.fraction:g}"
     for fold in config.folds:
         trained = drawn.intersection(fold_cases(source, fold)[0])
-        if others := sorted(set(of_base["train_cases"]) - trained):
-            share = "" if config.fraction == 1 else f" of the share {config.fraction:g}"
-            raise UserError(
-                f"{config.base}: found a base trained on {others[0]} ({len(others)} such), expected only "
-                f"training cases{share} of fold {fold}; {remedy}"
-            )
+        refuse_informed_base(config.base, source, trained, f"training cases{share} of fold {fold}", remedy)

@@ -95,7 +95,7 @@ def filter_counts(syntheses: Sequence[Synthesis]) -> dict[str, int]:
     rows = [row for one in syntheses for row in one.manifest]
     if not rows:
         return {}
-    reasons = Counter(row["reason"] for row in rows if not row["kept"])
+    reasons = Counter(row.reason for row in rows if not row.kept)
     return {"generated": len(rows), "kept": len(rows) - reasons.total(), **dict(sorted(reasons.items()))}
 
 

@@ -12,10 +12,11 @@ from PIL import Image
 from dataset_conversion.system.errors import UserError
 from dataset_conversion.system.terminal import pace, progress
 from law_synth.base.model import load_base, quiet
+from law_synth.base.student import load_student
 from law_synth.generation.quality import QualityFilter, training_thumbnails
 from law_synth.generation.samples import GenerationPlan, Prepared
 from law_synth.generation.sampling import ImageSampler
-from law_synth.records.synthetic import write_chunk
+from law_synth.records.synthetic import SynthesisRow, write_chunk
 from law_synth.view.places import Geometry
 
 WAITING = 4  # chunks that may wait for the disk
@@ -68,9 +69,9 @@ def _load_sampler(plan: GenerationPlan) -> ImageSampler:
             "records, expected a run that is not being saved; wait until the training has saved, then give "
             "the same command again"
         )
-    base = load_base(run.base_source)  # the sampler moves what it needs
+    base = load_base(run.config.base.source)  # the sampler moves what it needs
     with quiet():
-        controlnet, unet = run.load_student(base, torch.float32)
+        controlnet, unet = load_student(run, base, torch.float32)
         return ImageSampler(base, controlnet, unet, plan.sampling, plan.device, plan.view.classes.count)
 
 
@@ -131,7 +132,7 @@ def resize_channels(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     return np.stack(resized, axis=-1).clip(0, 255)
 
 
-def _encode_and_write(plan: GenerationPlan, chunk: int, kept: list[tuple], rows: list[dict]) -> None:
+def _encode_and_write(plan: GenerationPlan, chunk: int, kept: list[tuple], rows: list[SynthesisRow]) -> None:
     files = {name: content for case in kept for name, content in plan.view.encode(*case).items()}
     labels = {name: content for name, content in files.items() if name.startswith("labelsTr/")}
     images = {name: content for name, content in files.items() if name not in labels}

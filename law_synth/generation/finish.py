@@ -14,8 +14,9 @@ from dataset_conversion.raw.folds import fold_cases, read_folds, refuse_other_sp
 from dataset_conversion.system.errors import UserError
 from dataset_conversion.system.files import link_or_copy, write_atomically
 from dataset_conversion.system.json_files import write_json
+from law_synth.generation.resuming import remove_leftovers
 from law_synth.generation.samples import GenerationPlan
-from law_synth.records.synthetic import FOLDER, read_chunk, remove_leftovers, write_rows
+from law_synth.records.synthetic import FOLDER, MANIFEST, read_chunk, write_rows
 
 logger = logging.getLogger(__name__)
 
@@ -33,18 +34,18 @@ def finish_dataset(plan: GenerationPlan) -> None:
             logger.warning("chunk %d is damaged; run the shard that made it again", chunk)
             return
         rows += rows_of_chunk
-    kept = sorted(row["case"] for row in rows if row["kept"])
-    dropped = Counter(row["reason"] for row in rows if not row["kept"])
+    kept = sorted(row.case for row in rows if row.kept)
+    dropped = Counter(row.reason for row in rows if not row.kept)
     counts = ", ".join(f"{number} {reason}" for reason, number in sorted(dropped.items())) or "none"
     if not kept:
-        agreements = [row["scores"]["agreement"] for row in rows if row["scores"]["agreement"] is not None]
+        agreements = [row.scores["agreement"] for row in rows if row.scores["agreement"] is not None]
         best = f"; the best agreement was {max(agreements):.3f}" if agreements else ""
         raise UserError(
             f"{out}: found no image to keep, dropped all {len(rows)} ({counts}){best}, expected some; train "
             "longer, or lower --min-agreement or raise --max-similarity with another --out"
         )
     remove_leftovers(out, plan.prefix, set(kept))
-    write_rows(out / "synthesis.jsonl", rows)
+    write_rows(out / MANIFEST, rows)
     real = _add_real_cases(plan, kept) if plan.options.with_real else []
     _write_groups(plan, kept, real)
     _write_dataset_json(plan, len(kept) + len(real))

@@ -15,14 +15,9 @@ from law_synth.devices import pick_device
 from law_synth.generation.chunks import generate_chunks, load_networks
 from law_synth.generation.finish import finish_dataset, refuse_splits_in_the_way
 from law_synth.generation.options import Generate
+from law_synth.generation.resuming import check_generation, no_ruins, open_generation
 from law_synth.generation.samples import GenerationPlan, make_plan
-from law_synth.records.synthetic import (
-    check_generation,
-    count_chunks,
-    no_ruins,
-    open_generation,
-    read_chunk,
-)
+from law_synth.records.synthetic import count_chunks, read_chunk
 
 logger = logging.getLogger(__name__)
 
@@ -85,8 +80,8 @@ def _processes(device: str) -> Iterator[tuple[int, int, torch.device]]:
 
 def _announce(plan: GenerationPlan) -> None:
     run, sampling = plan.run, plan.sampling
-    logger.info("model: %s (fold %s, step %s)", run.folder, run.fold, run.config.get("step"))
-    if not run.config.get("finished", True):
+    logger.info("model: %s (fold %s, step %s)", run.folder, run.fold, run.config.step)
+    if not run.config.finished:
         logger.warning("%s: the training has not finished", run.folder)
     logger.info(
         "%d images of %d masks of %s, %d chunks; %s, %d steps, guidance %g, %s on %s",

@@ -7,14 +7,14 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 from msgspec import Meta
 
 from dataset_conversion.raw.folds import Fold
 from dataset_conversion.system.errors import UserError
-from dataset_conversion.system.json_files import as_json, read_json, write_json
+from dataset_conversion.system.json_files import as_json, converted, read_json, write_json
 from dataset_conversion.system.names import check_case_id
 
 FORMAT = 1
@@ -93,7 +93,12 @@ def is_hard_cases(path: Path) -> bool:
 
 
 def _load(path: Path) -> HardCases:
-    content = read_json(path, HardCases, AGAIN)
-    if content.format != FORMAT:
-        raise UserError(f"{path}: found format {content.format}, expected {FORMAT}; {AGAIN}")
-    return replace(content, dice={check_case_id(case, path): dice for case, dice in content.dice.items()})
+    content = read_json(path, dict[str, Any], AGAIN)
+    if content.get("format") != FORMAT:
+        raise UserError(f"{path}: found format {content.get('format')}, expected {FORMAT}; {AGAIN}")
+    return with_checked_ids(converted(content, HardCases, path, AGAIN), path)
+
+
+def with_checked_ids(hard: HardCases, path: Path) -> HardCases:
+    """As it was read from `path`, with ids that are safe to make files of. UserError: odd ids."""
+    return replace(hard, dice={check_case_id(case, path): dice for case, dice in hard.dice.items()})

@@ -22,6 +22,7 @@ from dataset_conversion.volumes import evenly_spaced
 from law_synth.view.classes import Classes, lesion_classes
 from law_synth.view.encoding import encode_picture, encode_volume
 from law_synth.view.places import Geometry
+from law_synth.view.record import ViewRecord
 from law_synth.view.window import Window, find_window
 
 PICTURE_SPACING = (999.0, 1.0, 1.0)  # what nnU-Net's reader of natural images says
@@ -82,10 +83,10 @@ class SliceView:
         return [*by_case] if self.is_volumetric else []
 
     @property
-    def record(self) -> dict:
+    def record(self) -> ViewRecord:
         """What a base or a run writes down of it, for `view_from`."""
         classes = dict(zip(self.classes.names, self.classes.values, strict=True))
-        return {"window": self.window.json, "axis": self.axis, "classes": classes}
+        return ViewRecord(self.window, self.axis, classes)
 
     def slices(self, case_ids: Iterable[str], per_case: int | None = None) -> list[Slice]:
         """Slices of the cases, in their order: of volumes those with foreground, `per_case` evenly spaced.
@@ -225,13 +226,19 @@ def view_of(
     return SliceView(dataset, find_window(dataset, case_ids, window), slice_axis(dataset, case_ids))
 
 
-def view_from(dataset: RawDataset, record: dict) -> SliceView:
-    """The view that a base or a run has recorded. UserError: other classes than now."""
-    view = SliceView(dataset, Window.of(record["window"]), record["axis"])
-    if view.record["classes"] != record["classes"]:
+def view_from(dataset: RawDataset, record: ViewRecord) -> SliceView:
+    """The view that a base or a run has recorded. UserError: other classes or channels than now."""
+    view = SliceView(dataset, record.window, record.axis)
+    if view.record.classes != record.classes:
         raise UserError(
-            f"{dataset.folder}: found the classes {view.record['classes']}, expected {record['classes']} as "
+            f"{dataset.folder}: found the classes {view.record.classes}, expected {record.classes} as "
             "recorded in training; restore dataset.json or train again"
+        )
+    limits, channels = (len(record.window.low), len(record.window.high)), len(dataset.channel_names)
+    if limits != (channels, channels):
+        raise UserError(
+            f"{dataset.folder}: found {channels} channels, expected {limits[0]} as the window recorded in "
+            "training has; restore dataset.json or train again"
         )
     return view
 

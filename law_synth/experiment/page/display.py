@@ -97,7 +97,7 @@ def display_note(results: Results, display: Display) -> str:
 
 def _model_window(results: Results) -> tuple[float, float] | None:
     """In which LAW's models see grey values; None for colours and 8 bit."""
-    records = [one.config["view"]["window"] for one in results.syntheses if "view" in one.config]
-    if not records or len(records[0]["low"]) > 1 or records[0]["dtype"] == "uint8":
+    window = next((one.config.view.window for one in results.syntheses if one.config is not None), None)
+    if window is None or len(window.low) > 1 or window.dtype == "uint8":
         return None
-    return records[0]["low"][0], records[0]["high"][0]
+    return window.low[0], window.high[0]

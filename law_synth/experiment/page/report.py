@@ -238,8 +238,8 @@ def hashes(syntheses: Sequence) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for one in syntheses:
         named = {
-            f"base model of {one.run}": one.config.get("base", {}).get("hash"),
-            f"LAW weights of {one.run}": one.config.get("weights_hash"),
+            f"base model of {one.run}": one.config and one.config.base.hash,
+            f"LAW weights of {one.run}": one.config and one.config.weights_hash,
             f"judge of {one.name}": (one.evaluation.get("segmenter") or {}).get("sha256"),
         }
         for images, content in one.evaluation.get("sets", {}).items():
