@@ -16,11 +16,11 @@ from nnunet_order.comparing.options import Compare
 from nnunet_order.options import Benchmark, Complexity, Demo, Doctor, Evaluate, Export, Plan, Predict
 
 CONVERSIONS = {
-    "polyps": Verb(ConvertPolyps, ""),
-    "kits19": Verb(ConvertKits19, ""),
-    "folder": Verb(ConvertFolder, ""),
-    "phantom": Verb(ConvertPhantom, ""),
-    "subset": Verb(ConvertSubset, ""),
+    "polyps": Verb(ConvertPolyps, "dataset_conversion.polyps:convert_polyps"),
+    "kits19": Verb(ConvertKits19, "dataset_conversion.kits19:convert_kits19"),
+    "folder": Verb(ConvertFolder, "dataset_conversion.folder:convert_folder"),
+    "phantom": Verb(ConvertPhantom, "dataset_conversion.phantom:convert_phantom"),
+    "subset": Verb(ConvertSubset, "dataset_conversion.subset:convert_subset"),
 }
 Conversion = as_union(CONVERSIONS)
 

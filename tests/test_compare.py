@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from dataset_conversion.phantom import ConvertPhantom
+from dataset_conversion.phantom import ConvertPhantom, convert_phantom
 from dataset_conversion.raw.dataset import read_dataset
 from dataset_conversion.raw.folds import read_splits
 from dataset_conversion.system.errors import UserError
@@ -38,7 +38,7 @@ ORDER, MK_UNET = "nnUNetTrainerORDER", "nnUNetTrainerMKUNet"
 def phantoms(tmp_path_factory) -> Path:
     """12 training and 3 labelled test images of 32 px."""
     folder = tmp_path_factory.mktemp("raw") / "Dataset901_Phantom"
-    ConvertPhantom(out=folder, cases=12, test_cases=3, size=32).run()
+    convert_phantom(ConvertPhantom(out=folder, cases=12, test_cases=3, size=32))
     return folder
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from dataset_conversion.phantom import ConvertPhantom
+from dataset_conversion.phantom import ConvertPhantom, convert_phantom
 from dataset_conversion.raw.dataset import read_dataset
 from dataset_conversion.system.errors import UserError
 from law_synth.base.init_base import init_base
@@ -72,7 +72,7 @@ class Folder:
     @classmethod
     def drawn(cls, root: Path) -> Folder:
         """With a data set in it."""
-        ConvertPhantom(out=root / "Dataset940_Phantom", cases=12, test_cases=4, size=64).run()
+        convert_phantom(ConvertPhantom(out=root / "Dataset940_Phantom", cases=12, test_cases=4, size=64))
         return cls(root)
 
     def copied(self, root: Path, change: tuple[str, str] = ("", "")) -> Folder:

@@ -76,7 +76,8 @@ def _explained(error: Exception) -> str:
     if match := PLACE.search(text):
         text, place = text[: match.start()], f" at {match['place']}" if match["place"] else ""
     if match := WRONG_TYPE.fullmatch(text):
-        return f"found {match['found']}{place}, expected {match['expected'].replace('` or `', ' or ')}"
+        kinds = match["expected"].replace("` or `", " or ").replace(" | ", " or ")
+        return f"found {match['found']}{place}, expected {kinds}"
     if match := re.fullmatch(r"Object missing required field `(.+)`", text):
         return f"found no key {match[1]}{place}, expected one"
     if isinstance(error, msgspec.ValidationError):

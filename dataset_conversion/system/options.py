@@ -49,6 +49,14 @@ def check_ranges(options: Any, name_of: Callable[[str], str] = flag) -> None:
                     raise UserError(f"found {name_of(name)} {number}, expected {allowed}; change it")
 
 
+def check_window(window: tuple[float, float] | None) -> None:
+    """UserError unless the option --window is a range of two finite numbers."""
+    if window is not None and not 0 < window[1] - window[0] < math.inf:
+        raise UserError(
+            f"found --window {window[0]:g} {window[1]:g}, expected two numbers, LOW below HIGH; change it"
+        )
+
+
 def check_seed(seed: int, name: str = "--seed") -> None:
     """UserError: a seed that not all generators take. `name`: what gave it."""
     if seed not in SEED:
