@@ -25,7 +25,7 @@ import tyro
 
 from dataset_conversion.phantom import ConvertPhantom, convert_phantom
 from dataset_conversion.system.provenance import git_commit, machine
-from nnunet_order.stages.stage import versions
+from nnunet_order.stages.stage_record import versions
 
 # Every kind of stage: a trained base, two rounds with mining, a filter, a numbered fold, two segmenters.
 CONFIG = """

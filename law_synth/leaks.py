@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
+from rich.progress import track
 
 from dataset_conversion.raw.cases import Case
 from dataset_conversion.raw.dataset import RawDataset, find_dataset
 from dataset_conversion.raw.folds import Fold, fold_cases, leak_free_fold
 from dataset_conversion.system.errors import UserError
-from dataset_conversion.system.names import check_case_ids, match_key
-from law_synth.generation.mask_files import MANY, mask_stem
-from law_synth.generation.masks import MaskSource, mask_hash
-from law_synth.records.run import CASE_LISTS
+from dataset_conversion.system.names import match_key
+from law_synth.judging.segmenter import Segmenter
+from law_synth.records.base import read_base_config
+from law_synth.records.run import TrainedRun
+from law_synth.records.synthetic import read_synthesis
+from law_synth.view.mask_sources import MaskSource, mask_hash, mask_stem
 from law_synth.view.resize import resize_mask
-
-if TYPE_CHECKING:
-    from law_synth.judging.segmenter import Segmenter
-    from law_synth.records.run import TrainedRun
-    from law_synth.view.slices import SliceView
+from law_synth.view.slices import SliceView
 
 logger = logging.getLogger(__name__)
+
+MANY = 200  # masks that deserve a progress bar
 
 
 def refuse_leaks(run: TrainedRun, dataset: RawDataset, segmenter: Segmenter | None = None) -> None:
@@ -81,8 +80,6 @@ class HeldOutMasks:
 
     def _held_out_hashes(self, view: SliceView) -> dict[str, str]:
         """sha256 at model size -> case, of held-out masks; one of a single class is nobody's."""
-        from rich.progress import track
-
         labelled = [case.id for case in self._unseen.values() if case.label is not None]
         quick = not view.is_volumetric and len(labelled) < MANY
         hashes = {}
@@ -190,13 +187,38 @@ def cases_behind_judge(dataset: RawDataset, segmenter: Segmenter) -> set[str] | 
     if seen is None or segmenter.train_origin == dataset.origin:
         return None if seen is None else set(seen)
     try:
-        path = find_dataset(segmenter.train_origin).folder / "synthesis.json"
-        record = json.loads(path.read_text(encoding="utf-8"))
-        source = record["source_dataset"]
-        if source.get("origin", source["name"]) != dataset.origin:
-            return None
-        run = record["run"]
-        behind = {case for name in CASE_LISTS for case in check_case_ids(run[name], path)}
-    except (UserError, OSError, ValueError, KeyError, TypeError):  # not here, or no synthetic data set
+        made = read_synthesis(find_dataset(segmenter.train_origin).folder)
+    except UserError:  # not here, or no synthetic data set
         return None
-    return behind | ({case.id for case in dataset.training_cases} & set(seen))
+    if made.source_dataset.known_origin != dataset.origin:
+        return None
+    return set(made.run.seen_cases) | ({case.id for case in dataset.training_cases} & set(seen))
+
+
+def cases_behind_base(source: str, origin: str) -> set[str] | None:
+    """The cases of a data set (its `RawDataset.origin`) that a base has learned from; None where unknown.
+
+    An empty set for random weights, and for a base that law-synth has not made. UserError: a damaged record.
+
+    Args:
+        source: the base's folder or hub id.
+    """
+    config = read_base_config(source)
+    if config is None or config.train_cases is None:
+        return set()
+    return set(config.train_cases) if config.origin == origin else None
+
+
+def refuse_informed_base(
+    source: str, dataset: RawDataset, training: Collection[str], expected: str, remedy: str
+) -> None:
+    """UserError: a base that is known to have learned from other cases of `dataset` than these.
+
+    Args:
+        expected: what `training` are, for the message.
+    """
+    if others := sorted((cases_behind_base(source, dataset.origin) or set()).difference(training)):
+        raise UserError(
+            f"{source}: found a base trained on {others[0]} ({len(others)} such), expected only {expected}; "
+            f"{remedy}"
+        )

@@ -12,7 +12,7 @@ from dataset_conversion.phantom import ConvertPhantom
 from dataset_conversion.polyps import ConvertPolyps
 from dataset_conversion.subset import ConvertSubset
 from dataset_conversion.system.verbs import Verb, as_union, call, run_verb
-from nnunet_order.comparing.compare import Compare
+from nnunet_order.comparing.options import Compare
 from nnunet_order.options import Benchmark, Complexity, Demo, Doctor, Evaluate, Export, Plan, Predict
 
 CONVERSIONS = {
@@ -44,7 +44,7 @@ VERBS = {
     "convert": Verb(Convert, "nnunet_order.verbs:convert"),
     "plan": Verb(Plan, "nnunet_order.plan:plan"),
     "evaluate": Verb(Evaluate, "nnunet_order.evaluate:evaluate"),
-    "compare": Verb(Compare, ""),
+    "compare": Verb(Compare, "nnunet_order.comparing.compare:compare"),
     "complexity": Verb(Complexity, "nnunet_order.complexity:complexity"),
     "benchmark": Verb(Benchmark, "nnunet_order.benchmark:benchmark"),
     "export": Verb(Export, "nnunet_order.export:export"),

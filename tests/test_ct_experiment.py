@@ -13,22 +13,29 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from small_records import small_row, small_run
 
 from dataset_conversion.raw.dataset import read_dataset
 from dataset_conversion.system.errors import UserError
 from law_synth.experiment import tables
 from law_synth.experiment.config import make_config
+from law_synth.experiment.experiment import experiment
 from law_synth.experiment.options import Experiment, Report
 from law_synth.experiment.page.display import display_note, display_of
+from law_synth.experiment.page.report import report
 from law_synth.experiment.presets import preset_content
 from law_synth.experiment.results import read_results
 from law_synth.experiment.stages import make_plan
+from law_synth.records.run import write_config
+from law_synth.records.synthetic import write_rows
 from law_synth.view.slices import view_of
-from nnunet_order.comparing.compare import Compare, Comparison
+from nnunet_order.comparing.comparison import Comparison
+from nnunet_order.comparing.options import Compare
 from nnunet_order.evaluation_output import write_csv
 from nnunet_order.metrics import FOREGROUND_MEAN, METRICS
+from nnunet_order.stages.experiment_record import begin
 from nnunet_order.stages.inputs import dataset_digest
-from nnunet_order.stages.options import Execution, begin
+from nnunet_order.stages.options import Execution
 from nnunet_order.stages.stage import stage_keys
 
 ARMS = ("real", "uniform", "law")
@@ -87,13 +94,9 @@ def synthesise(folder: Path, entry: dict, view, slices) -> None:
     for path in (run / "samples", out / "imagesTr", out / "labelsTr", evaluation):
         path.mkdir(parents=True)
     train = [case.id for case in view.dataset.training_cases]
-    config = {
-        "train_cases": train[2:],
-        "monitor_cases": train[:2],
-        "view": view.record,
-        "slices": {case: [one.index for one in slices if one.case == case] for case in train},
-    }
-    (run / "law_config.json").write_text(json.dumps(config))
+    indices = {case: [one.index for one in slices if one.case == case] for case in train}
+    config = small_run(train_cases=train[2:], monitor_cases=train[:2], view=view.record, slices=indices)
+    write_config(run, config)
     regions = ("all", "lesion", "background", "lesion_kidney", "lesion_tumour")
     log = [{"step": step} | {f"fixed_noise/{name}": 1 / (9 + step) for name in regions} for step in (0, 10)]
     (run / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in log))
@@ -104,15 +107,13 @@ def synthesise(folder: Path, entry: dict, view, slices) -> None:
         name, mask = f"law_{number:06d}", view.read_mask(one)
         for path, content in view.encode(name, view.read_rgb(one), mask, view.geometry(one)).items():
             (out / path).write_bytes(content)
-        row = {"case": name, "kept": True, "reason": None, "source_case": one.case, "mask_sha256": one.id}
-        manifest.append(
-            row | {"source_slice": one.index, "source_mask": one.case, "mask_augmentation": "none"}
-        )
+        source = {"source_case": one.case, "source_slice": one.index, "source_mask": one.case}
+        manifest.append(small_row(name, **source, mask_sha256=one.id))
         row = {"case": name, "lesion_ratio": (mask > 0).mean(), "dice": 0.6, "dice_shuffled": 0.2}
         for value, region in ((1, "kidney"), (2, "tumour")):
             row |= {f"lesion_ratio_{region}": (mask == value).mean(), f"dice_{region}": 0.9 - 0.3 * value}
         cases.append(row)
-    (out / "synthesis.jsonl").write_text("".join(json.dumps(row) + "\n" for row in manifest))
+    write_rows(out / "synthesis.jsonl", manifest)
     (out / "dataset.json").write_text(json.dumps(view.dataset.json | {"numTraining": len(slices)}))
     write_csv(evaluation / "per_case.csv", cases)
     measures = [
@@ -151,7 +152,7 @@ def finished(tmp_path_factory, ct_dataset) -> Path:
     view = view_of(dataset, train)
     for entry in content["syntheses"]:
         synthesise(folder, entry, view, view.slices(train, 2))
-    Report(folder).run()
+    report(Report(folder))
     return folder
 
 
@@ -202,7 +203,7 @@ def test_the_share_of_synthetic_cases_in_a_batch_is_told(finished, caplog):
     ]
     assert shares[0]["share"] == pytest.approx(2 / 3)
     with caplog.at_level(logging.INFO):
-        Report(finished).run()
+        report(Report(finished))
     assert "6 real and 12 synthetic cases, 67 % of a batch is synthetic" in caplog.text
     page = (finished / "report.html").read_text()
     assert "67 %" in page and "counts as much as a whole real volume" in page
@@ -214,7 +215,7 @@ def test_volumes_are_shown_where_the_rarest_label_is_largest(finished, tmp_path)
     results = read_results(finished)
     display = display_of(results)
     assert set(display.colours) == {"kidney", "tumour"} and display.axis == 0
-    low, high = results.syntheses[0].config["view"]["window"]["low"][0], display.window[1]
+    low, high = results.syntheses[0].config.view.window.low[0], display.window[1]
     assert display.window[0] == low and f"{high:.0f} (white)" in display_note(results, display)
     case = results.real_cases["ct_0"]
     label = np.ones((5, 40, 36), np.uint8)  # kidney everywhere
@@ -362,9 +363,9 @@ def test_a_patient_on_both_sides_is_refused(ct_dataset, tmp_path, caplog):
     ) as error:
         stages_of(copy, tmp_path / "out", folds=[0])
     assert "\n" not in str(error.value)
-    compare = Compare(str(copy), tmp_path / "out", trainers=(TRAINER,), folds=("0",))
+    options = Compare(str(copy), tmp_path / "out", trainers=(TRAINER,), folds=("0",))
     with pytest.raises(UserError, match="its group patient_9"):
-        Comparison(compare, read_dataset(copy)).experiment()
+        Comparison(options, read_dataset(copy)).pipeline()
     # Published test sets share sequences with training cases: said, not refused.
     (copy / "groups.json").write_text(json.dumps(groups | {"ct_7": "patient_0"}))
     assert stages_of(copy, tmp_path / "out", folds=["all"])
@@ -375,9 +376,9 @@ def test_dry_run_and_list_of_a_ct_experiment(ct_dataset, tmp_path, capsys, monke
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "ct.toml"
     path.write_text(f'dataset = "{ct_dataset}"\narms = ["real", "law"]\ndevice = "cpu"\nseeds = [0]\n')
-    Experiment(config=path, execution=Execution(dry_run=True)).run()
+    experiment(Experiment(config=path, execution=Execution(dry_run=True)))
     assert "law-synth generate" in capsys.readouterr().out
-    Experiment(config=path, execution=Execution(list_stages=True)).run()
+    experiment(Experiment(config=path, execution=Execution(list_stages=True)))
     names = [line.split("\t")[0] for line in capsys.readouterr().out.splitlines()]
     assert names[:2] == ["real", "plan"] and names[-1] == "report"
     assert not (tmp_path / "ct").exists()
@@ -391,6 +392,20 @@ def test_digest_of_compressed_volumes_sees_content(ct_dataset, tmp_path):
     content[len(content) // 2] ^= 1
     path.write_bytes(gzip.compress(bytes(content)))
     assert dataset_digest(read_dataset(copy), []) != before
+
+
+def test_auto_is_the_device_with_which_the_experiment_was_begun(ct_dataset, tmp_path):
+    """As when its stages are listed on a login node without a GPU."""
+
+    def plan(device: str):
+        config = make_config(content(ct_dataset, folds=[0], device=device), "ct.toml")
+        return make_plan(config, tmp_path / "out")
+
+    begun = plan("cuda")
+    begin(tmp_path / "out", begun.record("law-synth experiment ct.toml"))
+    again = plan("auto")
+    assert again.device == "cuda" and stage_keys(again.stages) == stage_keys(begun.stages)
+    assert plan("cpu").device == "cpu"
 
 
 def test_what_the_page_shows_makes_a_new_page(ct_dataset, tmp_path):

@@ -16,17 +16,20 @@ import SimpleITK as sitk
 import torch
 from PIL import Image
 
+from dataset_conversion.system.json_files import as_json
+
 pytest.importorskip("diffusers", reason="needs the extra synth")
 
 from dataset_conversion.raw.dataset import RawDataset, read_dataset
 from dataset_conversion.system.errors import UserError
 from law_synth.generation.chunks import resize_channels
-from law_synth.generation.generate import Generate
+from law_synth.generation.generate import generate as run_generate
 from law_synth.generation.mask_files import MaskFolder
-from law_synth.generation.masks import mask_hash
 from law_synth.generation.nested_masks import filled_organ
+from law_synth.generation.options import Generate
 from law_synth.generation.samples import make_plan
 from law_synth.records.run import TrainedRun, read_run
+from law_synth.view.mask_sources import mask_hash
 from law_synth.view.resize import resize_mask
 from law_synth.view.slices import Slice, SliceView, view_of
 
@@ -49,7 +52,7 @@ def ct_run(source: Path, dataset: RawDataset, folder: Path, **entries) -> Path:
         "dataset": {"name": dataset.folder.name, "folder": str(dataset.folder)},
         "train_cases": TRAIN[1:],
         "monitor_cases": TRAIN[:1],
-        "view": view.record,
+        "view": as_json(view.record),
         "slices": {case: [s.index for s in view.slices([case], 2)] for case in TRAIN},
     }
     path = folder / "law_config.json"
@@ -68,7 +71,9 @@ def view(ct_dataset) -> SliceView:
 
 
 def generate(out: Path, run: Path, **options) -> Path:
-    Generate(out=out, trained_run=run, **{"chunk_size": 4, "steps": 1, "device": "cpu", **options}).run()
+    run_generate(
+        Generate(out=out, trained_run=run, **{"chunk_size": 4, "steps": 1, "device": "cpu", **options})
+    )
     return out
 
 
@@ -187,7 +192,7 @@ def test_what_is_said_and_the_model_s_own_size(run, view, tmp_path, caplog):
 
 def test_images_are_finer_than_256_levels(trained_run, ct_dataset, tmp_path):
     """What the model decodes arrives unrounded in the file; sizes change without wrapping round."""
-    wide = view_of(read_dataset(ct_dataset), TRAIN, (-20_000, 20_000)).record
+    wide = as_json(view_of(read_dataset(ct_dataset), TRAIN, (-20_000, 20_000)).record)
     run = ct_run(trained_run, read_dataset(ct_dataset), tmp_path / "run", view=wide)
     out = generate(tmp_path / "Dataset962", run, samples=1, original_size=False)
     image = sitk.GetArrayFromImage(sitk.ReadImage(str(out / "imagesTr" / "law_000000_0000.nii.gz")))

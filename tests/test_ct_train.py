@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small_records import small_run
 
 from dataset_conversion.raw.folds import read_splits
 
@@ -27,7 +28,8 @@ from law_synth.base.init_base import init_base
 from law_synth.base.model import load_base
 from law_synth.base.options import InitBase
 from law_synth.base.seen import chosen_slices, view_with_base
-from law_synth.records.run import TrainedRun, monitored_slices, read_run, slices_of
+from law_synth.records.base import read_base_config
+from law_synth.records.run import TrainedRun, read_run
 from law_synth.training.data import Draw, load_training_data
 from law_synth.training.options import Train
 from law_synth.training.settle import settle
@@ -94,12 +96,12 @@ def test_run_records_view_slices_and_prompt(run, ct_dataset, base):
     dataset = read_dataset(ct_dataset)
     trained = read_splits(dataset)[0]["train"]
     view = view_of(dataset, trained)
-    assert run.config["view"] == json.loads(json.dumps(view.record))
-    assert run.config["view"] == json.loads((base / "base_config.json").read_text())["view"]
+    assert run.config.view == view.record
+    assert run.config.view == read_base_config(base).view
     assert run.view(dataset).window == view.window and run.view(dataset).axis == 0
     assert run.train_cases == sorted(trained)
     assert run.slices == view.slices(sorted(trained), 2) and len(run.slices) == 2 * len(trained)
-    assert run.prompt == "a medical image of a kidney and a tumour"
+    assert run.config.prompt == "a medical image of a kidney and a tumour"
 
 
 def test_run_learns_and_logs_each_class(run):
@@ -200,8 +202,8 @@ def test_two_classes_in_pictures(pictures, base, tmp_path):
     run = tmp_path / "run"
     train(training(pictures, base, run, size=32, sample_every=1, monitor_cases=1, fold="all"))
     config = read_run(run).config
-    assert config["slices"] is None and config["view"]["classes"] == {"rim": 1, "core": 2}
-    assert len(config["monitor_cases"]) == 1
+    assert config.slices is None and config.view.classes == {"rim": 1, "core": 2}
+    assert len(config.monitor_cases) == 1
     looks = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     looks = [entry for entry in looks if "fixed_noise/all" in entry]
     assert len(looks) == 2
@@ -229,19 +231,19 @@ def test_volumes_without_lesions_are_refused_when_there_are_no_others(ct_dataset
 
 def test_pictured_slices_are_spread_over_volumes():
     volumes = {"a": [1, 2, 3], "b": [4, 5, 6], "c": [], "d": [7, 8]}
-    config = {"train_cases": ["a", "b"], "monitor_cases": [], "slices": volumes}
-    assert len({one.case for one in monitored_slices(config)}) == 2 and len(monitored_slices(config)) == 4
-    config = {"train_cases": ["c"], "monitor_cases": ["a", "b", "d"], "slices": volumes}
-    shown = monitored_slices(config)
-    assert sorted(shown) == sorted(slices_of(config, ["a", "b", "d"]))
+    config = small_run(train_cases=["a", "b"], monitor_cases=[], slices=volumes)
+    assert len({one.case for one in config.monitored_slices}) == 2 and len(config.monitored_slices) == 4
+    config = small_run(train_cases=["c"], monitor_cases=["a", "b", "d"], slices=volumes)
+    shown = config.monitored_slices
+    assert sorted(shown) == sorted(config.slices_of(["a", "b", "d"]))
     assert {one.case for one in shown[:4]} == {"a", "b", "d"}
-    pictures = {"train_cases": ["c"], "monitor_cases": ["a", "b"], "slices": None}
-    assert monitored_slices(pictures) == [Slice("a"), Slice("b")]
+    pictures = small_run(train_cases=["c"], monitor_cases=["a", "b"])
+    assert pictures.monitored_slices == [Slice("a"), Slice("b")]
     assert evenly_spaced(range(12), 3) == [2, 6, 10] and evenly_spaced([1, 2], 3) == [1, 2]
 
 
 def test_runs_of_older_versions_are_refused(run, tmp_path):
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "law_config.json").write_text(json.dumps(run.config | {"format": 1}))
+    (tmp_path / "run" / "law_config.json").write_text(json.dumps({"format": 1}))
     with pytest.raises(UserError, match="found format 1, expected 2"):
         read_run(tmp_path / "run")

@@ -17,8 +17,10 @@ from law_synth.base.model import load_base
 from law_synth.base.options import InitBase
 from law_synth.base.tiny import write_tiny_base
 from law_synth.devices import pick_device
-from law_synth.evaluation.evaluate import Evaluate
-from law_synth.generation.generate import Generate
+from law_synth.evaluation.evaluate import evaluate
+from law_synth.evaluation.options import Evaluate
+from law_synth.generation.generate import generate
+from law_synth.generation.options import Generate
 from law_synth.training.options import Train
 from law_synth.training.train import train
 
@@ -100,10 +102,10 @@ def test_generate_and_evaluate_on_a_gpu(trained_run, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     out = tmp_path / "Dataset951"
     compiled = {"compile": True, "chunk_size": 2}  # one graph for whole and short chunks
-    Generate(out=out, trained_run=trained_run, samples=3, steps=2, device="cuda", **compiled).run()
+    generate(Generate(out=out, trained_run=trained_run, samples=3, steps=2, device="cuda", **compiled))
     rows = [json.loads(line) for line in (out / "synthesis.jsonl").read_text().splitlines()]
     assert len(rows) == 3 and all(row["kept"] for row in rows)
-    Evaluate(str(out), device="cuda").run()
+    evaluate(Evaluate(str(out), device="cuda"))
     assert (out / "evaluation" / "evaluation.json").is_file()
 
 

@@ -11,11 +11,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small_records import small_row, small_run, small_synthesis
 
+from dataset_conversion.raw.dataset import read_dataset
 from dataset_conversion.system.errors import UserError
-from law_synth.evaluation.evaluate import Evaluate
+from dataset_conversion.system.json_files import as_json
+from law_synth.evaluation.evaluate import evaluate
+from law_synth.evaluation.options import Evaluate
 from law_synth.evaluation.output import _table
 from law_synth.judging.features import load_weights
+from law_synth.records.synthetic import SourceDataset, write_rows
+from law_synth.view.slices import view_of
 
 pytest.importorskip("timm")
 pytest.importorskip("torch_fidelity")
@@ -96,17 +102,16 @@ def synthesise(real, tmp_path):
         for index in range(TRAIN):
             source, own = f"real_{index:02d}", draw(index)
             cases[f"synth_{index:02d}"] = paint(index, *own), own[1]
-            lines.append({"case": f"synth_{index:02d}", "kept": True, "source_case": source})
-        lines.append({"case": "synth_99", "kept": False, "reason": "constant", "source_case": "real_00"})
+            lines.append(small_row(f"synth_{index:02d}", source_case=source, source_mask=source))
+        lines.append(small_row("synth_99", kept=False, reason="constant", source_case="real_00"))
         cases["real_00"] = draw(0)  # as --with-real writes it
         folder = write_cases(tmp_path / name, cases)
-        (folder / "synthesis.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        write_rows(folder / "synthesis.jsonl", lines)
         ids = [f"real_{index:02d}" for index in range(TRAIN)]
-        record = {
-            "source_dataset": {"name": real.name, "folder": str(real)},
-            "run": {"train_cases": ids[:-2], "monitor_cases": ids[-2:], "fold": fold},
-        }
-        (folder / "synthesis.json").write_text(json.dumps(record))
+        view = view_of(read_dataset(real), ids).record
+        run = small_run(train_cases=ids[:-2], monitor_cases=ids[-2:], fold=fold, view=view)
+        source = SourceDataset(name=real.name, folder=str(real))
+        (folder / "synthesis.json").write_text(json.dumps(small_synthesis(run, source).json))
         return folder
 
     return make
@@ -172,6 +177,7 @@ def judge(environment) -> Path:
     torch.save(checkpoint, folder / "fold_0" / "checkpoint_final.pth")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("nnUNet_extTrainer", str(trainers))
+        patch.setenv("NNUNET_ORDER_TRUSTED_NETWORKS", "torch.nn")
         yield folder
 
 
@@ -213,7 +219,7 @@ def clip(environment) -> Path:
 
 def evaluated(folder: Path, **options) -> dict:
     """Run the verb; -> evaluation.json with `measures` as (name, images, against) -> row."""
-    Evaluate(str(folder), **options).run()
+    evaluate(Evaluate(str(folder), **options))
     content = json.loads(((options.get("out") or folder / "evaluation") / "evaluation.json").read_text())
     content["rows"] = {(row["name"], row["images"], row["against"]): row for row in content["measures"]}
     return content
@@ -308,12 +314,12 @@ def test_mirrored_copies_are_copies(synthesise, axes):
 def test_dry_run_says_and_writes_nothing(synthesise, judge, caplog):
     folder = synthesise(follows)
     caplog.set_level("INFO")
-    Evaluate(str(folder), dry_run=True).run()
+    evaluate(Evaluate(str(folder), dry_run=True))
     assert "would compare 12 synthetic images of Dataset701_Synth with train (12 images)" in caplog.text
     assert "held-out (4 images) of Dataset700_Real" in caplog.text
     assert "no mask agreement: no --segmenter" in caplog.text
     caplog.clear()
-    Evaluate(str(folder), segmenter=judge, dry_run=True).run()
+    evaluate(Evaluate(str(folder), segmenter=judge, dry_run=True))
     assert "the judge is nnUNetTrainerBrightness__nnUNetPlans__2d, fold 0" in caplog.text
     assert "no mask agreement" not in caplog.text
     assert not (folder / "evaluation").exists()
@@ -325,14 +331,14 @@ def test_only_the_fold_of_the_synthetic_cases_judges(synthesise, judge, tmp_path
     folds = shutil.copytree(judge, tmp_path / judge.name)
     shutil.copytree(folds / "fold_0", folds / "fold_1")
     folder = synthesise(follows)
-    Evaluate(str(folder), segmenter=folds, dry_run=True).run()
+    evaluate(Evaluate(str(folder), segmenter=folds, dry_run=True))
     assert f"the judge is {judge.name}, fold 0" in caplog.messages
     rows = evaluated(folder, segmenter=folds)["rows"]
     assert f"{judge.name}, fold 0;" in rows["mDice", "synthetic", "own mask"]["protocol"]
     plans = json.loads((folds / "plans.json").read_text())
     (folds / "plans.json").write_text(json.dumps(plans | {"dataset_name": "Dataset702_Other"}))
     caplog.clear()
-    Evaluate(str(folder), segmenter=folds, dry_run=True).run()
+    evaluate(Evaluate(str(folder), segmenter=folds, dry_run=True))
     assert f"the judge is {judge.name}, fold 0+1" in caplog.text
 
 
@@ -434,21 +440,21 @@ def test_broken_synthetic_folders_are_one_line(synthesise, tmp_path):
     folder = synthesise(follows)
     manifest = folder / "synthesis.jsonl"
     lines = manifest.read_text()
-    manifest.write_text(lines + '{"case": "synth_50", "kept": true}\n')
+    manifest.write_text(lines + json.dumps(as_json(small_row("synth_50"))) + "\n")
     with pytest.raises(UserError, match="found no case synth_50"):
         evaluated(folder)
     manifest.write_text(lines + '{"case": "syn')
-    with pytest.raises(UserError, match=r"synthesis.jsonl: malformed"):
+    with pytest.raises(UserError, match=r"synthesis.jsonl, line 14: malformed"):
         evaluated(folder)
     for content in ("null\n", "[]\n", '{"kept": true}\n'):
         manifest.write_text(lines + content)
-        with pytest.raises(UserError, match=r"synthesis.jsonl: malformed"):
+        with pytest.raises(UserError, match=r"synthesis.jsonl, line 14: found"):
             evaluated(folder)
     manifest.write_text(lines)
     whole = (folder / "synthesis.json").read_text()
     for content in ("", "null", "[]", whole[:-9]):
         (folder / "synthesis.json").write_text(content)
-        with pytest.raises(UserError, match=r"synthesis.json: malformed"):
+        with pytest.raises(UserError, match=r"synthesis.json: (malformed|found)"):
             evaluated(folder)
     (folder / "synthesis.json").write_text(whole)
     record = json.loads((folder / "synthesis.json").read_text())

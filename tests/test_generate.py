@@ -20,19 +20,30 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from small_records import small_run, small_synthesis
 
 from dataset_conversion.raw.dataset import find_dataset, read_dataset
 from dataset_conversion.raw.folds import read_splits
 from dataset_conversion.raw.writer import RawDatasetWriter
 from dataset_conversion.system.errors import UserError
+from dataset_conversion.system.json_files import as_json
 from law_synth.base.model import load_base
-from law_synth.generation.generate import Generate
-from law_synth.generation.masks import case_masks, mask_hash
+from law_synth.base.student import load_student
+from law_synth.generation.generate import generate as run_generate
+from law_synth.generation.options import Generate
 from law_synth.generation.quality import QualityFilter, training_thumbnails
+from law_synth.generation.resuming import open_generation
 from law_synth.generation.sampling import ImageSampler, Sampling
 from law_synth.leaks import refuse_leaks
-from law_synth.records.run import configurations_hash, newest_run, read_run, weights_hash
-from law_synth.records.synthetic import open_generation
+from law_synth.records.run import (
+    config_as_json,
+    configurations_hash,
+    newest_run,
+    read_run,
+    weights_hash,
+)
+from law_synth.records.synthetic import SourceDataset
+from law_synth.view.mask_sources import case_masks, mask_hash
 from law_synth.view.resize import resize_mask
 from law_synth.view.slices import view_of
 
@@ -51,7 +62,7 @@ def environment(trained_run, monkeypatch, tmp_path):
 
 
 def generate(out: Path, **options) -> Path:
-    Generate(out=out, **{"samples": SAMPLES, "chunk_size": CHUNK, "steps": 2, **options}).run()
+    run_generate(Generate(out=out, **{"samples": SAMPLES, "chunk_size": CHUNK, "steps": 2, **options}))
     return out
 
 
@@ -122,7 +133,10 @@ def test_manifest_and_labels(generated, trained_run):
     images = [pixels(path) for path in sorted((generated / "imagesTr").iterdir())]
     assert len({image.tobytes() for image in images}) == SAMPLES  # second rounds have new noise
     record = json.loads((generated / "synthesis.json").read_text())
-    assert record["run"] == run.config and record["source_dataset"]["name"] == "Dataset950_Phantom"
+    assert (
+        record["run"] == config_as_json(run.config)
+        and record["source_dataset"]["name"] == "Dataset950_Phantom"
+    )
 
 
 def test_image_depends_on_its_mask(generated, tmp_path):
@@ -151,9 +165,11 @@ def test_shards_write_the_same_bytes(generated, tmp_path, order):
 def test_torchrun_writes_the_same_bytes(generated, tmp_path):
     out, script = tmp_path / "Dataset951", tmp_path / "script.py"
     script.write_text(
-        "import logging\nfrom pathlib import Path\nfrom law_synth.generation.generate import Generate\n"
+        "import logging\nfrom pathlib import Path\n"
+        "from law_synth.generation.generate import generate\n"
+        "from law_synth.generation.options import Generate\n"
         "logging.basicConfig(level=logging.INFO)\n"
-        f"Generate(out=Path({str(out)!r}), samples={SAMPLES}, chunk_size={CHUNK}, steps=2).run()\n"
+        f"generate(Generate(out=Path({str(out)!r}), samples={SAMPLES}, chunk_size={CHUNK}, steps=2))\n"
     )
     options = ("--standalone", "--nproc_per_node", "2")
     threads = str(torch.get_num_threads())  # torchrun's default is one
@@ -173,12 +189,12 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(generated, tmp_path):
     """kill -9, and another process goes on; they are forked from a server that has imported everything."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        ["law_synth.generation.chunks", PIPELINE, "nnunetv2.imageio.base_reader_writer"]
+        ["law_synth.generation.generate", PIPELINE, "nnunetv2.imageio.base_reader_writer"]
     )
     out = tmp_path / "Dataset951"
     verb = Generate(out=out, samples=SAMPLES, chunk_size=CHUNK, steps=2)
     for files, delay in ((0, 0.1), (1, 0), (5, 0.01), (8, 0.02), (12, 0.05)):  # images, seconds after that
-        process = context.Process(target=verb.run)
+        process = context.Process(target=run_generate, args=(verb,))
         process.start()
         while process.is_alive() and len(list(out.glob("imagesTr/law*"))) < files:
             time.sleep(0.001)
@@ -227,7 +243,7 @@ def test_several_may_complete_at_the_same_time(generated, tmp_path):
 
 def test_several_may_start_at_the_same_time(tmp_path):
     out, failed = tmp_path / "Dataset951", []
-    record = {"options": {"seed": 1}, "versions": {}}
+    record = small_synthesis(small_run(), SourceDataset(name="Dataset001_Real", folder="nowhere"))
 
     def start():
         try:
@@ -241,7 +257,7 @@ def test_several_may_start_at_the_same_time(tmp_path):
     for thread in threads:
         thread.join()
     assert not failed and sorted(p.name for p in tmp_path.iterdir()) == ["Dataset951"]
-    assert json.loads((out / "synthesis.json").read_text()) == record
+    assert json.loads((out / "synthesis.json").read_text()) == record.json
 
 
 def test_other_options_and_other_content_are_refused(generated, trained_run, tmp_path):
@@ -271,7 +287,7 @@ def test_other_options_and_other_content_are_refused(generated, trained_run, tmp
 
 
 def test_run_whose_weights_are_not_those_recorded(trained_run, tmp_path):
-    with pytest.raises(UserError, match="found other weights than"):
+    with pytest.raises(UserError, match="found other weights, or another config"):
         generate(
             tmp_path / "Dataset951", trained_run=variant(trained_run, tmp_path / "run", weights_hash="0")
         )
@@ -307,12 +323,12 @@ def test_a_configuration_that_is_not_the_runs_is_refused(trained_run, tmp_path):
 def test_damaged_records_of_a_run_are_one_line(generated, trained_run, tmp_path, content):
     run = Path(shutil.copytree(trained_run, tmp_path / "run"))
     (run / "law_config.json").write_text(content)
-    with pytest.raises(UserError, match=r"law_config\.json: malformed") as error:
+    with pytest.raises(UserError, match=r"law_config\.json: (malformed|found)") as error:
         generate(tmp_path / "Dataset951", trained_run=run)
     assert "\n" not in str(error.value) and not (tmp_path / "Dataset951").exists()
     begun = Path(shutil.copytree(generated, tmp_path / generated.name))
     (begun / "synthesis.json").write_text(content)
-    with pytest.raises(UserError, match=r"synthesis\.json: malformed"):
+    with pytest.raises(UserError, match=r"synthesis\.json: (malformed|found)"):
         generate(begun)
 
 
@@ -335,9 +351,9 @@ def test_a_damaged_record_of_a_chunk_is_made_again(generated, tmp_path):
 )
 def test_what_is_refused_leaves_no_folder(trained_run, tmp_path, damage):
     source = read_run(trained_run)
-    shutil.copytree(source.base_source, tmp_path / "base")
+    shutil.copytree(source.config.base.source, tmp_path / "base")
     shutil.copytree(source.dataset_folder, tmp_path / "data" / "Dataset950_Phantom")
-    base = {"source": str(tmp_path / "base"), "hash": source.base_hash}
+    base = {"source": str(tmp_path / "base"), "hash": source.config.base.hash}
     dataset = {"name": source.dataset_name, "folder": str(tmp_path / "data" / "Dataset950_Phantom")}
     run = variant(trained_run, tmp_path / "run", base=base, dataset=dataset)
     damage(run, tmp_path)
@@ -387,7 +403,7 @@ def test_senseless_options(tmp_path, options, line):
 
 def test_dry_run_says_and_writes_nothing(trained_run, tmp_path, caplog):
     caplog.set_level("INFO")
-    Generate(out=tmp_path / "Dataset951", dry_run=True, preset="paper").run()
+    run_generate(Generate(out=tmp_path / "Dataset951", dry_run=True, preset="paper"))
     assert f"model: {trained_run}" in caplog.text  # the newest
     assert (
         "9 images of 9 masks of Dataset950_Phantom, 2 chunks; ddim, 50 steps, guidance 2, fp32" in caplog.text
@@ -447,7 +463,7 @@ def test_other_sizes_of_real_images_are_said(grey_run, trained_run, tmp_path, ca
         ({"trained_run": trained_run, "with_real": True, "original_size": False}, False),
     ):
         caplog.clear()
-        Generate(out=tmp_path / "Dataset951", dry_run=True, **options).run()
+        run_generate(Generate(out=tmp_path / "Dataset951", dry_run=True, **options))
         line = "synthetic images of 64 x 64 will lie beside real ones of 70 x 50 (median)"
         assert (line in caplog.text) == ("--original-size" in caplog.text) == said
 
@@ -474,7 +490,7 @@ def grey_run(trained_run, tmp_path) -> Path:
     dataset = read_dataset(folder)
     train = read_splits(dataset)[0]["train"]
     config = {"dataset": {"name": folder.name, "folder": str(folder)}, "train_cases": train}
-    config |= {"monitor_cases": [], "view": view_of(dataset, train).record}
+    config |= {"monitor_cases": [], "view": as_json(view_of(dataset, train).record)}
     return variant(trained_run, tmp_path / "run", **config)
 
 
@@ -502,8 +518,8 @@ def test_grey_data_at_original_size(grey_run, tmp_path):
 def broken_base(trained_run: Path, folder: Path, change) -> Path:
     """A run whose base has another decoder."""
     run = read_run(trained_run)
-    shutil.copytree(run.base_source, folder / "base")
-    vae = load_base(run.base_source).vae
+    shutil.copytree(run.config.base.source, folder / "base")
+    vae = load_base(run.config.base.source).vae
     with torch.no_grad():
         change(vae.decoder.conv_out)
     vae.save_pretrained(folder / "base" / "vae")
@@ -544,7 +560,7 @@ def test_records_that_name_files_elsewhere_are_refused(generated, trained_run, t
     chunk.write_text(json.dumps(record | {"rows": [record["rows"][0] | {"case": "../x"}]}))
     with pytest.raises(UserError, match=r"chunk_000001\.json: found the case id '\.\./x'"):
         generate(out)
-    cases = read_run(trained_run).config["train_cases"]
+    cases = read_run(trained_run).config.train_cases
     with pytest.raises(UserError, match=r"law_config\.json: found the case id 'a/b'"):
         generate(out, trained_run=variant(trained_run, tmp_path / "run", train_cases=[*cases, "a/b"]))
 
@@ -557,7 +573,7 @@ def test_records_that_name_files_elsewhere_are_refused(generated, trained_run, t
         case.id: {"images": [str(case.images[0])], "label": str(case.label)}
         for case in dataset_of(trained_run).training_cases
     }
-    first = read_run(trained_run).config["train_cases"][0]
+    first = read_run(trained_run).config.train_cases[0]
     table["../../mine/labelsTr/x"] = table.pop(first)
     (real / "dataset.json").write_text(json.dumps(description | {"dataset": table}))
     run = variant(trained_run, tmp_path / "run2", dataset={"name": real.name, "folder": str(real)})
@@ -690,7 +706,7 @@ def test_judge_that_saw_validation_cases_is_refused(trained_run, tmp_path, caplo
         generate(tmp_path / "Dataset951", segmenter=judge)
     plans = judge / "plans.json"
     plans.write_text(plans.read_text().replace("Dataset950_Phantom", "Dataset777_Other"))
-    Generate(out=tmp_path / "Dataset951", segmenter=judge, dry_run=True).run()
+    run_generate(Generate(out=tmp_path / "Dataset951", segmenter=judge, dry_run=True))
     assert "make sure that it saw no validation or test case of fold 0" in caplog.text
     grey = json.loads((judge / "dataset.json").read_text()) | {"channel_names": {"0": "grey"}}
     several = json.loads((judge / "dataset.json").read_text())
@@ -734,7 +750,7 @@ def test_masks_of_validation_and_test_cases_are_refused(trained_run, tmp_path, c
     with pytest.raises(UserError, match="found 1 masks, all of validation or test cases"):
         generate(tmp_path / "Dataset951", masks=folder, drop_held_out_masks=True)
     shutil.copy(seen.label, folder)
-    Generate(out=tmp_path / "Dataset951", masks=folder, drop_held_out_masks=True, dry_run=True).run()
+    run_generate(Generate(out=tmp_path / "Dataset951", masks=folder, drop_held_out_masks=True, dry_run=True))
     assert "left out 1 of 2 masks" in caplog.text and "are named after no case" not in caplog.text
     (folder / f"{held_back[1].id}.png").unlink()
     Image.fromarray(np.zeros((64, 64), np.uint8)).save(folder / "empty.png")
@@ -750,10 +766,10 @@ def test_masks_of_validation_and_test_cases_are_refused(trained_run, tmp_path, c
 def test_batch_members_do_not_matter(trained_run):
     """Pixels depend on a sample's mask and seed, not on its companions: what padding relies on."""
     run = read_run(trained_run)
-    base = load_base(run.base_source)
+    base = load_base(run.config.base.source)
     sampler = ImageSampler(
         base,
-        *run.load_student(base, torch.float32),
+        *load_student(run, base, torch.float32),
         Sampling("unipc", 2, 2.0, "a polyp", "fp32", False),
         torch.device("cpu"),
         1,
@@ -791,7 +807,7 @@ def test_grey_is_judged_as_it_is_written(grey_run):
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ({"steps": 1000}, "found --steps 1000, expected at most 999"),
+        ({"steps": 1000}, "found --steps 1000, expected 1 to 999"),
         ({"guidance_scale": math.nan}, "scale nan"),
     ],
 )

@@ -13,11 +13,12 @@ from dataset_conversion.phantom import phantom_case
 from dataset_conversion.raw.dataset import read_dataset
 from dataset_conversion.raw.writer import RGB, RawDatasetWriter
 from dataset_conversion.system.errors import UserError
-from law_synth.generation.mask_files import MaskFolder, mask_stem, read_mask
-from law_synth.generation.masks import MaskSource, augment, case_masks, mask_hash
+from law_synth.generation.augmentation import augment
+from law_synth.generation.mask_files import MaskFolder, read_mask
 from law_synth.generation.warps import draw_coordinates, warp
 from law_synth.leaks import mask_group
 from law_synth.view.classes import Classes
+from law_synth.view.mask_sources import MaskSource, case_masks, mask_hash, mask_stem
 from law_synth.view.resize import resize_mask
 from law_synth.view.slices import Slice, SliceView, view_of
 

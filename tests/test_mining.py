@@ -18,15 +18,19 @@ pytest.importorskip("diffusers", reason="needs the extra synth")
 
 from dataset_conversion.raw.dataset import read_dataset
 from dataset_conversion.system.errors import UserError
-from law_synth.audit.audit import Audit
+from law_synth.audit.audit import audit
+from law_synth.audit.options import Audit
 from law_synth.cli import main
-from law_synth.evaluation.evaluate import Evaluate
-from law_synth.generation.generate import Generate
+from law_synth.evaluation.evaluate import evaluate
+from law_synth.evaluation.options import Evaluate
+from law_synth.generation.generate import generate as run_generate
+from law_synth.generation.options import Generate
 from law_synth.generation.quality import QualityFilter, training_thumbnails
 from law_synth.judging.segmenter import Segmenter, judge_of_fold
 from law_synth.leaks import cases_behind_judge, refuse_informed_judge
-from law_synth.mining.hard_cases import HardCases, read_hard_cases
-from law_synth.mining.mine import Mine
+from law_synth.mining.mine import mine
+from law_synth.mining.options import Mine
+from law_synth.records.hard_cases import HardCases, read_hard_cases
 from law_synth.records.run import read_run
 from law_synth.view.slices import view_of
 from nnunet_order.metrics import binary_metrics
@@ -99,7 +103,7 @@ def judge(tmp_path):
 
 def generate(out: Path, **options) -> list[str]:
     """Generate quickly; -> the source case of each sample."""
-    Generate(out=out, **{"chunk_size": 4, "steps": 1, **options}).run()
+    run_generate(Generate(out=out, **{"chunk_size": 4, "steps": 1, **options}))
     return [json.loads(line)["source_case"] for line in (out / "synthesis.jsonl").read_text().splitlines()]
 
 
@@ -119,7 +123,7 @@ def write_hard_cases(path: Path, dice: dict[str, float], **change) -> Path:
 def test_mine_measures_the_training_cases_only(trained_run, judge, tmp_path):
     dataset, folder = read_dataset(read_run(trained_run).dataset_folder), judge((0, 1))
     out = tmp_path / "hard_cases.json"
-    Mine(dataset="950", segmenter=folder, out=out, device="cpu").run()
+    mine(Mine(dataset="950", segmenter=folder, out=out, device="cpu"))
     content, split = json.loads(out.read_text()), read_splits(dataset)[0]
     view = view_of(dataset, split["train"])
     model = Segmenter(folder, folds=[0])  # fold 1 has learned from this fold's validation cases
@@ -130,7 +134,7 @@ def test_mine_measures_the_training_cases_only(trained_run, judge, tmp_path):
         expected = binary_metrics(mask > 0, model.find(view, image, None) > 0)["Dice"]
         assert dice == pytest.approx(1 if math.isnan(expected) else expected, abs=1e-6)
     before = out.read_bytes()
-    Mine(dataset="950", segmenter=folder, out=out, device="cpu").run()
+    mine(Mine(dataset="950", segmenter=folder, out=out, device="cpu"))
     assert out.read_bytes() == before
     assert read_hard_cases(out, NAME, 0, split["train"]).dice == content["dice"]
 
@@ -139,7 +143,7 @@ def test_volumes_are_mined_by_the_mean_of_slices_and_classes(ct_dataset, judge, 
     dataset = read_dataset(ct_dataset)
     folder = judge((0,), ct_dataset.name, dataset.json)
     out, train = tmp_path / "hard_cases.json", read_splits(dataset)[0]["train"]
-    Mine(dataset=str(ct_dataset), segmenter=folder, out=out, device="cpu").run()
+    mine(Mine(dataset=str(ct_dataset), segmenter=folder, out=out, device="cpu"))
     measured, view, model = json.loads(out.read_text())["dice"], view_of(dataset, train), Segmenter(folder)
     assert sorted(measured) == sorted(train) and len(set(measured.values())) > 1
     for case in train:
@@ -173,20 +177,20 @@ def test_images_of_several_classes_have_a_score_each(ct_dataset, judge):
 def test_mine_refuses_what_would_leak(judge, tmp_path):
     out = tmp_path / "hard_cases.json"
     with pytest.raises(UserError, match=r"judge trained on phantom_.*validation or test case of fold 0"):
-        Mine(dataset="950", segmenter=judge((1,)), out=out, device="cpu").run()
+        mine(Mine(dataset="950", segmenter=judge((1,)), out=out, device="cpu"))
     with pytest.raises(UserError, match="found --fold 7"):
-        Mine(dataset="950", segmenter=tmp_path, fold=7, out=out, device="cpu").run()
+        mine(Mine(dataset="950", segmenter=tmp_path, fold=7, out=out, device="cpu"))
     assert not out.exists()
     out.write_text('{"thesis": 1}')
-    with pytest.raises(UserError, match="found something else, expected no file"):
-        Mine(dataset="950", segmenter=tmp_path, out=out, device="cpu").run()
+    with pytest.raises(UserError, match="found another file, expected none or one of law-synth mine"):
+        mine(Mine(dataset="950", segmenter=tmp_path, out=out, device="cpu"))
 
 
 def test_draws_are_proportional_and_repeatable():
     """Every case comes as often as its share says, rounded up or down, and by its share on average."""
     cases = [f"c{i}" for i in range(7)]
     dice = dict(zip(cases, (1, 0.95, 0.8, 0.5, 0.3, 0, 1), strict=True))
-    hard = HardCases({"dice": dice})
+    hard = HardCases(1, NAME, 0, "judge", "", dice)
     weights = np.array([1 - dice[case] + 0.1 for case in cases])
     for count in (3, 7, 40):
         expected = count * weights / weights.sum()
@@ -195,7 +199,7 @@ def test_draws_are_proportional_and_repeatable():
         counts = np.array([np.bincount(draw, minlength=len(cases)) for draw in draws])
         assert (counts.sum(1) == count).all() and (np.abs(counts - expected) < 1).all()
         np.testing.assert_allclose(counts.mean(0), expected, atol=0.08)
-    perfect = HardCases({"dice": dict.fromkeys(cases, 1.0)})
+    perfect = HardCases(1, NAME, 0, "judge", "", dict.fromkeys(cases, 1.0))
     assert perfect.draw(cases, 7, 5) == list(range(7))
 
 
@@ -210,7 +214,7 @@ def test_generate_draws_hard_masks_more_often(trained_run, tmp_path):
     assert record["hard_cases"]["dice"] == dice and len(record["options"]["hard_cases"]) == 64
     for part in (1, 0):  # processes agree on the list
         generate_part = {"hard_cases": file, "samples": 13, "shard": f"{part}/2", "chunk_size": 4, "steps": 1}
-        Generate(out=tmp_path / "b" / "Dataset951", **generate_part).run()
+        run_generate(Generate(out=tmp_path / "b" / "Dataset951", **generate_part))
     same = [tmp_path / x / "Dataset951" / "synthesis.jsonl" for x in "ab"]
     assert same[0].read_bytes() == same[1].read_bytes()
     other = write_hard_cases(tmp_path / "other.json", dice | {cases[0]: 0.2})
@@ -229,15 +233,18 @@ def test_hard_cases_that_do_not_fit_are_refused(trained_run, tmp_path):
         ({"dice": dice | {held_out[0]: 0.1}}, f"found {held_out[0]} .*it would leak"),
         ({"dice": dice | {held_out[-1]: 0.1}}, f"found {held_out[-1]} .*it would leak"),
         ({"dice": dict(list(dice.items())[1:])}, f"found no Dice of {run.train_cases[0]}"),
-        ({"dice": dice | {run.train_cases[0]: 1.5}}, "a Dice outside 0 to 1"),
+        ({"dice": dice | {run.train_cases[0]: 1.5}}, r"found another value at dice\[...\] .*<= 1.0"),
         ({"dataset": "Dataset001_Other"}, f"found fold 0 of Dataset001_Other, expected fold 0 of {NAME}"),
         ({"fold": 1}, "found fold 1 of"),
-        ({"format": 2}, "format 2, not 1"),
+        ({"format": 2}, "found format 2, expected 1"),
     ):
         with pytest.raises(UserError, match=line):
             generate(tmp_path / "Dataset951", hard_cases=write_hard_cases(file, **({"dice": dice} | change)))
     file.write_text("[]")
-    for path, line in ((file, "malformed"), (tmp_path / "none.json", "none.json: not found")):
+    for path, line in (
+        (file, "found array"),
+        (tmp_path / "none.json", "none.json: not found"),
+    ):
         with pytest.raises(UserError, match=line):
             generate(tmp_path / "Dataset951", hard_cases=path)
     with pytest.raises(UserError, match="--hard-cases with --masks"):
@@ -258,7 +265,7 @@ def test_a_judge_of_a_synthetic_data_set_is_known(trained_run, judge, tmp_path, 
     mixed = [{"train": splits[0]["train"] + splits[0]["val"][:1], "val": splits[0]["val"][1:]}]
     (tmp_path / "nnUNet_preprocessed" / "Dataset951" / "splits_final.json").write_text(json.dumps(mixed))
     with pytest.raises(UserError, match=f"judge trained on {splits[0]['val'][0]}"):
-        Mine(dataset=NAME, segmenter=folder, out=tmp_path / "h.json", device="cpu").run()
+        mine(Mine(dataset=NAME, segmenter=folder, out=tmp_path / "h.json", device="cpu"))
     assert cases_behind_judge(source, Segmenter(judge((0,), "Dataset777_Other"))) is None
 
 
@@ -283,7 +290,7 @@ def test_a_judge_of_a_subset_is_known(trained_run, judge, tmp_path):
 def checks_of(dataset: Path, out: Path, **options) -> dict[str, dict]:
     """Audit; -> the checks by name."""
     try:
-        Audit(str(dataset), out=out, device="cpu", **options).run()
+        audit(Audit(str(dataset), out=out, device="cpu", **options))
     except SystemExit as stop:
         assert stop.code == 1
     return {check["name"]: check for check in json.loads(out.read_text())["checks"]}
@@ -291,7 +298,7 @@ def checks_of(dataset: Path, out: Path, **options) -> dict[str, dict]:
 
 def test_audit_asks_for_the_judges_and_looks_at_them(trained_run, judge, tmp_path):
     run, folder, out = read_run(trained_run), judge((0,)), tmp_path / "audit.json"
-    Mine(dataset="950", segmenter=folder, out=tmp_path / "hard.json", device="cpu").run()
+    mine(Mine(dataset="950", segmenter=folder, out=tmp_path / "hard.json", device="cpu"))
     data = tmp_path / "Dataset951"
     generate(data, segmenter=folder, hard_cases=tmp_path / "hard.json", samples=4)
     checks = checks_of(data, out)
@@ -320,7 +327,7 @@ def entry(**options):
 def test_code_that_a_model_folder_names_is_not_run(trained_run, judge, tmp_path, monkeypatch, by):
     """Of all commands that take a judge: the checkpoint is harmless, plans.json names a function."""
     folder, data, mark = judge((0,)), tmp_path / "Dataset951", tmp_path / "ran"
-    Mine(dataset="950", segmenter=folder, out=tmp_path / "hard.json", device="cpu").run()
+    mine(Mine(dataset="950", segmenter=folder, out=tmp_path / "hard.json", device="cpu"))
     generate(data, segmenter=folder, samples=4)
     (tmp_path / "hubconf.py").write_text(HUB.format(mark=str(mark)))
     plans = json.loads((folder / "plans.json").read_text())
@@ -334,16 +341,16 @@ def test_code_that_a_model_folder_names_is_not_run(trained_run, judge, tmp_path,
         architecture["arch_kwargs"] |= {"nonlin": "os.system", "nonlin_kwargs": command}
     (folder / "plans.json").write_text(json.dumps(plans))
     commands = [
-        Mine(dataset="950", segmenter=folder, out=tmp_path / "again.json", device="cpu"),
-        Generate(out=tmp_path / "Dataset952", segmenter=folder, samples=4),
-        Evaluate(str(data), segmenter=folder, device="cpu", dry_run=True),
-        Audit(str(data), segmenter=(folder,), device="cpu"),
+        (mine, Mine(dataset="950", segmenter=folder, out=tmp_path / "again.json", device="cpu")),
+        (run_generate, Generate(out=tmp_path / "Dataset952", segmenter=folder, samples=4)),
+        (evaluate, Evaluate(str(data), segmenter=folder, device="cpu", dry_run=True)),
+        (audit, Audit(str(data), segmenter=(folder,), device="cpu")),
     ]
-    for command in commands:
+    for command, options in commands:
         with pytest.raises(
             UserError, match=r"plans\.json: found (torch\.hub\.load|os\.system), which would run"
         ):
-            command.run()
+            command(options)
     monkeypatch.setattr("sys.argv", ["law-synth", "audit", str(data), "--segmenter", str(folder)])
     with pytest.raises(SystemExit) as stop:
         main()

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import binary_dilation, label
 
-from law_synth.generation.masks import augment
+from law_synth.generation.augmentation import augment
 from law_synth.generation.nested_masks import Nesting, filled_organ, find_nestings, move_lesions
 from law_synth.view.resize import resize_mask
 

@@ -11,12 +11,12 @@ from dataset_conversion.subset import ConvertSubset
 from dataset_conversion.system.errors import UserError
 from dataset_conversion.system.verbs import call
 from law_synth.base.options import InitBase
-from law_synth.evaluation.evaluate import Evaluate as EvaluateSynthesis
+from law_synth.evaluation.options import Evaluate as EvaluateSynthesis
 from law_synth.experiment.options import Demo as LawDemo
 from law_synth.experiment.options import Experiment
-from law_synth.generation.generate import Generate
+from law_synth.generation.options import Generate
 from law_synth.training.options import Train
-from nnunet_order.comparing.compare import Compare
+from nnunet_order.comparing.options import Compare
 from nnunet_order.options import Benchmark, Demo, Evaluate
 from nnunet_order.paper_recipe import environment_seed
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,9 @@ from dataset_conversion.raw.dataset import read_dataset
 from dataset_conversion.raw.folds import read_splits
 from dataset_conversion.raw.writer import RawDatasetWriter
 from dataset_conversion.system.errors import UserError
+from dataset_conversion.system.json_files import as_json, converted
 from law_synth.view.classes import Classes, colours, condition, joined, lesion_classes, one_hot
+from law_synth.view.record import ViewRecord
 from law_synth.view.slices import Slice, SliceView, view_from, view_of
 from law_synth.view.window import MARGIN, Window, find_window, stored_dtype
 
@@ -270,12 +273,17 @@ class TestSlices:
             assert np.array_equal(turned.as_slice(turned.as_volume(pixels)[0]), pixels[0])
 
     def test_the_record_makes_the_same_view(self, view):
-        again = view_from(view.dataset, json.loads(json.dumps(view.record)))
+        again = view_from(view.dataset, converted(as_json(view.record), ViewRecord, "record"))
         assert (again.window, again.axis, again.classes) == (view.window, view.axis, view.classes)
 
     def test_other_classes_than_recorded_are_refused(self, view):
         with pytest.raises(UserError, match="as recorded"):
-            view_from(view.dataset, view.record | {"classes": {"kidney": 1}})
+            view_from(view.dataset, replace(view.record, classes={"kidney": 1}))
+
+    def test_other_channels_than_recorded_are_refused(self, view):
+        window = Window((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "int16")
+        with pytest.raises(UserError, match="found 1 channels, expected 3 as the window recorded"):
+            view_from(view.dataset, replace(view.record, window=window))
 
     def test_pictures_are_seen_as_they_are(self, tmp_path):
         convert_phantom(ConvertPhantom(out=tmp_path / "Dataset500_P", cases=2, test_cases=0, size=32))

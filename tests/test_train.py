@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small_records import small_base
 
 pytest.importorskip("diffusers", reason="needs the extra synth")
 pytest.importorskip("accelerate", reason="needs the extra synth")
@@ -30,7 +31,9 @@ from law_synth.base.held_back import hold_back_cases
 from law_synth.base.init_base import init_base
 from law_synth.base.model import load_base
 from law_synth.base.options import InitBase
+from law_synth.base.student import load_student
 from law_synth.base.tiny import write_tiny_base
+from law_synth.records.base import write_base_config
 from law_synth.records.run import newest_run, read_run
 from law_synth.training.build import new_objective
 from law_synth.training.data import Sampler, latent_mask
@@ -165,7 +168,7 @@ def test_kill_in_the_last_save_is_mended(options):
     shutil.rmtree(options.out / "unet")
     (options.out / "law_config.json").unlink()
     train(options)
-    assert read_run(options.out).config["finished"]
+    assert read_run(options.out).config.finished
     after = weights_of(options.out)
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
 
@@ -177,7 +180,7 @@ def test_a_run_that_was_to_be_longer_is_finished_when_the_user_says_so(options):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"finished": False}))  # killed after 4 of 8
     before = weights_of(options.out)
     train(options)
-    assert read_run(options.out).config["finished"]
+    assert read_run(options.out).config.finished
     assert all(torch.equal(before[name], tensor) for name, tensor in weights_of(options.out).items())
 
 
@@ -291,10 +294,10 @@ def test_config_tells_what_the_run_saw(options, world):
         splits_file.unlink()
     run = newest_run()
     assert run.train_cases == cases[:10]
-    assert len(run.config["monitor_cases"]) == 1
+    assert len(run.config.monitor_cases) == 1
     assert run.fold == 1 and run.dataset_name == "Dataset910_Phantom"
-    assert run.config["options"]["weighting"] == "law" and run.config["finished"]
-    controlnet, unet = run.load_student(load_base(str(world / "base")), torch.float32)
+    assert run.config.options["weighting"] == "law" and run.config.finished
+    controlnet, unet = load_student(run, load_base(str(world / "base")), torch.float32)
     assert not controlnet.training and not unet.training
     assert run.folder.parent.name == "Dataset910_Phantom"
 
@@ -302,7 +305,7 @@ def test_config_tells_what_the_run_saw(options, world):
 def test_frozen_decoder_exports_the_controlnet_only(options):
     train(replace(options, freeze_decoder=True, preset="light", max_steps=1))
     assert (options.out / "controlnet").is_dir() and not (options.out / "unet").exists()
-    assert not read_run(options.out).config["trains_decoder"]
+    assert not read_run(options.out).config.trains_decoder
 
 
 @pytest.mark.parametrize(
@@ -367,7 +370,7 @@ def test_sharded_training_is_refused(options, monkeypatch):
 
 def test_an_empty_prompt_is_a_prompt(options):
     train(replace(options, max_steps=1, prompt=""))
-    assert read_run(options.out).prompt == ""
+    assert read_run(options.out).config.prompt == ""
 
 
 def test_gradient_checkpointing_changes_no_loss(options, tmp_path):
@@ -541,17 +544,18 @@ def test_base_that_saw_other_cases_is_refused(options, world, tmp_path, caplog):
     from dataset_conversion.raw.dataset import find_dataset
 
     cases = [case.id for case in find_dataset("910").training_cases]
-    about = {"dataset": "Dataset910_Phantom", "train_cases": cases, "image_size": 64}
-    (tmp_path / "base" / "base_config.json").write_text(json.dumps(about))
+    about = small_base("Dataset910_Phantom", cases)
+    write_base_config(tmp_path / "base", about)
     with pytest.raises(UserError, match="found a base trained on"):
         train(replace(options, base=str(tmp_path / "base")))
     train(replace(options, base=str(tmp_path / "base"), fold="all", max_steps=1))
-    (tmp_path / "base" / "base_config.json").write_text(json.dumps(about | {"dataset": "Dataset500_All"}))
+    write_base_config(tmp_path / "base", replace(about, dataset="Dataset500_All"))
     with caplog.at_level(logging.WARNING):
         train(replace(options, base=str(tmp_path / "base"), dry_run=True, out=tmp_path / "other"))
     assert "was trained on Dataset500_All: make sure that it holds no validation or test case" in caplog.text
-    about |= {"dataset": "Dataset500_All", "dataset_origin": "Dataset910_Phantom"}  # made from a subset of it
-    (tmp_path / "base" / "base_config.json").write_text(json.dumps(about))
+    # Made from a subset of it.
+    about = replace(about, dataset="Dataset500_All", dataset_origin="Dataset910_Phantom")
+    write_base_config(tmp_path / "base", about)
     with pytest.raises(UserError, match="found a base trained on"):
         train(replace(options, base=str(tmp_path / "base"), out=tmp_path / "other"))
 

@@ -3,41 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from dataset_conversion.system.errors import UserError
-from law_synth.audit import copies, files, geometry, origins
+from law_synth.audit import contents, copies, origins, storage
+from law_synth.audit.audited_data import AuditedData
 from law_synth.audit.finding import Check, Finding, NotPossible, changed
+from law_synth.audit.options import Audit
 from nnunet_order.trusted_networks import UntrustedCode
-
-if TYPE_CHECKING:
-    from law_synth.audit.audit import Audit
-    from law_synth.audit.subject import Subject
 
 Outcome = tuple[list[Finding], str]  # and what was looked at
 
-CHECKS: dict[str, Callable[[Subject, Audit], Outcome]] = {
+CHECKS: dict[str, Callable[[AuditedData, Audit], Outcome]] = {
     "source masks": origins.check_sources,
     "training cases": origins.check_training_cases,
     "trained run": origins.check_run,
     "base model": origins.check_base,
     "judge": origins.check_judges,
     "hard cases": origins.check_hard_cases,
-    "manifest": files.check_manifest,
-    "cases": files.check_cases,
-    "labels": files.check_labels,
-    "images": files.check_images,
-    "geometry": geometry.check_geometry,
-    "real cases": files.check_real_cases,
-    "splits": files.check_splits,
+    "manifest": contents.check_manifest,
+    "cases": contents.check_cases,
+    "labels": contents.check_labels,
+    "images": contents.check_images,
+    "geometry": storage.check_geometry,
+    "real cases": contents.check_real_cases,
+    "splits": contents.check_splits,
     "copied masks": copies.check_masks,
 }
 
 
-def run_checks(subject: Subject, options: Audit) -> list[Check]:
+def run_checks(audited: AuditedData, options: Audit) -> list[Check]:
     """Every check, whatever the others found."""
-    checks = [_run(name, lambda check=check: check(subject, options)) for name, check in CHECKS.items()]
-    likeness = copies.Likeness(subject, options)
+    checks = [_run(name, lambda check=check: check(audited, options)) for name, check in CHECKS.items()]
+    likeness = copies.Likeness(audited, options)
     checks.append(_run("copied images", likeness.check_pixels))
     checks.append(_run("alike in thumbnails", likeness.check_thumbnails))
     checks.append(_run("alike in features", likeness.check_features))
@@ -49,9 +46,9 @@ def _run(name: str, check: Callable[[], Outcome]) -> Check:
         findings, detail = check()
     except NotPossible as reason:
         return Check(name, "not possible", f"{reason}")
-    except UntrustedCode:  # in the user's --segmenter: no finding about the data set
+    except UntrustedCode:  # it is in the user's --segmenter, so it says nothing about the data set
         raise
-    except UserError as error:  # a file of the source, or of the model, that cannot be read
+    except UserError as error:  # a file of the source or of the model cannot be read
         finding = changed(name, f"{error}", "the check could not end")
         return Check(name, "failed", "could not end", (finding,))
     return Check(name, "failed" if findings else "passed", detail, tuple(findings))

@@ -1,6 +1,6 @@
 """Is any synthetic image or mask a copy of a held-out one? By pixels, thumbnails and network features.
 
-What is as much like a training case as like a held-out one is explained by the training case.
+An image that is as similar to a training case as to a held-out one counts as explained by the training case.
 """
 
 from __future__ import annotations
@@ -9,17 +9,18 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
 from rich.progress import track
 
 from dataset_conversion.system.errors import UserError
+from law_synth.audit.audited_data import AuditedData
 from law_synth.audit.finding import Finding, NotPossible, leak
-from law_synth.generation.masks import mask_hash
+from law_synth.audit.options import Audit
+from law_synth.devices import pick_device
+from law_synth.judging.feature_cache import cached
 from law_synth.judging.features import (
     Extractor,
-    cached,
     efficientnet_extractor,
     extract,
     most_alike,
@@ -27,45 +28,43 @@ from law_synth.judging.features import (
     unit_norm,
     with_mirrored,
 )
+from law_synth.view.mask_sources import mask_hash
 from law_synth.view.resize import resize_image, resize_mask
 from law_synth.view.slices import Slice, SliceView
-
-if TYPE_CHECKING:
-    from law_synth.audit.audit import Audit
-    from law_synth.audit.subject import Subject
 
 ROUNDING = 1e-6  # of similarities
 
 
-def check_masks(subject: Subject, options: Audit) -> tuple[list[Finding], str]:
-    """No label equals a held-out mask, mirrored or not, unless it equals a training case's, too.
+def check_masks(audited: AuditedData, options: Audit) -> tuple[list[Finding], str]:
+    """No label equals a held-out mask, mirrored or not, unless it also equals that of a training case.
 
-    Compared at model size; of volumes, all slices with foreground. Masks of one class only say nothing.
+    Masks are compared at model size, those of volumes in all slices with foreground. A mask of a single class
+    is left out, as many cases may share it.
     """
-    labelled = [case_id for case_id, case in subject.held_out.items() if case.label is not None]
-    held_out = _known_masks(subject, "held-out", labelled)
-    known = _known_masks(subject, "training", subject.split[0])
+    labelled = [case_id for case_id, case in audited.held_out.items() if case.label is not None]
+    held_out = _known_masks(audited, "held-out", labelled)
+    known = _known_masks(audited, "training", audited.split[0])
     findings = []
-    for case_id in subject.kept:
+    for case_id in audited.kept:
         try:
-            mask = resize_mask(subject.view.read_mask(subject.sample(case_id)), subject.run["size"])
+            mask = resize_mask(audited.view.read_mask(audited.sample(case_id)), audited.run.size)
         except UserError:  # check_labels says so
             continue
         copied = held_out.get(mask_hash(mask))
         if copied is not None and mask_hash(mask) not in known:
             what = f"its label is the mask of {copied.id}"
-            findings.append(leak(case_id, what, f"{copied.case} is held out in fold {subject.run['fold']}"))
-    slices = f" of {len(set(held_out.values()))} slices" * subject.view.is_volumetric
-    looked_at = f"{len(subject.kept)} labels against {len(labelled)} held-out masks{slices}, mirrored too"
+            findings.append(leak(case_id, what, f"{copied.case} is held out in fold {audited.run.fold}"))
+    slices = f" of {len(set(held_out.values()))} slices" * audited.view.is_volumetric
+    looked_at = f"{len(audited.kept)} labels against {len(labelled)} held-out masks{slices}, mirrored too"
     return findings, looked_at
 
 
-def _known_masks(subject: Subject, name: str, case_ids: Sequence[str]) -> dict[str, Slice]:
+def _known_masks(audited: AuditedData, name: str, case_ids: Sequence[str]) -> dict[str, Slice]:
     """Key of `_mask_keys` -> whose mask it is."""
-    masks, view = {}, subject.real_view
+    masks, view = {}, audited.real_view
     for case_id in track(case_ids, f"reading {name} masks", transient=True):
         for slice_ in view.slices([case_id]):
-            masks |= dict.fromkeys(_mask_keys(view.read_mask(slice_), subject.run["size"]), slice_)
+            masks |= dict.fromkeys(_mask_keys(view.read_mask(slice_), audited.run.size), slice_)
     return masks
 
 
@@ -78,7 +77,7 @@ class Description:
     view: SliceView
     slices: list[Slice]
     pixels: list[list[str]]
-    """sha256 of each image as stored, then of others: mirrored if synthetic, at model size if real."""
+    """sha256 of each image as stored, then of a synthetic one mirrored, or of a real one at model size."""
     thumbnails: np.ndarray
     """(4, N, 3072) of synthetic images, mirrored; (1, N, 3072) of real ones."""
 
@@ -93,8 +92,8 @@ class Description:
 class Likeness:
     """The three comparisons of images; they share what they read."""
 
-    def __init__(self, subject: Subject, options: Audit):
-        self.subject, self.options = subject, options
+    def __init__(self, audited: AuditedData, options: Audit):
+        self.audited, self.options = audited, options
         self.no_features = ""
 
     def check_pixels(self) -> tuple[list[Finding], str]:
@@ -145,7 +144,7 @@ class Likeness:
 
     def _finding(self, index: int, what: str, held_out: int) -> Finding:
         copy = self._held_out.id(held_out)
-        meaning = f"{copy} is held out in fold {self.subject.run['fold']}"
+        meaning = f"{copy} is held out in fold {self.audited.run.fold}"
         return leak(self._synthetic.id(index), f"its {what} of {copy}", meaning)
 
     def _looked_at(self) -> str:
@@ -153,8 +152,6 @@ class Likeness:
 
     @cached_property
     def _extractor(self) -> Extractor | None:
-        from law_synth.devices import pick_device
-
         try:
             return efficientnet_extractor(str(pick_device(self.options.device)), self.options.batch_size)
         except UserError as error:
@@ -163,33 +160,33 @@ class Likeness:
 
     @cached_property
     def _synthetic(self) -> Description:
-        slices = map(self.subject.sample, self.subject.kept)
-        readable = [one for one in slices if _is_readable(self.subject.view, one)]
-        return self._describe("synthetic", self.subject.view, readable)
+        slices = map(self.audited.sample, self.audited.kept)
+        readable = [one for one in slices if _is_readable(self.audited.view, one)]
+        return self._describe("synthetic", self.audited.view, readable)
 
     @cached_property
     def _held_out(self) -> Description:
-        view = self.subject.real_view
-        return self._describe("held-out", view, view.slices(self.subject.held_out))
+        view = self.audited.real_view
+        return self._describe("held-out", view, view.slices(self.audited.held_out))
 
     @cached_property
     def _training(self) -> Description:
-        view = self.subject.real_view
-        return self._describe("training", view, view.slices(self.subject.split[0]))
+        view = self.audited.real_view
+        return self._describe("training", view, view.slices(self.audited.split[0]))
 
     def _describe(self, name: str, view: SliceView, slices: Sequence[Slice]) -> Description:
         pixels, small = [], []
         for one in track(slices, f"reading {name} images", transient=True):
             image = view.read_rgb(one)
             versions = with_mirrored(image) if name == "synthetic" else [image]
-            seen = versions if name == "synthetic" else [image, resize_image(image, self.subject.run["size"])]
+            seen = versions if name == "synthetic" else [image, resize_image(image, self.audited.run.size)]
             pixels.append(list(map(mask_hash, seen)))
             small.append(thumbnails(versions))
         vectors = np.stack(small, axis=1) if small else np.empty((1, 0, 0))
         return Description(name, view, list(slices), pixels, vectors)
 
     def _features(self, images: Description) -> np.ndarray:
-        """(1, N, 1280) of synthetic images, (4, N, 1280) of real ones, mirrored: theirs are kept."""
+        """(1, N, 1280) of synthetic images; (4, N, 1280) of real ones, mirrored and kept for the next run."""
         extractor, step = self._extractor, self.options.batch_size
         mirror = images.name != "synthetic"
 
@@ -208,7 +205,7 @@ class Likeness:
 
 
 def _mask_keys(mask: np.ndarray, size: int) -> set[str]:
-    """sha256 of a mask at model size, mirrored before or after; none for one of one class only."""
+    """sha256 of a mask at model size, mirrored before or after resizing; none if it has a single class."""
     small = resize_mask(mask, size)
     if np.ptp(small) == 0:
         return set()
@@ -220,7 +217,7 @@ def _mask_keys(mask: np.ndarray, size: int) -> set[str]:
 
 
 def _is_readable(view: SliceView, slice_: Slice) -> bool:
-    """Whether a synthetic image can be read; check_images says where not."""
+    """Whether a synthetic image can be read; check_images reports those that cannot."""
     try:
         view.read_rgb(slice_)
     except UserError:

@@ -17,7 +17,7 @@ class Finding:
     """One thing that is wrong."""
 
     kind: Kind
-    """`leak`: held-out data may train a model. `changed`: not what law-synth generate wrote."""
+    """`leak`: held-out data may train a model. `changed`: this is not what law-synth generate wrote."""
     where: str
     what: str
     meaning: str

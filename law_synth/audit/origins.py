@@ -1,207 +1,200 @@
-"""Where synthetic cases come from: masks, model, base, judge. None may know a held-out case."""
+"""Where synthetic cases come from: masks, model, base, judge. None of them may know a held-out case."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from dataset_conversion.raw.dataset import RawDataset, nnunet_folder
 from dataset_conversion.system.errors import UserError
+from law_synth.audit.audited_data import AuditedData
 from law_synth.audit.finding import Finding, NotPossible, changed, leak
-from law_synth.audit.subject import RUN_KEYS
-from law_synth.base.files import cached_model
-from law_synth.base.seen import base_config, is_of_same_cases
-from law_synth.generation.mask_files import mask_stem
-from law_synth.leaks import held_out_groups, mask_group
+from law_synth.audit.options import Audit
+from law_synth.base.files import PARTS, cached_model, hash_base, is_unfinished
+from law_synth.judging.segmenter import Segmenter, judge_of_fold
+from law_synth.leaks import cases_behind_base, cases_behind_judge, held_out_groups, mask_group
+from law_synth.records.base import read_base_config
 from law_synth.records.run import (
     CONFIG,
     TrainedRun,
     configurations_hash,
     read_run,
-    slices_of,
     weights_hash,
 )
-from law_synth.records.synthetic import source_slice
+from law_synth.records.synthetic import SynthesisRow, source_slice
+from law_synth.view.mask_sources import mask_stem
 
-if TYPE_CHECKING:
-    from law_synth.audit.audit import Audit
-    from law_synth.audit.subject import Subject
-    from law_synth.judging.segmenter import Segmenter
+COMPARED = ("fold", "train_cases", "monitor_cases", "view", "slices", "size", "base")  # of a run and its copy
 
 
-def check_sources(subject: Subject, options: Audit) -> tuple[list[Finding], str]:
-    """Every sample's mask belongs to a training case, by the splits as they are and by the run's own list.
+def check_sources(audited: AuditedData, options: Audit) -> tuple[list[Finding], str]:
+    """Every sample's mask belongs to a training case, by the current splits and by the run's own list.
 
-    Those from elsewhere belong to no patient or sequence of a held-out case, as far as their names tell.
+    A mask from a folder belongs to no patient or sequence of a held-out case, as far as its name tells.
     """
-    held_out = {} if subject.source is None else held_out_groups(subject.source, set(subject.split[0]))
+    held_out = {} if audited.source is None else held_out_groups(audited.source, set(audited.split[0]))
     findings = []
-    for row in subject.rows:
-        own = row["source_case"]
-        name = own or mask_stem(row["source_mask"])
-        group = None if own or subject.source is None else _group_of_mask(row, held_out, subject.source)
-        if subject.source is not None and name in subject.held_out:
-            findings.append(leak(row["case"], f"its mask is that of {name}", _what(subject, name)))
+    for row in audited.rows:
+        own = row.source_case
+        name = own or mask_stem(row.source_mask)
+        group = None if own or audited.source is None else _group_of_mask(row, held_out, audited.source)
+        if audited.source is not None and name in audited.held_out:
+            findings.append(leak(row.case, f"its mask is that of {name}", _what(audited, name)))
         elif group in held_out:
-            what = f"its mask {row['source_mask']} is of {group}, as {held_out[group]} is"
-            findings.append(leak(row["case"], what, _what(subject, held_out[group])))
-        elif own is not None and (own not in subject.recorded or own not in _training(subject)):
+            what = f"its mask {row.source_mask} is of {group}, as {held_out[group]} is"
+            findings.append(leak(row.case, what, _what(audited, held_out[group])))
+        elif own is not None and (own not in audited.recorded or own not in _training(audited)):
             meaning = "it is no training case of the run's fold, so its images may be held out"
-            findings.append(leak(row["case"], f"its mask is that of {own}", meaning))
-        elif not _is_slice_of_run(subject, row):
-            what = f"its mask is slice {row['source_slice']} of {own}"
-            findings.append(changed(row["case"], what, "the run has not seen that slice"))
-    if subject.source is None and not findings:
-        raise NotPossible(f"all are training cases as the run lists them, but {subject.no_source}")
-    elsewhere = sum(row["source_case"] is None for row in subject.rows)
+            findings.append(leak(row.case, f"its mask is that of {own}", meaning))
+        elif not _is_slice_of_run(audited, row):
+            what = f"its mask is slice {row.source_slice} of {own}"
+            findings.append(changed(row.case, what, "the run has not seen that slice"))
+    if audited.source is None and not findings:
+        raise NotPossible(f"all are training cases as the run lists them, but {audited.no_source}")
+    elsewhere = sum(row.source_case is None for row in audited.rows)
     extra = f", {elsewhere} of them from elsewhere" if elsewhere else ""
-    return findings, f"{len(subject.rows)} masks{extra}; training cases of fold {subject.run['fold']}"
+    return findings, f"{len(audited.rows)} masks{extra}; training cases of fold {audited.run.fold}"
 
 
-def _group_of_mask(row: dict, held_out: Mapping[str, str], source: RawDataset) -> str | None:
-    """Patient of a mask without image: as recorded (from --mask-groups, say) or else as its name tells."""
-    recorded = row.get("source_group")
-    return recorded if recorded in held_out else mask_group(row["source_mask"], source, held_out)
+def _group_of_mask(row: SynthesisRow, held_out: Mapping[str, str], source: RawDataset) -> str | None:
+    """Patient of a mask from a folder: as recorded (such as from --mask-groups), or as its name tells."""
+    return row.source_group if row.source_group in held_out else mask_group(row.source_mask, source, held_out)
 
 
-def check_training_cases(subject: Subject, options: Audit) -> tuple[list[Finding], str]:
-    """The run's list of cases is that of its fold as the source's splits are now, which keep groups."""
-    now, groups = set(subject.split[0]), subject.real.groups
+def check_training_cases(audited: AuditedData, options: Audit) -> tuple[list[Finding], str]:
+    """The run saw the training cases of its fold as the splits are now, and no group is on both sides."""
+    now, groups = set(audited.split[0]), audited.real.groups
     findings = [
-        leak("synthesis.json", f"the model was trained on {case}", _what(subject, case))
-        for case in sorted(subject.recorded & set(subject.held_out))
+        leak("synthesis.json", f"the model was trained on {case}", _what(audited, case))
+        for case in sorted(audited.recorded & set(audited.held_out))
     ]
     trained = {groups[case] for case in now}
-    for case in subject.split[1]:
+    for case in audited.split[1]:
         if groups[case] in trained:
             what = f"{case} validates, and others of its group {groups[case]} train"
             findings.append(leak("splits", what, "the model has seen that patient or sequence"))
-    if odd := sorted((subject.recorded - set(subject.held_out)) ^ now):
+    if odd := sorted((audited.recorded - set(audited.held_out)) ^ now):
         what = f"the run's training cases differ from the fold's in {odd[0]} ({len(odd)} such)"
         findings.append(changed("splits", what, "source or splits have changed since the training"))
-    name = subject.real.name
-    return findings, f"{len(now)} training and {len(subject.held_out)} held-out cases of {name}"
+    name = audited.real.name
+    return findings, f"{len(now)} training and {len(audited.held_out)} held-out cases of {name}"
 
 
-def check_run(subject: Subject, options: Audit) -> tuple[list[Finding], str]:
+def check_run(audited: AuditedData, options: Audit) -> tuple[list[Finding], str]:
     """The weights that generated are there, are those recorded, and their run says the same of its cases."""
-    run = _find_run(subject, options)
+    run = _find_run(audited, options)
     findings = []
-    if weights_hash(run.folder) != subject.options["model"]:
+    if weights_hash(run.folder) != audited.options.model:
         findings.append(
-            changed(f"{run.folder}", "other weights than generated", "what they saw is not known")
-        )
-    if subject.run.get("configurations_hash") not in (None, configurations_hash(run.folder)):
-        what = "another config.json beside the weights than generated"
-        findings.append(changed(f"{run.folder}", what, "the same weights make another network"))
-    for name in RUN_KEYS:
-        if run.config.get(name) != subject.run[name]:
-            findings.append(
-                changed(f"{run.folder}", f"another {name} than in synthesis.json", "one is not true")
+            changed(
+                f"{run.folder}", "other weights than those that generated", "it is not known what they saw"
             )
-    if run.dataset_name != subject.record["source_dataset"]["name"]:
+        )
+    if audited.run.configurations_hash not in (None, configurations_hash(run.folder)):
+        what = "another config.json beside the weights than when they generated"
+        findings.append(changed(f"{run.folder}", what, "the same weights make another network"))
+    for name in COMPARED:
+        if getattr(run.config, name) != getattr(audited.run, name):
+            findings.append(
+                changed(f"{run.folder}", f"another {name} than in synthesis.json", "one of the two is wrong")
+            )
+    if run.dataset_name != audited.record.source_dataset.name:
         findings.append(changed(f"{run.folder}", f"trained on {run.dataset_name}", "another data set"))
-    if subject.source is not None:
+    if audited.source is not None:
         findings += [
-            leak(f"{run.folder}", f"trained on {case}", _what(subject, case))
-            for case in sorted(set(run.train_cases) & set(subject.held_out) - subject.recorded)
+            leak(f"{run.folder}", f"trained on {case}", _what(audited, case))
+            for case in sorted(set(run.train_cases) & set(audited.held_out) - audited.recorded)
         ]
-    others = [row["case"] for row in subject.rows if row["model_hash"] != subject.options["model"]]
+    others = [row.case for row in audited.rows if row.model_hash != audited.options.model]
     findings += [
         changed(case, "its row names another model", "what that one saw is not known") for case in others
     ]
     return findings, f"{run.folder}"
 
 
-def check_base(subject: Subject, options: Audit) -> tuple[list[Finding], str]:
+def check_base(audited: AuditedData, options: Audit) -> tuple[list[Finding], str]:
     """The base model is the one recorded, and by its own record saw none of the held-out cases."""
-    from law_synth.base.files import PARTS, hash_base, is_unfinished
-
-    recorded = subject.run["base"]
-    folder = Path(options.base) if options.base else _find_base(recorded["source"])
+    recorded = audited.run.base
+    folder = Path(options.base) if options.base else _find_base(recorded.source)
     if is_unfinished(folder):
         raise NotPossible(f"{folder} is what an interrupted init-base left, which does not tell its cases")
     findings = []
     if missing := [part for part in PARTS if not (folder / part).is_dir()]:
         raise NotPossible(f"{folder} is no complete base: it has no {missing[0]}/; give --base")
-    if hash_base(folder) != recorded["hash"]:
-        findings.append(changed(f"{folder}", "another base than the run's", "what that one saw is not known"))
-    config = base_config(str(folder))
-    if "train_cases" not in config:
+    if hash_base(folder) != recorded.hash:
+        findings.append(changed(f"{folder}", "another base than the run's", "it is not known what it saw"))
+    origin = audited.record.source_dataset.known_origin
+    config, seen = read_base_config(folder), cases_behind_base(f"{folder}", origin)
+    if seen is None:
+        raise NotPossible(f"it was trained on {config.dataset}, another data set, which may hold copies")
+    if not seen:
         kind = "random weights" if config else "no base of law-synth: trained by its publisher"
-        return findings, f"{recorded['source']}: {kind}"
-    source = subject.record["source_dataset"]
-    if not is_of_same_cases(config, source.get("origin", source["name"])):
-        raise NotPossible(f"it was trained on {config['dataset']}, another data set, which may hold copies")
-    held_out = set(config["train_cases"]) & set(subject.held_out)
-    findings += [leak(f"{folder}", f"trained on {case}", _what(subject, case)) for case in sorted(held_out)]
-    return findings, f"{recorded['source']}: {len(config['train_cases'])} cases of fold {config['fold']}"
+        return findings, f"{recorded.source}: {kind}"
+    held_out = seen & set(audited.held_out)
+    findings += [leak(f"{folder}", f"trained on {case}", _what(audited, case)) for case in sorted(held_out)]
+    return findings, f"{recorded.source}: {len(seen)} cases of fold {config.fold}"
 
 
-def check_judges(subject: Subject, options: Audit) -> tuple[list[Finding], str]:
-    """Each segmenter that chose images or masks is the one recorded and saw no validation or test case."""
-    from law_synth.judging.segmenter import judge_of_fold
-    from law_synth.leaks import cases_behind_judge
-
-    hard = subject.record.get("hard_cases") or {}
-    wanted = {subject.options.get("segmenter"), hard.get("segmenter_sha256")} - {None}
+def check_judges(audited: AuditedData, options: Audit) -> tuple[list[Finding], str]:
+    """Each segmenter that chose images or masks is the recorded one, and saw no validation or test case."""
+    hard = audited.record.hard_cases
+    wanted = {audited.options.segmenter, hard and hard.segmenter_sha256} - {None}
     if not wanted:
-        return [], "none: nothing was chosen by a segmenter"
+        return [], "none: no segmenter chose anything"
     judges = {
         judge.hash: judge
         for folder in options.segmenter
-        for judge in [judge_of_fold(folder, "cpu", subject.run["fold"], subject.real)]
+        for judge in [judge_of_fold(folder, "cpu", audited.run.fold, audited.real)]
     }
     if missing := sorted(wanted - judges.keys()):
         raise NotPossible(f"give --segmenter, the model folder whose sha256 is {missing[0][:12]}...")
-    findings, held_out = [], set(subject.held_out)
+    findings, held_out = [], set(audited.held_out)
     for judge in (judges[digest] for digest in sorted(wanted)):
-        seen = cases_behind_judge(subject.real, judge)
+        seen = cases_behind_judge(audited.real, judge)
         if seen is None and held_out:
             raise NotPossible(f"what {judge.name} learned of {judge.train_dataset} is not known here")
         shared = sorted(held_out & (seen or set()))
-        findings += [leak(f"{judge.folder}", f"trained on {case}", _what(subject, case)) for case in shared]
+        findings += [leak(f"{judge.folder}", f"trained on {case}", _what(audited, case)) for case in shared]
     return findings, ", ".join(_describe(judges[digest]) for digest in sorted(wanted))
 
 
-def check_hard_cases(subject: Subject, options: Audit) -> tuple[list[Finding], str]:
-    """The Dice that decided how often masks were drawn are those of training cases only."""
-    hard = subject.record.get("hard_cases")
+def check_hard_cases(audited: AuditedData, options: Audit) -> tuple[list[Finding], str]:
+    """Only the Dice of training cases decided how often masks were used."""
+    hard = audited.record.hard_cases
     if hard is None:
-        return [], "none: every mask as often"
+        return [], "none: every mask is used equally often"
     findings = [
-        leak("synthesis.json", f"masks were chosen by the Dice of {case}", _what(subject, case))
-        for case in sorted(set(hard["dice"]) & set(subject.held_out))
+        leak("synthesis.json", f"masks were chosen by the Dice of {case}", _what(audited, case))
+        for case in sorted(set(hard.dice) & set(audited.held_out))
     ]
-    return findings, f"Dice of {len(hard['dice'])} training cases"
+    return findings, f"Dice of {len(hard.dice)} training cases"
 
 
-def _is_slice_of_run(subject: Subject, row: dict) -> bool:
-    """Whether the run has seen the slice that owns a mask; a mask from elsewhere is none of its slices."""
+def _is_slice_of_run(audited: AuditedData, row: SynthesisRow) -> bool:
+    """Whether the run has seen the slice that a mask belongs to; True for a mask from a folder."""
     source = source_slice(row)
-    return source is None or source in slices_of(subject.run, [source.case])
+    return source is None or source in audited.run.slices_of([source.case])
 
 
-def _training(subject: Subject) -> set[str]:
-    """Training cases by the splits now; by the run's list where the source is gone."""
-    return subject.recorded if subject.source is None else set(subject.split[0])
+def _training(audited: AuditedData) -> set[str]:
+    """Training cases by the splits as they are now, or by the run's list where the source is gone."""
+    return audited.recorded if audited.source is None else set(audited.split[0])
 
 
-def _what(subject: Subject, case: str) -> str:
+def _what(audited: AuditedData, case: str) -> str:
     """What a held-out case is."""
-    if case in subject.split[1]:
-        kind = f"a validation case of fold {subject.run['fold']}"
+    if case in audited.split[1]:
+        kind = f"a validation case of fold {audited.run.fold}"
     else:
-        kind = "a test case, or in no part of the fold,"
-    return f"that is {kind} of {subject.real.name}"
+        kind = "a test case, or a case outside the fold,"
+    return f"that is {kind} of {audited.real.name}"
 
 
 def _describe(judge: Segmenter) -> str:
     return f"{judge.name} ({judge.train_dataset})"
 
 
-def _find_run(subject: Subject, options: Audit) -> TrainedRun:
+def _find_run(audited: AuditedData, options: Audit) -> TrainedRun:
     """The run folder by --trained-run, or by its weights. NotPossible: it is nowhere."""
     if options.trained_run is not None:
         return read_run(options.trained_run)
@@ -212,7 +205,7 @@ def _find_run(subject: Subject, options: Audit) -> TrainedRun:
             run = read_run(path.parent)
         except UserError:  # not yet trained, or damaged: not this one
             continue
-        if run.hash == subject.options["model"]:
+        if run.hash == audited.options.model:
             return run
     raise NotPossible("no run with these weights under $nnUNet_results/law_synth; give --trained-run")
 

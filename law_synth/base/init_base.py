@@ -13,25 +13,25 @@ import numpy as np
 from rich.progress import track
 
 from dataset_conversion.raw.dataset import find_dataset
-from dataset_conversion.raw.description import load_json, load_table
+from dataset_conversion.raw.description import load_json
 from dataset_conversion.raw.folds import leak_free_fold
 from dataset_conversion.system.errors import UserError, check_writable, writing
-from dataset_conversion.system.json_files import write_json
+from dataset_conversion.system.json_files import as_json, read_json, write_json
 from dataset_conversion.system.lock import hold
 from dataset_conversion.system.provenance import package_versions
 from dataset_conversion.volumes import evenly_spaced
 from law_synth.base.held_back import ENOUGH, hold_back_patients
 from law_synth.base.options import InitBase
-from law_synth.base.seen import CONFIG, chosen_slices
+from law_synth.base.seen import chosen_slices
 from law_synth.base.tiny import TINY_SIZE, write_tiny_base
 from law_synth.base.train_base import train_base
 from law_synth.devices import pick_device
+from law_synth.records.base import CONFIG, FORMAT, BaseConfig, BegunBase, write_base_config
 from law_synth.view.resize import resize_image
 from law_synth.view.slices import Slice, SliceView, view_of
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
 WORK = ".training"  # inside --out until the base is finished: options and checkpoints
 OPTIONS = "options.json"
 PACKAGES = ("law-order", "torch", "diffusers", "transformers")  # they decide what the weights are
@@ -58,7 +58,7 @@ def init_base(options: InitBase) -> None:
     with writing(options.out):
         results = write_tiny(options) if options.size else train(options)
         versions = package_versions(*PACKAGES)
-        finish(options.out, {"format": FORMAT, "options": options.recorded, **results, "versions": versions})
+        finish(options.out, BaseConfig(format=FORMAT, options=options.recorded, **results, versions=versions))
     seconds = time.perf_counter() - began
     logger.info("wrote %s in %.0f s; use it with --base %s", options.out, seconds, options.out)
 
@@ -151,8 +151,8 @@ def is_finished(out: Path, options: dict) -> bool:
     """
     for record in (out / CONFIG, out / WORK / OPTIONS):
         if record.is_file():
-            content = load_table(record, "the record of a base", "choose another --out or remove the folder")
-            _check_same(out, content.get("options") or {}, options)
+            begun = read_json(record, BegunBase, "choose another --out or remove the folder")
+            _check_same(out, begun.options, options)
             return record.name == CONFIG
     if out.exists() and (not out.is_dir() or {path.name for path in out.iterdir()} - {WORK}):
         raise UserError(f"{out}: found something other than a base, expected nothing; choose another --out")
@@ -174,7 +174,7 @@ def claim(out: Path, options: dict, sources: dict | None = None) -> None:
 
     UserError: what lies there was trained on other cases, of which the finished base would say nothing.
     """
-    record = {"options": options, "sources": json.loads(json.dumps(sources))}  # as it is read back
+    record = {"options": options, "sources": json.loads(json.dumps(as_json(sources)))}  # as it is read back
     path = out / WORK / OPTIONS
     if path.is_file() and load_json(path) != record:
         raise UserError(
@@ -185,7 +185,7 @@ def claim(out: Path, options: dict, sources: dict | None = None) -> None:
     write_json(path, record)
 
 
-def finish(out: Path, config: dict) -> None:
+def finish(out: Path, config: BaseConfig) -> None:
     """Write base_config.json, which says that the base is complete, and drop the checkpoints."""
-    write_json(out / CONFIG, config)
+    write_base_config(out, config)
     shutil.rmtree(out / WORK, ignore_errors=True)

@@ -2,31 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from dataset_conversion.raw.dataset import RawDataset
-from dataset_conversion.raw.description import load_table
 from dataset_conversion.system.errors import UserError
-from dataset_conversion.system.names import check_case_ids
 from law_synth.base.options import SLICES_PER_CASE
+from law_synth.records.base import read_base_config
 from law_synth.view.slices import Slice, SliceView, view_from, view_of
-
-CONFIG = "base_config.json"
-
-
-def base_config(source: str) -> dict:
-    """base_config.json of a base that init-base made; empty for any other. UserError: malformed, odd ids."""
-    path = Path(source) / CONFIG
-    if not path.is_file():
-        return {}
-    config = load_table(path, "the record of init-base", "make the base again")
-    lists = [name for name in ("train_cases", "held_back_cases") if name in config]
-    return config | {name: check_case_ids(config[name], path) for name in lists}
-
-
-def is_of_same_cases(of_base: dict, origin: str) -> bool:
-    """Whether a base (its `base_config`) knows cases by the same ids as a data set of this `origin`."""
-    return origin == of_base.get("dataset_origin", of_base.get("dataset"))
 
 
 def view_with_base(
@@ -36,10 +16,10 @@ def view_with_base(
 
     UserError: then another window is asked for; as `view_of`.
     """
-    of_base = base_config(source)
-    if not is_of_same_cases(of_base, dataset.origin) or "view" not in of_base:
+    of_base = read_base_config(source)
+    if of_base is None or of_base.origin != dataset.origin or of_base.view is None:
         return view_of(dataset, case_ids, window)
-    view = view_from(dataset, of_base["view"])
+    view = view_from(dataset, of_base.view)
     own = set(zip(view.window.low, view.window.high, strict=True))
     if window is not None and own != {window}:
         low, high = min(own)

@@ -106,7 +106,7 @@ def contrast(image: np.ndarray, mask: np.ndarray) -> float:
 
 
 def near_copies(similarity: np.ndarray, real_similarity: np.ndarray) -> dict[str, float]:
-    """How like its nearest real image each generated one is, beside how like each real one is to another.
+    """Similarity of each generated image to its nearest real one, and of each real one to its nearest other.
 
     similarity: (N,) of the generated images; real_similarity: (M,) of each real image to its nearest other.
     `share` is the part above the real images' 99th percentile, the `threshold`: about 0.01 for images that

@@ -9,26 +9,29 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
-from dataset_conversion import image_files
 from dataset_conversion.raw.dataset import RawDataset, find_dataset
-from dataset_conversion.raw.description import load_table
 from dataset_conversion.raw.folds import Fold, fold_cases
 from dataset_conversion.system.errors import UserError
 from dataset_conversion.system.files import hash_file
-from dataset_conversion.system.names import check_case_id, check_case_ids
+from dataset_conversion.system.json_files import as_json
 from law_synth.base.options import SLICES_PER_CASE
-from law_synth.records.run import CASE_LISTS, slices_of
-from law_synth.records.synthetic import source_slice
+from law_synth.judging.segmenter import Segmenter
+from law_synth.records.run import RunConfig
+from law_synth.records.synthetic import (
+    DESCRIPTION,
+    MANIFEST,
+    SynthesisRecord,
+    read_rows,
+    read_synthesis,
+    source_slice,
+)
+from law_synth.view.places import Geometry
 from law_synth.view.resize import resize_mask
-from law_synth.view.slices import Geometry, Slice, SliceView, view_from, view_of
-
-if TYPE_CHECKING:
-    from law_synth.judging.segmenter import Segmenter
+from law_synth.view.slices import Slice, SliceView, view_from, view_of
 
 Size = tuple[int, int]  # (H, W)
 
@@ -42,7 +45,7 @@ class ImageSet:
     view: SliceView
     slices: tuple[Slice, ...]
     size: Size | None = None
-    """Size that every image and mask is resized to without crop; None: as stored."""
+    """Size that every image and mask is resized to, without crop; None leaves them as stored."""
 
     def __len__(self) -> int:
         return len(self.slices)
@@ -80,8 +83,8 @@ class ImageSet:
         return geometry.resized(self.size) if resizes else geometry
 
     def find(self, segmenter: Segmenter, index: int, image: np.ndarray) -> np.ndarray:
-        """Class numbers (H, W) that a segmenter finds in the image of `read`, as stored where it can."""
-        if not self._resizes(stored_size(self.view, self.slices[index])):
+        """Class numbers (H, W) that a segmenter finds in the image of `read`, or in the stored one."""
+        if not self._resizes(self.view.stored_size(self.slices[index])):
             return segmenter.find_slice(self.view, self.slices[index])
         return segmenter.find(self.view, image, self.geometry(index))
 
@@ -95,7 +98,7 @@ class ImageSet:
 
     @property
     def seen_as(self) -> list[str]:
-        """What has to be said of how files become images: nothing of 8-bit pictures."""
+        """How files become images, in words; empty for 8-bit pictures, which are shown as they are."""
         if not self.view.is_volumetric:
             return [self.window] * bool(self.window)
         of_volumes = Counter(one.case for one in self.slices)
@@ -106,14 +109,14 @@ class ImageSet:
         return [slices] + [self.window] * bool(self.window)
 
     def batches(self, batch_size: int) -> Iterator[list[np.ndarray]]:
-        """All images, in order, so many at a time."""
+        """All images, in order, `batch_size` at a time."""
         for start in range(0, len(self), batch_size):
             yield [self.read(index)[0] for index in range(start, min(start + batch_size, len(self)))]
 
     @cached_property
     def content(self) -> str:
         """sha256 over ids, size, how they are seen, and contents of all image and label files."""
-        record = json.dumps(self.view.record)
+        record = json.dumps(as_json(self.view.record))
         digest = hashlib.sha256(f"{self.size} {self.dataset.json['labels']} {record} {self.ids}".encode())
         for case_id in dict.fromkeys(one.case for one in self.slices):
             case = self.dataset.case(case_id)
@@ -126,16 +129,16 @@ class ImageSet:
 
 
 @dataclass(frozen=True)
-class Subject:
-    """What is evaluated: synthetic cases, and the real sets that they are compared with."""
+class ComparedSets:
+    """The synthetic cases that are evaluated, and the real sets that they are compared with."""
 
     synthetic: ImageSet
     sources: tuple[Slice | None, ...]
-    """Per synthetic case, the real image that owns its mask; None where that is unknown."""
+    """For each synthetic case the real image that owns its mask; None where that is unknown."""
     references: dict[str, ImageSet]
     """`train`: the images that the model saw; `held-out`: those of the fold's validation cases, if any."""
-    record: dict
-    """synthesis.json; empty for a folder that law-synth did not write."""
+    record: SynthesisRecord | None
+    """synthesis.json; None for a folder that law-synth did not write."""
 
     @property
     def real(self) -> RawDataset:
@@ -144,10 +147,10 @@ class Subject:
     @property
     def fold(self) -> Fold | None:
         """Fold whose training cases the synthetic ones come from; None where that is unknown."""
-        return (self.record.get("run") or {}).get("fold")
+        return None if self.record is None else self.record.run.fold
 
     def groups(self, name: str) -> list[str]:
-        """Patient or video of each image of a set; a synthetic one is of its mask's."""
+        """Patient or video of each image of a set; a synthetic image counts as one of its mask's."""
         if name != "synthetic":
             return self.references[name].groups
         owners, known = self.real.groups, zip(self.synthetic.groups, self.sources, strict=True)
@@ -160,15 +163,13 @@ class Subject:
         return [(i, position[source]) for i, source in enumerate(self.sources) if source in position]
 
 
-def read_subject(synthetic: str, real: str | None) -> Subject:
-    """Find the data sets and who belongs where. UserError: no source data set, cases missing, no cases."""
+def read_compared_sets(synthetic: str, real: str | None) -> ComparedSets:
+    """Find the data sets and their cases. UserError: no source data set, missing cases."""
     dataset = find_dataset(synthetic)
-    record = _read_json(dataset.folder / "synthesis.json")
-    run = record.get("run") or {}
-    lists = [name for name in CASE_LISTS if name in run]
-    run |= {name: check_case_ids(run[name], dataset.folder / "synthesis.json") for name in lists}
+    record = read_synthesis(dataset.folder) if (dataset.folder / DESCRIPTION).is_file() else None
+    run = record and record.run
     source = _source(dataset, record, real)
-    kept = _kept_samples(dataset.folder / "synthesis.jsonl")
+    kept = _kept_samples(dataset.folder)
     known = {case.id: case for case in dataset.training_cases}
     if missing := [case_id for case_id in kept or {} if case_id not in known]:
         raise UserError(
@@ -185,32 +186,25 @@ def read_subject(synthetic: str, real: str | None) -> Subject:
         raise UserError(f"{dataset.folder}: found no synthetic case, expected some; generate them first")
     size = common_size(view, slices)
     of_sets = {name: real_view.slices(of_set, SLICES_PER_CASE) for name, of_set in ids.items()}
-    if "slices" in run:
-        of_sets["train"] = slices_of(run, ids["train"])
+    if run is not None:
+        of_sets["train"] = run.slices_of(ids["train"])
     references = {
         name: ImageSet(name, real_view, tuple(of_set), size) for name, of_set in of_sets.items() if of_set
     }
     sources = tuple(None if kept is None else kept[one.case] for one in slices)
-    return Subject(ImageSet("synthetic", view, tuple(slices)), sources, references, record)
+    return ComparedSets(ImageSet("synthetic", view, tuple(slices)), sources, references, record)
 
 
 def common_size(view: SliceView, slices: Sequence[Slice]) -> Size | None:
-    """(H, W) if all images have it, else None. UserError: as `stored_size`."""
-    sizes = {stored_size(view, one) for one in slices}
+    """(H, W) if all images have it, else None. UserError: as `SliceView.stored_size`."""
+    sizes = {view.stored_size(one) for one in slices}
     return sizes.pop() if len(sizes) == 1 else None
 
 
-def stored_size(view: SliceView, slice_: Slice) -> Size:
-    """(H, W) of an image, from its header. UserError: unreadable."""
-    if view.is_volumetric:
-        return view.geometry(slice_).shape
-    return image_files.stored_size(view.dataset.case(slice_.case).images[0])
-
-
 def _views(
-    dataset: RawDataset, source: RawDataset, run: dict, train_ids: Sequence[str]
+    dataset: RawDataset, source: RawDataset, run: RunConfig | None, train_ids: Sequence[str]
 ) -> tuple[SliceView, SliceView]:
-    """Synthetic and real data set as the run saw the real one; as they are where no run is known.
+    """Synthetic and real data set as the run saw the real one, or as they are where no run is known.
 
     UserError: they know other classes.
     """
@@ -219,58 +213,43 @@ def _views(
             f"{dataset.folder}: found labels {dataset.json['labels']}, expected those of the real data set, "
             f"{source.json['labels']}; compare data sets of one task"
         )
-    if "view" in run:
-        return view_from(dataset, run["view"]), view_from(source, run["view"])
+    if run is not None:
+        return view_from(dataset, run.view), view_from(source, run.view)
     real = view_of(source, train_ids)
     if len(dataset.channel_names) == len(source.channel_names):
         return SliceView(dataset, real.window, real.axis), real
     return view_of(dataset, [case.id for case in dataset.training_cases]), real
 
 
-def _source(dataset: RawDataset, record: dict, real: str | None) -> RawDataset:
-    """The real data set: `--real`, else the one that synthesis.json names, by folder or else by name."""
+def _source(dataset: RawDataset, record: SynthesisRecord | None, real: str | None) -> RawDataset:
+    """The real data set: --real, or the one that synthesis.json names, by its folder or by its name."""
     if real is not None:
         return find_dataset(real)
-    named = record.get("source_dataset")
-    if named is None:
+    if record is None:
         raise UserError(
             f"{dataset.folder}: found no synthesis.json that names the real data set, expected --real; "
             "give --real DATASET"
         )
-    folder = Path(named["folder"])
-    return find_dataset(folder if (folder / "dataset.json").is_file() else named["name"])
+    named, folder = record.source_dataset.name, Path(record.source_dataset.folder)
+    return find_dataset(folder if (folder / "dataset.json").is_file() else named)
 
 
-def _kept_samples(path: Path) -> dict[str, Slice | None] | None:
+def _kept_samples(folder: Path) -> dict[str, Slice | None] | None:
     """Case id -> source image of the samples that were kept; None when there is no manifest."""
-    if not path.is_file():
+    if not (folder / MANIFEST).is_file():
         return None
-    try:
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-        kept = {line["case"]: source_slice(line) for line in lines if line["kept"]}
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{path}: malformed ({error}), expected a line of JSON with case and kept for each sample; "
-            "run law-synth generate again"
-        ) from error
-    return {check_case_id(case, path): source for case, source in kept.items()}
+    return {row.case: source_slice(row) for row in read_rows(folder) if row.kept}
 
 
-def _reference_ids(source: RawDataset, run: dict) -> dict[str, list[str]]:
+def _reference_ids(source: RawDataset, run: RunConfig | None) -> dict[str, list[str]]:
     every_case = [case.id for case in source.training_cases]
-    if "train_cases" not in run:
+    if run is None:
         return {"train": every_case, "held-out": []}
-    train = sorted({*run["train_cases"], *run.get("monitor_cases", [])})
+    train = run.seen_cases
     if missing := sorted(set(train) - set(every_case)):
         raise UserError(
             f"{source.folder}: found no case {missing[0]} ({len(missing)} such), expected it because the "
             "model was trained on it; give --real the data set of that training"
         )
-    held_out = [] if run["fold"] == "all" else fold_cases(source, run["fold"])[1]
+    held_out = [] if run.fold == "all" else fold_cases(source, run.fold)[1]
     return {"train": train, "held-out": sorted(set(held_out) - set(train))}
-
-
-def _read_json(path: Path) -> dict:
-    if not path.is_file():
-        return {}
-    return load_table(path, "the record of a generation", "run law-synth generate again")

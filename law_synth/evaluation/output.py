@@ -16,51 +16,56 @@ from rich.text import Text
 
 from dataset_conversion.system.errors import printable
 from dataset_conversion.system.folders import report_folder
+from dataset_conversion.system.json_files import as_json
 from dataset_conversion.system.provenance import package_versions
 from dataset_conversion.system.terminal import verbatim
-from law_synth.evaluation.charts import draw_agreement, draw_grid
-from law_synth.evaluation.measure import Measure
-from law_synth.evaluation.per_image import COPY_MEASURES, Findings, clip_similarities, nearest_training
+from law_synth.evaluation.agreement_chart import draw_agreement
+from law_synth.evaluation.case_grid import draw_grid
+from law_synth.evaluation.measurement import Measurement
+from law_synth.evaluation.per_image import SIMILARITIES, PerImageResults, clip_similarities, nearest_training
+from law_synth.records.run import config_as_json
 from nnunet_order.evaluation_output import write_csv
 
 FILES = ("evaluation.json", "per_case.csv", "grid.png", "agreement.png")
 PACKAGES = ("law-order", "torch", "nnunetv2", "timm", "torch-fidelity", "open_clip_torch", "numpy", "scipy")
 
 
-def write_report(findings: Findings, measures: Sequence[Measure], settings: dict, out: Path) -> None:
+def write_report(
+    results: PerImageResults, measurements: Sequence[Measurement], settings: dict, out: Path
+) -> None:
     """Write all files; none is ever half-written."""
     with report_folder(out, FILES) as partial:
-        write_csv(partial / "per_case.csv", per_case_rows(findings))
-        content = json.dumps(as_json(findings, measures, settings), indent=2, default=str)
+        write_csv(partial / "per_case.csv", per_case_rows(results))
+        content = json.dumps(report_content(results, measurements, settings), indent=2, default=str)
         (partial / "evaluation.json").write_text(content + "\n", encoding="utf-8")
-        draw_grid(findings, partial / "grid.png")
-        if findings.segmenter is not None:
-            draw_agreement(findings, partial / "agreement.png")
+        draw_grid(results, partial / "grid.png")
+        if results.segmenter is not None:
+            draw_agreement(results, partial / "agreement.png")
 
 
-def per_case_rows(findings: Findings) -> list[dict]:
+def per_case_rows(results: PerImageResults) -> list[dict]:
     """One row per synthetic image."""
-    subject = findings.subject
+    sets = results.sets
     columns: dict[str, Sequence] = {
-        "case": [one.case for one in subject.synthetic.slices],
-        "source_case": [source and source.case for source in subject.sources],
+        "case": [one.case for one in sets.synthetic.slices],
+        "source_case": [source and source.case for source in sets.sources],
     }
-    if subject.synthetic.view.is_volumetric:
-        columns["source_slice"] = [source and source.index for source in subject.sources]
-    columns |= {name: values.tolist() for name, values in findings.layouts["synthetic"].items()}
-    columns["clip_i"] = clip_similarities(findings).tolist()
-    train = subject.references["train"].ids
-    for kind, (label, _) in COPY_MEASURES.items():
-        index, similarity = nearest_training(findings, kind)
+    if sets.synthetic.view.is_volumetric:
+        columns["source_slice"] = [source and source.index for source in sets.sources]
+    columns |= {name: values.tolist() for name, values in results.mask_columns["synthetic"].items()}
+    columns["clip_i"] = clip_similarities(results).tolist()
+    train = sets.references["train"].ids
+    for kind, (label, _) in SIMILARITIES.items():
+        index, similarity = nearest_training(results, kind)
         columns[f"nearest_train_{label}"] = [train[i] for i in index]
         columns[f"similarity_{label}"] = similarity.tolist()
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
-def as_json(findings: Findings, measures: Sequence[Measure], settings: Mapping) -> dict:
-    """Everything that somebody needs to compute the same numbers again; NaN becomes null."""
-    subject, judge = findings.subject, findings.segmenter
-    images = {"synthetic": subject.synthetic} | subject.references
+def report_content(results: PerImageResults, measurements: Sequence[Measurement], settings: Mapping) -> dict:
+    """Everything that is needed to compute the same numbers again; NaN becomes null."""
+    sets, judge = results.sets, results.segmenter
+    images = {"synthetic": sets.synthetic} | sets.references
     return {
         "format": 1,
         "settings": dict(settings),
@@ -73,15 +78,15 @@ def as_json(findings: Findings, measures: Sequence[Measure], settings: Mapping) 
             }
             for name, one in images.items()
         },
-        "view": subject.synthetic.view.record,
-        "regions": subject.real.regions,
-        "run": subject.record.get("run"),
+        "view": as_json(sets.synthetic.view.record),
+        "regions": sets.real.regions,
+        "run": sets.record and config_as_json(sets.record.run),
         "extractors": {
             extractor.name: {
                 "weights_sha256": extractor.weights_sha256,
                 "preprocessing": extractor.preprocessing,
             }
-            for extractor in findings.extractors.values()
+            for extractor in results.extractors.values()
         },
         "segmenter": judge
         and {
@@ -93,68 +98,75 @@ def as_json(findings: Findings, measures: Sequence[Measure], settings: Mapping) 
         "measures": [
             {
                 key: None if isinstance(value, float) and not math.isfinite(value) else value
-                for key, value in asdict(measure).items()
+                for key, value in asdict(measurement).items()
             }
-            for measure in measures
+            for measurement in measurements
         ],
-        "skipped": findings.skipped,
+        "skipped": results.missing,
         "versions": package_versions(*PACKAGES),
     }
 
 
-def print_tables(findings: Findings, measures: Sequence[Measure], out: Path) -> None:
-    """Print all measures; each protocol once, below the tables under its number."""
-    protocols = list(dict.fromkeys(measure.protocol for measure in measures))
+def print_tables(results: PerImageResults, measurements: Sequence[Measurement], out: Path) -> None:
+    """Print all measurements. Each protocol appears once, below the tables, under its number."""
+    protocols = list(dict.fromkeys(measurement.protocol for measurement in measurements))
     console = Console()
-    realism = [measure for measure in measures if measure.section == "Realism"]
+    realism = [measurement for measurement in measurements if measurement.section == "Realism"]
     heads = ("Realism", "Against", "Value", "Range", "N")
-    console.print(_table(heads, [_row(measure, protocols) for measure in realism], left=2))
+    console.print(_table(heads, [_row(measurement, protocols) for measurement in realism], left=2))
     for section in ("Masks", "Copies"):
-        if of_section := [one for one in measures if one.section == section]:
+        if of_section := [one for one in measurements if one.section == section]:
             console.print(_pivot(of_section, protocols))
     for number, protocol in enumerate(protocols, 1):
         console.print(verbatim(f"{number:2d} {protocol}"), style="dim", highlight=False)
-    for measure, reason in findings.skipped.items():
-        console.print(verbatim(f"No {measure}: {reason}."), highlight=False)
+    for metric, reason in results.missing.items():
+        console.print(verbatim(f"No {metric}: {reason}."), highlight=False)
     console.print(verbatim(f"Results in {out}"), soft_wrap=True)
 
 
-def _row(measure: Measure, protocols: Sequence[str]) -> list[Text]:
-    n = " | ".join(str(count) for count in measure.n.values())
-    name = Text.assemble(verbatim(measure.name), (f" {1 + protocols.index(measure.protocol)}", "dim"))
-    against = measure.against if measure.images == "synthetic" else f"{measure.images}, {measure.against}"
-    spread = Text(_spread(measure), "dim")
-    return [name, verbatim(against), Text(_number(measure.value)), spread, Text(n)]
+def _row(measurement: Measurement, protocols: Sequence[str]) -> list[Text]:
+    n = " | ".join(str(count) for count in measurement.n.values())
+    name = Text.assemble(verbatim(measurement.name), (f" {1 + protocols.index(measurement.protocol)}", "dim"))
+    against = (
+        measurement.against
+        if measurement.images == "synthetic"
+        else f"{measurement.images}, {measurement.against}"
+    )
+    spread = Text(_spread(measurement), "dim")
+    return [name, verbatim(against), Text(_number(measurement.value)), spread, Text(n)]
 
 
-def _pivot(measures: Sequence[Measure], protocols: Sequence[str]) -> Table:
+def _pivot(measurements: Sequence[Measurement], protocols: Sequence[str]) -> Table:
     """One row per name and images, one column per `against`; value, interval and N in each cell."""
-    columns = list(dict.fromkeys(measure.against for measure in measures))
-    cells = {(measure.name, measure.images, measure.against): measure for measure in measures}
+    columns = list(dict.fromkeys(measurement.against for measurement in measurements))
+    cells = {
+        (measurement.name, measurement.images, measurement.against): measurement
+        for measurement in measurements
+    }
     rows = []
-    for name, images in dict.fromkeys((measure.name, measure.images) for measure in measures):
+    for name, images in dict.fromkeys((measurement.name, measurement.images) for measurement in measurements):
         row = [cells.get((name, images, against)) for against in columns]
         number = 1 + protocols.index(next(cell for cell in row if cell).protocol)
         words = Text.assemble(verbatim(name), (f" {number}", "dim"), "\n", verbatim(images))
         rows.append([words, *map(_cell, row)])
-    return _table([measures[0].section, *columns], rows, left=1)
+    return _table([measurements[0].section, *columns], rows, left=1)
 
 
-def _cell(measure: Measure | None) -> Text:
-    if measure is None:
+def _cell(measurement: Measurement | None) -> Text:
+    if measurement is None:
         return Text()
-    n = " | ".join(str(count) for count in measure.n.values())
-    lines = [_number(measure.value), *filter(None, [_spread(measure)]), f"N {n}"]
+    n = " | ".join(str(count) for count in measurement.n.values())
+    lines = [_number(measurement.value), *filter(None, [_spread(measurement)]), f"N {n}"]
     return Text.assemble(lines[0], *((f"\n{line}", "dim") for line in lines[1:]))
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[Text]], left: int) -> Table:
-    """The first `left` columns hold words, the others numbers; only words but the first column's may wrap."""
+    """A table whose first `left` columns hold words; of these all but the first may wrap."""
     table = Table(box=SIMPLE_HEAD, padding=0)
     for index, head in enumerate(heads):
         lines = [line for row in rows for line in row[index].plain.split("\n")]
         fixed = index == 0 or index >= left
-        width = max(1, *map(len, lines))  # a column may be empty: one image has no interval
+        width = max(1, *map(len, lines))  # a column may be empty: a single image has no interval
         shown = Text(textwrap.fill(printable(head), width, break_long_words=False))
         table.add_column(shown, justify="left" if index < left else "right", no_wrap=fixed)
     for row in rows:
@@ -162,8 +174,8 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[Text]], left: int) -> T
     return table
 
 
-def _spread(measure: Measure) -> str:
-    return "" if measure.low is None else f"{_number(measure.low)}..{_number(measure.high)}"
+def _spread(measurement: Measurement) -> str:
+    return "" if measurement.low is None else f"{_number(measurement.low)}..{_number(measurement.high)}"
 
 
 def _number(value: float) -> str:

@@ -1,143 +1,31 @@
-"""The work of `law-synth generate`: whole chunks per process; the last one completes the data set."""
+"""Chunks of a generation: sampled, judged and written one after the other."""
 
 from __future__ import annotations
 
-import logging
-import os
 import time
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from PIL import Image
 
-from dataset_conversion.system.errors import UserError, writing
+from dataset_conversion.system.errors import UserError
 from dataset_conversion.system.terminal import pace, progress
 from law_synth.base.model import load_base, quiet
-from law_synth.devices import pick_device
-from law_synth.evaluation.image_sets import stored_size
-from law_synth.generation.finish import finish_dataset, refuse_splits_in_the_way
+from law_synth.base.student import load_student
 from law_synth.generation.quality import QualityFilter, training_thumbnails
-from law_synth.generation.samples import GenerationPlan, Prepared, make_plan
+from law_synth.generation.samples import GenerationPlan, Prepared
 from law_synth.generation.sampling import ImageSampler
-from law_synth.records.synthetic import (
-    check_generation,
-    count_chunks,
-    no_ruins,
-    open_generation,
-    read_chunk,
-    write_chunk,
-)
-
-if TYPE_CHECKING:
-    from law_synth.generation.generate import Generate
-    from law_synth.view.slices import Geometry
-
-logger = logging.getLogger(__name__)
+from law_synth.records.synthetic import SynthesisRow, write_chunk
+from law_synth.view.places import Geometry
 
 WAITING = 4  # chunks that may wait for the disk
-SIZE_CHANGE = 0.1  # of a side, between real and synthetic images, that goes without a word
 
 
-def generate(verb: Generate, part: int, parts: int) -> None:
-    """Generate this process's chunks that are not there yet; complete the data set if they are the last."""
-    with _processes(verb.device) as (rank, world, device):
-        plan = make_plan(verb, device)
-        _announce(plan)
-        out, description = verb.out, plan.description()
-        check_generation(out, description)
-        if verb.with_real:
-            refuse_splits_in_the_way(plan)
-        if verb.dry_run:
-            return
-        mine = range(part * world + rank, len(plan.chunks), parts * world)
-        missing = [chunk for chunk in mine if read_chunk(out, chunk) is None]
-        # What does not fit is refused while they load, before anything is written.
-        networks = _load_networks(plan) if missing else None
-        with no_ruins(out, is_alone=parts * world == 1):
-            open_generation(out, description)
-            if networks:
-                logger.info("%d of this process's %d chunks are to be generated", len(missing), len(mine))
-                _generate_chunks(plan, missing, *networks, show_progress=rank == 0)
-            if (done := count_chunks(out)) < len(plan.chunks):
-                logger.info(
-                    "%d of %d chunks are there; the process that ends last completes", done, len(plan.chunks)
-                )
-                return
-            with writing(out):
-                finish_dataset(plan)
-
-
-@contextmanager
-def _processes(device: str) -> Iterator[tuple[int, int, torch.device]]:
-    """Rank, number of processes and device under torchrun or accelerate; else 0, 1 and the device."""
-    chosen = pick_device(device)
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield 0, 1, chosen
-        return
-    from accelerate import PartialState
-
-    state = PartialState(cpu=chosen.type == "cpu")  # else one process where there is no GPU
-    try:
-        yield state.process_index, state.num_processes, state.device
-    finally:
-        state.destroy_process_group()
-
-
-def _announce(plan: GenerationPlan) -> None:
-    run, sampling = plan.run, plan.sampling
-    logger.info("model: %s (fold %s, step %s)", run.folder, run.fold, run.config.get("step"))
-    if not run.config.get("finished", True):
-        logger.warning("%s: the training has not finished", run.folder)
-    logger.info(
-        "%d images of %d masks of %s, %d chunks; %s, %d steps, guidance %g, %s on %s",
-        len(plan.samples),
-        len(plan.sources),
-        plan.verb.masks or plan.dataset.folder.name,
-        len(plan.chunks),
-        sampling.sampler,
-        sampling.steps,
-        sampling.guidance_scale,
-        sampling.dtype,
-        plan.device,
-    )
-    if plan.view.is_volumetric:
-        cases = len({source.case or source.name for source in plan.sources})
-        logger.info(
-            "%d one-slice cases from slices of %d volumes; train them with -c 2d", len(plan.samples), cases
-        )
-    if channels := plan.view.normalized_by_case:
-        logger.warning(
-            "channels %s: nnU-Net will scale each slice by its own values and a volume by all of its slices, "
-            "so the two differ in brightness; convert the slices to cases of their own first",
-            ", ".join(channels),
-        )
-    if plan.verb.with_real and not plan.original_size:
-        _compare_sizes(plan)
-
-
-def _compare_sizes(plan: GenerationPlan) -> None:
-    """Say so when the synthetic images are of another size than the real ones beside them."""
-    sizes = [stored_size(plan.view, slice_) for slice_ in plan.run.slices]
-    size, (height, width) = plan.run.size, np.median(sizes, axis=0)
-    if max(abs(height - size) / height, abs(width - size) / width) > SIZE_CHANGE:
-        logger.warning(
-            "synthetic images of %d x %d will lie beside real ones of %d x %d (median): nnU-Net sees lesions "
-            "at two scales; without --original-size False they have the size of their mask's image",
-            size,
-            size,
-            width,
-            height,
-        )
-
-
-def _generate_chunks(
+def generate_chunks(
     plan: GenerationPlan, chunks: list[int], sampler: ImageSampler, judge: QualityFilter, show_progress: bool
 ) -> None:
-    """Sample and judge chunk after chunk; masks are prepared and files written by threads beside it."""
+    """Sample and judge one chunk after another; threads prepare the masks and write the files meanwhile."""
     total = sum(len(plan.chunks[chunk]) for chunk in chunks)
     bar = progress("{task.fields[pace]}", disable=not show_progress)
     with ThreadPoolExecutor(3) as pool, bar:
@@ -158,17 +46,17 @@ def _generate_chunks(
             future.result()
 
 
-def _load_networks(plan: GenerationPlan) -> tuple[ImageSampler, QualityFilter]:
-    """What makes and what judges images.
+def load_networks(plan: GenerationPlan) -> tuple[ImageSampler, QualityFilter]:
+    """The networks that make images, and the filter that judges them.
 
-    UserError: base or weights are not those of law_config.json, a training image cannot be read.
+    UserError: base or weights are not those of law_config.json; a training image cannot be read.
     """
     judge = QualityFilter(
         plan.view,
         training_thumbnails(plan.view, plan.run.slices),
-        plan.verb.max_similarity,
+        plan.options.max_similarity,
         plan.segmenter,
-        plan.verb.min_agreement,
+        plan.options.min_agreement,
     )
     return _load_sampler(plan), judge
 
@@ -177,26 +65,27 @@ def _load_sampler(plan: GenerationPlan) -> ImageSampler:
     run = plan.run
     if not run.is_as_saved:
         raise UserError(
-            f"{run.folder}: found other weights than law_config.json says, or another config.json with them, "
-            "expected a run at rest; wait until the training has saved, then give the command again"
+            f"{run.folder}: found other weights, or another config.json beside them, than law_config.json "
+            "records, expected a run that is not being saved; wait until the training has saved, then give "
+            "the same command again"
         )
-    base = load_base(run.base_source)  # the sampler moves what it needs
+    base = load_base(run.config.base.source)  # the sampler moves what it needs
     with quiet():
-        controlnet, unet = run.load_student(base, torch.float32)
+        controlnet, unet = load_student(run, base, torch.float32)
         return ImageSampler(base, controlnet, unet, plan.sampling, plan.device, plan.view.classes.count)
 
 
 def _sample(plan: GenerationPlan, sampler: ImageSampler, chunk: int, conditions: np.ndarray) -> np.ndarray:
-    """Images of a chunk, float32 (N, S, S, 3); a short chunk is filled with its last sample."""
+    """Images of a chunk, float32 (N, S, S, 3). A short chunk is filled up with copies of its last sample."""
     seeds = [sample.seed for sample in plan.chunks[chunk]]
-    count, size = len(seeds), plan.verb.chunk_size
+    count, size = len(seeds), plan.options.chunk_size
     fill = [*range(count), *[count - 1] * (size - count)]
     try:
         return sampler(conditions[fill], [seeds[i] for i in fill])[:count]
     except FloatingPointError:
         raise UserError(
-            f"found non-finite images in chunk {chunk} with --dtype {plan.sampling.dtype}, expected numbers; "
-            "nothing of it was written, try --dtype bf16 or fp32"
+            f"found non-finite images in chunk {chunk} with --dtype {plan.sampling.dtype}, expected finite "
+            "ones; nothing of that chunk was written: give --dtype bf16 or fp32"
         ) from None
 
 
@@ -208,7 +97,7 @@ def _write(
     images: np.ndarray,
     prepared: Prepared,
 ) -> Future:
-    """Judge a chunk's images here, encode and write what is kept in the pool."""
+    """Judge a chunk's images here; let the pool encode and write those that are kept."""
     kept, rows = [], []
     for sample, image, *ready in zip(plan.chunks[chunk], images, *prepared, strict=True):
         stored = _as_stored(plan, image, *ready)
@@ -227,7 +116,7 @@ def _as_stored(
     condition: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray, Geometry | None]:
     """Image (Y, X, 3), mask (Y, X) and place of a sample, at the size in which they are written."""
-    if len(plan.view.window.low) == 1:  # judged as it is written: without its colours
+    if len(plan.view.window.low) == 1:  # it is written without its colours, so it is judged without them
         image = np.ascontiguousarray(np.broadcast_to(image.mean(-1, keepdims=True), image.shape))
     if plan.view.window.dtype == "uint8":  # no finer than what the model sees
         image = np.rint(image).astype(np.uint8)
@@ -243,8 +132,8 @@ def resize_channels(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     return np.stack(resized, axis=-1).clip(0, 255)
 
 
-def _encode_and_write(plan: GenerationPlan, chunk: int, kept: list[tuple], rows: list[dict]) -> None:
+def _encode_and_write(plan: GenerationPlan, chunk: int, kept: list[tuple], rows: list[SynthesisRow]) -> None:
     files = {name: content for case in kept for name, content in plan.view.encode(*case).items()}
     labels = {name: content for name, content in files.items() if name.startswith("labelsTr/")}
     images = {name: content for name, content in files.items() if name not in labels}
-    write_chunk(plan.verb.out, chunk, images, labels, rows)
+    write_chunk(plan.options.out, chunk, images, labels, rows)

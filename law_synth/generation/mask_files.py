@@ -1,4 +1,4 @@
-"""Masks from a folder of label maps without images: pictures, or volumes whose slices are taken."""
+"""Masks from a folder of label maps without images: pictures, or slices of volumes."""
 
 from __future__ import annotations
 
@@ -12,35 +12,34 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dataset_conversion.image_files import IMAGE_ENDINGS, check_regular, images_in, warn_left_out
+from dataset_conversion.image_files import check_regular, images_in, warn_left_out
 from dataset_conversion.images import read_index_mask
 from dataset_conversion.notes import Notes
 from dataset_conversion.system.errors import UserError
 from dataset_conversion.system.folders import visible_files
-from dataset_conversion.system.names import check_name, tidy_name
+from dataset_conversion.system.names import check_name
 from dataset_conversion.system.parallel import dropping_the_rest
 from dataset_conversion.volumes import evenly_spaced
-from law_synth.generation.masks import MaskSource, mask_hash
-from law_synth.view.classes import VOLUME_ENDINGS, Classes
+from law_synth.view.classes import Classes
+from law_synth.view.mask_sources import ENDINGS, VOLUMES, MaskSource, mask_hash, mask_stem
+from law_synth.view.places import Geometry
 from law_synth.view.resize import resize_mask
-from law_synth.view.slices import Geometry, Slice, SliceView
+from law_synth.view.slices import Slice, SliceView
 
 if TYPE_CHECKING:
     import SimpleITK as sitk
 
 MANY = 200  # files that deserve a progress bar
 READERS = 4  # volumes in memory at the same time
-VOLUMES = (*VOLUME_ENDINGS, ".nii")
-ENDINGS = (*VOLUMES, *IMAGE_ENDINGS)
 
 
 @dataclass(frozen=True)
 class MaskFolder:
-    """Makes mask sources of the label maps in a folder, or in its subfolders if there are none in itself."""
+    """Makes mask sources of the label maps in a folder, or in its subfolders if it has none itself."""
 
     view: SliceView
     slices: Sequence[Slice]
-    """Training slices. In a data set of volumes they give pictures their extent in mm, in turn."""
+    """Training slices. In a data set of volumes, pictures take their extents in mm from them, in turn."""
     size: int
     """Side of the model's images."""
     per_volume: int
@@ -60,7 +59,7 @@ class MaskFolder:
         for path in paths:
             check_name(path.as_posix(), "mask", folder)
         notes = Notes()
-        # Threads suffice: Pillow and SimpleITK let go of the interpreter's lock.
+        # Threads suffice, as Pillow and SimpleITK release the interpreter's lock.
         with ThreadPoolExecutor(READERS) as pool, dropping_the_rest(pool):
             read = functools.partial(self._file_sources, folder, notes)
             files = pool.map(read, paths, range(len(paths)))
@@ -68,7 +67,9 @@ class MaskFolder:
             sources = [source for of_file in shown for source in of_file]
         notes.report()
         if not sources:
-            raise UserError(f"{folder}: found {len(paths)} masks of background only; correct --masks")
+            raise UserError(
+                f"{folder}: found {len(paths)} masks of background only, expected lesions; correct --masks"
+            )
         return sources
 
     def _file_sources(self, folder: Path, notes: Notes, name: Path, number: int) -> list[MaskSource]:
@@ -114,7 +115,7 @@ class MaskFolder:
         return MaskSource(name, case, stem, index, read, locate, mask_hash(mask), sha256_at_size)
 
     def _borrow(self, number: int, shape: tuple[int, int]) -> Geometry | None:
-        """Place of the training slice whose turn it is, with a mask's number of pixels on its extent."""
+        """Place of a training slice, taken in turn, with the mask's pixels spread over its extent."""
         geometry = self.view.geometry(self.slices[number % len(self.slices)])
         return geometry and geometry.resized(shape)
 
@@ -124,7 +125,7 @@ class MaskFolder:
 
     @cached_property
     def _orientation(self) -> str | None:
-        """Of the data set's volumes, such as LPS; None for pictures."""
+        """Orientation of the data set's volumes, such as LPS; None for pictures."""
         if not self.view.is_volumetric:
             return None
         import SimpleITK as sitk
@@ -134,7 +135,7 @@ class MaskFolder:
 
 
 def _mask_paths(folder: Path) -> list[Path]:
-    """Mask files of a folder, or else of its subfolders, as paths below it; a warning names other files."""
+    """Mask files of a folder, or of its subfolders, as paths below it; a warning names other files."""
     found = images_in(folder, ENDINGS)
     if not found:
         entries = [folder / name for name in visible_files(folder)]
@@ -145,7 +146,7 @@ def _mask_paths(folder: Path) -> list[Path]:
 
 
 def read_mask(path: Path, classes: Classes, notes: Notes | None = None) -> np.ndarray:
-    """Picture of label values (or of 0 and 255, for one class) as class numbers, uint8 (Y, X).
+    """Picture of label values (with one class also of 0 and 255) as class numbers, uint8 (Y, X).
 
     Remarks on the file go into `notes`. UserError: other values, unreadable, JPEG or WebP.
     """
@@ -156,8 +157,8 @@ def read_mask(path: Path, classes: Classes, notes: Notes | None = None) -> np.nd
 def read_volume(path: Path, classes: Classes, orientation: str | None) -> tuple[np.ndarray, sitk.Image]:
     """Volume of label values as class numbers, uint8 (Z, Y, X), and its image for spacing and the like.
 
-    Its axes are flipped and swapped into the `orientation` of the data set's volumes. UserError: as
-    `read_mask`; not 3D.
+    Its axes are flipped and swapped into the `orientation` of the data set's volumes. UserError: as for
+    `read_mask`, or it is not 3D.
     """
     import SimpleITK as sitk
 
@@ -181,12 +182,6 @@ def place_of(image: sitk.Image, axis: int, index: int) -> Geometry:
     shape = tuple(size[other] for other in range(3) if other != axis)
     origin = image.TransformIndexToPhysicalPoint(corner)
     return Geometry(shape, image.GetSpacing(), origin, image.GetDirection(), axis)
-
-
-def mask_stem(name: str) -> str:
-    """A mask file's tidy name without its ending: `.nii.gz` is one."""
-    ending = next((ending for ending in ENDINGS if name.lower().endswith(ending)), "")
-    return tidy_name(name[: len(name) - len(ending)])
 
 
 def _numbers(label: np.ndarray, path: Path, classes: Classes) -> np.ndarray:

@@ -1,7 +1,7 @@
-"""A mask augmentation for lesions inside an organ: the lesion moves, turns and bends, the organ stays.
+"""A mask augmentation for lesions inside an organ: the lesion moves, turns and bends; the organ stays.
 
-Where a lesion was, the organ is made whole; elsewhere on the organ the lesion gets a new place, in which at
-least as large a share of it lies within the organ. One that bulged may bulge as much; none is ever detached.
+The organ is filled where the lesion was. The lesion then gets a new place on the organ. At least as large a
+share of it lies within the organ as before, and it always touches what is left of the organ.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import numpy as np
 
 from law_synth.generation.warps import classes_at, draw_coordinates, touches_border, warp
 
-NESTED_SHARE = 0.25  # of a class's border that lies on the class it is nested in; 0.35 for KiTS19's tumours
-LOPSIDED = 2  # times the share of the other's border, else the two are neighbours
-ATTEMPTS = 20  # draws of all lesions before they stay where they are
+NESTED_SHARE = 0.25  # of a class's border, on the class that it is nested in; 0.35 for KiTS19's tumours
+LOPSIDED = 2  # times the share of the other class's border; below that, the two are neighbours
+ATTEMPTS = 20  # draws before all lesions stay where they are
 AREA_CHANGE = 0.1  # most that a lesion's area may change
-SCALE_CHANGE = 0.08  # of its area, at most, by intention: bending and rounding change it as well
-DEEPER = 0.2  # how much more of a lesion may lie within the organ than before, if there is such a place
+SCALE_CHANGE = 0.08  # of its area, at most, on purpose: bending and rounding change it as well
+DEEPER = 0.2  # the most that the share within the organ should grow, if there is such a place
 ORGAN_LEFT = 0.5  # of the organ's area that must remain visible
 
 
@@ -58,9 +58,9 @@ def find_nestings(masks: Iterable[np.ndarray], count: int) -> list[Nesting]:
 def move_lesions(mask: np.ndarray, nestings: Sequence[Nesting], seed: int, size: int) -> np.ndarray:
     """A mask (Y, X) of class numbers whose nested lesions have new places and shapes, drawn from `seed`.
 
-    Each connected lesion keeps its area within 10 %, and no class vanishes at `size` x `size`. A lesion of
-    which nothing lies within its organ, or that the image's border cuts, stays; where no draw finds room, all
-    do.
+    Each connected lesion keeps its area within 10 %, and no class vanishes at `size` x `size`. A lesion stays
+    where it is if no part of it lies within its organ or if the image's border cuts it. If no draw finds room
+    for all, all stay.
     """
     for outer, inner in nestings:
         draws = (_move(mask, outer, inner, np.random.default_rng([seed, i])) for i in range(ATTEMPTS))
@@ -72,7 +72,7 @@ def move_lesions(mask: np.ndarray, nestings: Sequence[Nesting], seed: int, size:
 def filled_organ(mask: np.ndarray, outer: int, inner: int) -> np.ndarray:
     """The organ as it was before its lesions: bool (Y, X).
 
-    Those parts of a lesion belong to it that lie within the convex hull of the organ that it touches.
+    The part of a lesion within the convex hull of the organ that it touches belongs to the organ.
     """
     from scipy.ndimage import find_objects, label
 
@@ -88,7 +88,7 @@ def filled_organ(mask: np.ndarray, outer: int, inner: int) -> np.ndarray:
 
 
 def _move(mask: np.ndarray, outer: int, inner: int, rng: np.random.Generator) -> np.ndarray | None:
-    """One draw; None where a lesion finds no room."""
+    """One draw of new places; None where a lesion finds no room."""
     from scipy.ndimage import binary_dilation, label
 
     organ = filled_organ(mask, outer, inner)
@@ -105,7 +105,7 @@ def _move(mask: np.ndarray, outer: int, inner: int, rng: np.random.Generator) ->
         corner = _place(shape, organ, taken, share, rng)
         if corner is None:
             return None
-        # With a rim of one pixel: there the lesion must still touch what it leaves of the organ.
+        # Within a rim of one pixel, the lesion must still touch what is left of the organ.
         box = tuple(slice(start - 1, start + n + 1) for start, n in zip(corner, shape.shape, strict=True))
         shape = np.pad(shape, 1)
         new[box][shape] = inner
@@ -116,7 +116,7 @@ def _move(mask: np.ndarray, outer: int, inner: int, rng: np.random.Generator) ->
 
 
 def _reshaped(lesion: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """One connected lesion turned, mirrored, scaled and bent: bool, cut to its bounding box."""
+    """One connected lesion, turned, mirrored, scaled and bent: bool, cut to its bounding box."""
     from scipy.ndimage import label
 
     shape = _cut(lesion)
@@ -140,13 +140,13 @@ def _reshaped(lesion: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def _place(
     shape: np.ndarray, organ: np.ndarray, taken: np.ndarray, share: float, rng: np.random.Generator
 ) -> tuple[int, int] | None:
-    """Where the corner of `shape` may lie in the image, or None: off what is taken, `share` in the organ."""
+    """A place for the corner of `shape`, with at least `share` of it in the organ and nothing on `taken`."""
     from scipy.signal import fftconvolve
 
     if any(side + 2 > limit for side, limit in zip(shape.shape, organ.shape, strict=True)):
         return None
     kernel = shape[::-1, ::-1].astype(np.float64)
-    # Without the outermost pixels: no lesion is cut that was not.
+    # The outermost pixels are left out, so that the border cuts no lesion.
     inside, hit = (
         np.rint(fftconvolve(area[1:-1, 1:-1].astype(np.float64), kernel, mode="valid"))
         for area in (organ, taken)
@@ -165,7 +165,7 @@ def _in_hull(organ: np.ndarray, points: np.ndarray) -> np.ndarray:
 
     try:
         return Delaunay(np.argwhere(organ & ~binary_erosion(organ))).find_simplex(points) >= 0
-    except (QhullError, ValueError):  # no organ, or one in a line: it has no inside
+    except (QhullError, ValueError):  # there is no organ, or it is a line and has no inside
         return np.zeros(len(points), bool)
 
 

@@ -1,26 +1,24 @@
-"""Which generated images are kept: not constant, no near copy of a training image, and true to their mask."""
+"""Which generated images are kept: those that vary, follow their mask and copy no training image."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from law_synth.judging.agreement import MEAN, agreement
 from law_synth.judging.features import nearest, thumbnails, with_mirrored
+from law_synth.judging.segmenter import Segmenter
+from law_synth.view.places import Geometry
+from law_synth.view.slices import Slice, SliceView
 
-if TYPE_CHECKING:
-    from law_synth.judging.segmenter import Segmenter
-    from law_synth.view.slices import Geometry, Slice, SliceView
-
-CONSTANT = 2  # grey levels from darkest to brightest in every channel; a rounding error is no picture
+CONSTANT = 2  # grey levels from darkest to brightest in every channel, as rounding may leave
 MANY = 200  # images that deserve a progress bar
 
 
 class QualityFilter:
-    """Judges images one by one, deterministically: `filter(image, mask, geometry)`."""
+    """Judges images one by one and deterministically: `filter(image, mask, geometry)`."""
 
     def __init__(
         self,
@@ -41,10 +39,10 @@ class QualityFilter:
     ) -> tuple[str | None, dict]:
         """Image (Y, X, 3) in [0, 255], mask of class numbers (Y, X) -> why it is dropped (or None), scores.
 
-        Scores: agreement (mean Dice of what the segmenter finds and the mask, over the data set's regions; 1
-        where both are empty), agreement_<region> of each where there are several, similarity (correlation of
-        thumbnails, mirrored ones too) to the most similar training image, nearest_case. None: not measured,
-        or a region that neither has.
+        The scores are agreement (mean Dice of what the segmenter finds and the mask, over the data set's
+        regions; 1 where both are empty), agreement_<region> for each region where there are several,
+        similarity to the most similar training image (correlation of thumbnails, also of mirrored ones) and
+        nearest_case. None stands for what was not measured, and for a region that is in neither mask.
         """
         scores = {"agreement": None, "similarity": None, "nearest_case": None}
         levels = np.rint(image).astype(np.uint8)

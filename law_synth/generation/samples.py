@@ -7,36 +7,34 @@ import logging
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from dataset_conversion.folder import read_groups
 from dataset_conversion.raw.dataset import RawDataset, find_dataset
 from dataset_conversion.system.errors import UserError
 from dataset_conversion.system.provenance import package_versions
 from law_synth.devices import has_bf16
-from law_synth.generation.generate import PRESETS
+from law_synth.generation.augmentation import augment
 from law_synth.generation.mask_files import MaskFolder
-from law_synth.generation.masks import MaskSource, augment, case_masks, mask_hash
 from law_synth.generation.nested_masks import Nesting, find_nestings
+from law_synth.generation.options import PRESETS, Generate
 from law_synth.generation.sampling import Sampling, derived_seed
-from law_synth.judging.segmenter import judge_of_fold
+from law_synth.judging.segmenter import Segmenter, judge_of_fold
 from law_synth.leaks import HeldOutMasks, refuse_leaks
-from law_synth.mining.hard_cases import HardCases, read_hard_cases
+from law_synth.records.hard_cases import HardCases, read_hard_cases
 from law_synth.records.run import TrainedRun, newest_run, read_run
+from law_synth.records.synthetic import Recipe, SourceDataset, SynthesisRecord, SynthesisRow
+from law_synth.view.mask_sources import MaskSource, case_masks, mask_hash
+from law_synth.view.places import Geometry
 from law_synth.view.resize import resize_mask
-
-if TYPE_CHECKING:
-    import torch
-
-    from law_synth.generation.generate import Generate
-    from law_synth.judging.segmenter import Segmenter
-    from law_synth.view.slices import Geometry, SliceView
+from law_synth.view.slices import SliceView
 
 logger = logging.getLogger(__name__)
 
-NESTING_CASES = 50  # that are looked at to learn which class lies inside which
+NESTING_CASES = 50  # cases in which to find out which class lies inside which
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,7 @@ class Sample:
     case: str
     source: MaskSource
     seed: int
-    """Of its noise."""
+    """Seed of its noise."""
     mask_seed: int
 
 
@@ -66,13 +64,13 @@ class Prepared(NamedTuple):
 class GenerationPlan:
     """Everything that decides what a generation writes; `make_plan` makes it."""
 
-    verb: Generate
+    options: Generate
     run: TrainedRun
     dataset: RawDataset
     view: SliceView
     sources: list[MaskSource]
     nestings: list[Nesting]
-    """Of --mask-augment nested."""
+    """Which class lies in which; empty unless --mask-augment is nested or nested-elastic."""
     hard_cases: HardCases | None
     segmenter: Segmenter | None
     sampling: Sampling
@@ -81,7 +79,7 @@ class GenerationPlan:
     @cached_property
     def samples(self) -> list[Sample]:
         """In the order of their index."""
-        seed = self.verb.seed
+        seed = self.options.seed
         return [
             Sample(
                 index,
@@ -94,27 +92,28 @@ class GenerationPlan:
         ]
 
     def _source_indices(self) -> list[int]:
-        """Per sample: the sources follow each other round and round, or the hard ones come more often."""
-        count = self.verb.samples or len(self.sources)
+        """Index of each sample's mask: each mask in turn, or with --hard-cases the hard ones more often."""
+        count = self.options.samples or len(self.sources)
         if self.hard_cases is None:
             return [index % len(self.sources) for index in range(count)]
         cases = [source.case for source in self.sources]
-        return self.hard_cases.draw(cases, count, derived_seed(self.verb.seed, 0, "hard cases"))
+        return self.hard_cases.draw(cases, count, derived_seed(self.options.seed, 0, "hard cases"))
 
     @cached_property
     def chunks(self) -> list[list[Sample]]:
         """The samples in groups of --chunk-size; the last may be shorter."""
-        size = self.verb.chunk_size
+        size = self.options.chunk_size
         return [self.samples[start : start + size] for start in range(0, len(self.samples), size)]
 
     @property
     def original_size(self) -> bool:
-        """Whether images are written at the size of their mask's source: by default where real ones are near.
+        """Whether images are written at the size of their mask's source.
 
-        Those of volumes are, or will be; else a segmenter would see lesions at two scales.
+        By default they are where they will lie beside real images, as those of volumes always may. Otherwise
+        a segmenter would see lesions at two scales.
         """
-        given = self.verb.original_size
-        return self.view.is_volumetric or self.verb.with_real if given is None else given
+        given = self.options.original_size
+        return self.view.is_volumetric or self.options.with_real if given is None else given
 
     def prepare(self, chunk: int) -> Prepared:
         """Read and vary the masks of a chunk's samples."""
@@ -124,75 +123,68 @@ class GenerationPlan:
         return Prepared(masks, geometries, np.stack([resize_mask(mask, size) for mask in masks]))
 
     def _vary(self, sample: Sample) -> np.ndarray:
-        kind, size = self.verb.mask_augment, self.run.size
+        kind, size = self.options.mask_augment, self.run.size
         return augment(sample.source.read(), kind, sample.mask_seed, size, self.nestings)
 
-    def row(self, sample: Sample, chunk: int, mask: np.ndarray, reason: str | None, scores: dict) -> dict:
+    def row(
+        self, sample: Sample, chunk: int, mask: np.ndarray, reason: str | None, scores: dict
+    ) -> SynthesisRow:
         """Line of synthesis.jsonl for a sample and its mask at model size."""
-        return {
-            "case": sample.case,
-            "index": sample.index,
-            "chunk": chunk,
-            "kept": reason is None,
-            "reason": reason,
-            "seed": sample.seed,
-            "source_case": sample.source.case,
-            "source_group": sample.source.group,
-            "source_slice": sample.source.index,
-            "source_mask": sample.source.name,
-            "mask_sha256": mask_hash(mask),
-            "mask_augmentation": self.verb.mask_augment,
-            "mask_seed": None if self.verb.mask_augment == "none" else sample.mask_seed,
-            "prompt": self.sampling.prompt,
-            "sampler": self.sampling.sampler,
-            "steps": self.sampling.steps,
-            "guidance_scale": self.sampling.guidance_scale,
-            "model_hash": self.run.hash,
-            "scores": scores,
-        }
+        return SynthesisRow(
+            case=sample.case,
+            index=sample.index,
+            chunk=chunk,
+            kept=reason is None,
+            reason=reason,
+            seed=sample.seed,
+            source_case=sample.source.case,
+            source_group=sample.source.group,
+            source_slice=sample.source.index,
+            source_mask=sample.source.name,
+            mask_sha256=mask_hash(mask),
+            mask_augmentation=self.options.mask_augment,
+            mask_seed=None if self.options.mask_augment == "none" else sample.mask_seed,
+            prompt=self.sampling.prompt,
+            sampler=self.sampling.sampler,
+            steps=self.sampling.steps,
+            guidance_scale=self.sampling.guidance_scale,
+            model_hash=self.run.hash,
+            scores=scores,
+        )
 
-    def description(self) -> dict:
-        """Content of synthesis.json. Its options decide the bytes that are written, so that a resume compares
-        them."""
-        import torch
-
-        verb = self.verb
-        options = {
-            "model": self.run.hash,
-            "base": self.run.base_hash,
-            "data_set": self.dataset.name,
-            "masks": self._masks_digest(),
-            "samples": len(self.samples),
-            "mask_augment": verb.mask_augment,
-            "with_real": verb.with_real,
-            "original_size": self.original_size,
+    def description(self) -> SynthesisRecord:
+        """Content of synthesis.json; a resume compares its recipe, which decides the generated bytes."""
+        options = self.options
+        recipe = Recipe(
+            model=self.run.hash,
+            base=self.run.config.base.hash,
+            data_set=self.dataset.name,
+            masks=self._masks_digest(),
+            samples=len(self.samples),
+            mask_augment=options.mask_augment,
+            with_real=options.with_real,
+            original_size=self.original_size,
             **asdict(self.sampling),
-            "segmenter": self.segmenter and self.segmenter.hash,
-            **{
-                name: getattr(verb, name)
-                for name in ("min_agreement", "max_similarity", "chunk_size", "seed")
-            },
-            "device": self.device.type,
-        }
-        if self.nestings:
-            options["nesting"] = self.nestings
-        if self.hard_cases is not None:
-            options["hard_cases"] = self.hard_cases.hash
+            segmenter=self.segmenter and self.segmenter.hash,
+            min_agreement=options.min_agreement,
+            max_similarity=options.max_similarity,
+            chunk_size=options.chunk_size,
+            seed=options.seed,
+            device=self.device.type,
+            nesting=[*map(list, self.nestings)] or None,
+            hard_cases=self.hard_cases and self.hard_cases.hash,
+        )
         packages = ("law-order", "torch", "diffusers", "transformers", "nnunetv2", "numpy", "pillow")
         versions = package_versions(*packages)
         if self.device.type == "cpu":
-            versions["threads"] = str(torch.get_num_threads())  # sums of another order
-        source = {
-            "name": self.dataset.name,
-            "origin": self.dataset.origin,
-            "folder": str(self.dataset.folder.resolve()),
-        }
-        content = {"options": options, "run": self.run.config, "source_dataset": source, "versions": versions}
-        return content if self.hard_cases is None else content | {"hard_cases": self.hard_cases.content}
+            versions["threads"] = str(torch.get_num_threads())  # they decide the order of sums
+        folder = str(self.dataset.folder.resolve())
+        source = SourceDataset(name=self.dataset.name, origin=self.dataset.origin, folder=folder)
+        return SynthesisRecord(recipe, self.run.config, source, versions, self.hard_cases)
 
     @cached_property
     def prefix(self) -> str:
-        """Of the case ids: law, or law2, ... where the data set has such cases already."""
+        """Prefix of the case ids: law, or law2, ... where the data set already has such cases."""
         taken = [case.id.lower() for case in (*self.dataset.training_cases, *self.dataset.test_cases)]
         prefix, number = "law", 1
         while any(case.startswith(f"{prefix}_") for case in taken):
@@ -201,7 +193,7 @@ class GenerationPlan:
         return prefix
 
     def _masks_digest(self) -> str:
-        """Names of the sources, and the pixels of those that are no cases of the data set."""
+        """sha256 of the masks' names, and of the pixels of those from a folder."""
         digest = hashlib.sha256()
         for source in self.sources:
             index = "" if source.index is None else f" {source.index}"
@@ -209,46 +201,46 @@ class GenerationPlan:
         return digest.hexdigest()
 
 
-def make_plan(verb: Generate, device: torch.device) -> GenerationPlan:
-    """Find run, data set, masks and judge. UserError: one is not usable, or something would leak."""
-    run = read_run(verb.trained_run) if verb.trained_run is not None else newest_run()
+def make_plan(options: Generate, device: torch.device) -> GenerationPlan:
+    """Find run, data set, masks and judge. UserError: one of them cannot be used, or something would leak."""
+    run = read_run(options.trained_run) if options.trained_run is not None else newest_run()
     recorded = (run.dataset_folder / "dataset.json").is_file()
     dataset = find_dataset(run.dataset_folder if recorded else run.dataset_name)
     view = run.view(dataset)
-    judge = judge_of_fold(Path(verb.segmenter), device, run.fold, dataset) if verb.segmenter else None
+    judge = judge_of_fold(Path(options.segmenter), device, run.fold, dataset) if options.segmenter else None
     refuse_leaks(run, dataset, judge)
-    sources = case_masks(view, run.slices) if verb.masks is None else _folder_sources(verb, run, view)
-    nestings = _nestings(run, view) if verb.mask_augment in ("nested", "nested-elastic") else []
+    sources = case_masks(view, run.slices) if options.masks is None else _folder_sources(options, run, view)
+    nestings = _nestings(run, view) if options.mask_augment in ("nested", "nested-elastic") else []
     name = dataset.name
-    hard_cases = verb.hard_cases and read_hard_cases(verb.hard_cases, name, run.fold, run.train_cases)
-    sampling = _sampling(verb, run, device)
-    return GenerationPlan(verb, run, dataset, view, sources, nestings, hard_cases, judge, sampling, device)
+    hard_cases = options.hard_cases and read_hard_cases(options.hard_cases, name, run.fold, run.train_cases)
+    sampling = _sampling(options, run, device)
+    return GenerationPlan(options, run, dataset, view, sources, nestings, hard_cases, judge, sampling, device)
 
 
-def _sampling(verb: Generate, run: TrainedRun, device: torch.device) -> Sampling:
-    sampler, steps = PRESETS[verb.preset]
+def _sampling(options: Generate, run: TrainedRun, device: torch.device) -> Sampling:
+    sampler, steps = PRESETS[options.preset]
     return Sampling(
-        verb.sampler or sampler,
-        verb.steps or steps,
-        verb.guidance_scale or run.guidance_scale,
-        run.prompt if verb.prompt is None else verb.prompt,
-        verb.dtype or ("fp32" if device.type == "cpu" else "bf16" if has_bf16(device) else "fp16"),
-        verb.compile,
+        options.sampler or sampler,
+        options.steps or steps,
+        options.guidance_scale or run.config.guidance_scale,
+        run.config.prompt if options.prompt is None else options.prompt,
+        options.dtype or ("fp32" if device.type == "cpu" else "bf16" if has_bf16(device) else "fp16"),
+        options.compile,
     )
 
 
-def _folder_sources(verb: Generate, run: TrainedRun, view: SliceView) -> list[MaskSource]:
-    """The masks of --masks, none of them of a validation or test case."""
-    groups = read_groups(verb.mask_groups) if verb.mask_groups is not None else {}
-    sources = MaskFolder(view, run.slices, run.size, verb.slices_per_mask).sources(verb.masks)
-    kept = HeldOutMasks(run, view, groups).taken_out(sources, verb.drop_held_out_masks)
+def _folder_sources(options: Generate, run: TrainedRun, view: SliceView) -> list[MaskSource]:
+    """The masks in --masks, without those of validation and test cases."""
+    groups = read_groups(options.mask_groups) if options.mask_groups is not None else {}
+    sources = MaskFolder(view, run.slices, run.size, options.slices_per_mask).sources(options.masks)
+    kept = HeldOutMasks(run, view, groups).taken_out(sources, options.drop_held_out_masks)
     return with_own_masks(kept, case_masks(view, run.slices))
 
 
 def with_own_masks(sources: list[MaskSource], of_cases: list[MaskSource]) -> list[MaskSource]:
-    """The sources, each file that is a copy of its case's own mask replaced by that mask.
+    """Replace each file that is a copy of its case's own mask by that mask.
 
-    A copy has the case's name, and the mask's pixels and place. `of_cases`: as `case_masks` gives them.
+    A copy has the name of the case and the pixels and place of its mask. `of_cases`: from `case_masks`.
     """
     own = {(source.case, source.index): source for source in of_cases}
     return [_own_mask(source, own.get((source.case, source.index))) for source in sources]
@@ -261,13 +253,13 @@ def _own_mask(source: MaskSource, own: MaskSource | None) -> MaskSource:
 
 
 def _nestings(run: TrainedRun, view: SliceView) -> list[Nesting]:
-    """Which class lies in which, by masks of training cases. UserError: none in any."""
+    """Which class lies in which, by the masks of training cases. UserError: no class lies in another."""
     from rich.progress import track
 
     cases = run.train_cases
     chosen = {cases[i] for i in np.linspace(0, len(cases) - 1, min(len(cases), NESTING_CASES)).astype(int)}
     slices = [slice_ for slice_ in run.slices if slice_.case in chosen]
-    masks = map(view.read_mask, track(slices, "learning what lies in what", transient=True))
+    masks = map(view.read_mask, track(slices, "finding nested classes", transient=True))
     nestings = find_nestings(masks, view.classes.count)
     if not nestings:
         raise UserError(

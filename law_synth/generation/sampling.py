@@ -1,24 +1,24 @@
-"""From masks and noise to images, one batch at a time, through diffusers' stock ControlNet pipeline."""
+"""From masks and noise to images, batch by batch, through diffusers' stock ControlNet pipeline."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from law_synth.base.model import BaseModel
+from law_synth.base.pipeline import SamplerName, new_pipeline
 from law_synth.view.classes import condition
 
 if TYPE_CHECKING:
     from diffusers import ControlNetModel, UNet2DConditionModel
 
-    from law_synth.base.model import BaseModel
 
-SamplerName = Literal["ddim", "unipc", "dpm++"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -35,7 +35,7 @@ class Sampling:
 
 
 class OncePerBatch(nn.Module):
-    """Calls `embed` only for another input tensor; the pipeline asks for the mask's embedding each step."""
+    """Calls `embed` only for a new input tensor: the pipeline asks for the mask's embedding in every step."""
 
     def __init__(self, embed: nn.Module):
         super().__init__()
@@ -65,13 +65,13 @@ class ImageSampler:
         torch.backends.cudnn.deterministic = True
         text, empty = base.encode_prompts([settings.prompt, ""]).to(device, self.dtype)
         self._prompts = {"prompt_embeds": text, "negative_prompt_embeds": empty}
-        base.text_encoder.to(device, self.dtype)  # which the pipeline takes as the embeddings' type
+        base.text_encoder.to(device, self.dtype)  # the pipeline takes its type for that of the embeddings
         for model in (unet, controlnet, base.vae):
             model.to(device, self.dtype, memory_format=torch.channels_last).requires_grad_(False)
         if settings.compile:
             from torch._inductor import config
 
-            # Else each process times kernels and chooses, and sums in another order than the next one.
+            # Otherwise each process chooses kernels by its own timing, and sums in an order of its own.
             if hasattr(config, "deterministic"):
                 config.deterministic = True
             unet, controlnet = torch.compile(unet), torch.compile(controlnet)
@@ -104,7 +104,7 @@ class ImageSampler:
 
 
 def noise(shape: tuple[int, ...], seeds: Sequence[int]) -> Tensor:
-    """Standard normal (B, *shape) fp32; each sample from a CPU generator of its own, whatever the batch."""
+    """Standard normal (B, *shape) fp32. Each sample has its own CPU generator, so batches do not matter."""
     samples = [torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed)) for seed in seeds]
     return torch.stack(samples)
 
@@ -113,36 +113,3 @@ def derived_seed(seed: int, index: int, purpose: str) -> int:
     """A seed of 63 bits for one sample and purpose."""
     digest = hashlib.sha256(f"{seed}/{index}/{purpose}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
-
-
-def new_pipeline(base: BaseModel, controlnet: nn.Module, unet: nn.Module, sampler: SamplerName) -> Any:
-    """Stock StableDiffusionControlNetPipeline without safety checker, which turns lesions black."""
-    from diffusers import StableDiffusionControlNetPipeline
-
-    pipeline = StableDiffusionControlNetPipeline(
-        vae=base.vae,
-        text_encoder=base.text_encoder,
-        tokenizer=base.tokenizer,
-        unet=unet,
-        controlnet=controlnet,
-        scheduler=new_scheduler(base, sampler),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
-
-
-def new_scheduler(base: BaseModel, sampler: SamplerName) -> Any:
-    """A deterministic sampler with the base's noise levels and prediction type."""
-    from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
-
-    config = base.scheduler.config
-    if sampler == "ddim":  # as Stable Diffusion 1.5 sets it; eta is 0 by the pipeline's default
-        return DDIMScheduler.from_config(
-            config, clip_sample=False, set_alpha_to_one=False, steps_offset=1, timestep_spacing="leading"
-        )
-    return {"unipc": UniPCMultistepScheduler, "dpm++": DPMSolverMultistepScheduler}[sampler].from_config(
-        config
-    )

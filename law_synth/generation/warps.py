@@ -6,7 +6,7 @@ import numpy as np
 
 from law_synth.view.resize import resize_mask
 
-SHIFT = 0.1  # of the image's sides, at most, to either side
+SHIFT = 0.1  # largest shift in either direction, of the image's sides
 SHEAR = 0.2  # tangent of the largest shear angle
 BEND = 0.1  # largest elastic displacement, of the lesion's diameter
 
@@ -25,7 +25,7 @@ def draw_coordinates(mask: np.ndarray, kind: str, rng: np.random.Generator) -> n
 def warp(mask: np.ndarray, coordinates: np.ndarray) -> np.ndarray:
     """Class numbers (Y, X) read at float coordinates (2, Y, X): the class with the largest bilinear share.
 
-    With one class that is its bilinear value split at one half.
+    With one class, that is a threshold of one half on its bilinear value.
     """
     from scipy.ndimage import map_coordinates
 

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
+from law_synth.view.slices import SliceView
 from nnunet_order.metrics import label_metrics
-
-if TYPE_CHECKING:
-    from law_synth.view.slices import SliceView
 
 MEAN = "mean"  # beside the names of the data set's regions
 OVERLAPS = ("Dice", "IoU")

@@ -6,9 +6,7 @@ files with weights_only=True and recorded by their sha256.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import logging
 import os
 import re
 import tempfile
@@ -29,8 +27,6 @@ from nnunet_order.torch_file import load_torch
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-
-logger = logging.getLogger(__name__)
 
 THUMBNAIL_SIDE = 32
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"  # of torch-fidelity's releases
@@ -276,25 +272,6 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     if not all(map(torch.is_tensor, weights.values())):
         raise UserError(f"{path}: found no table of named tensors, expected network weights")
     return weights
-
-
-def cached(key: str, compute: Callable[[], np.ndarray]) -> np.ndarray:
-    """The array stored under `key` in $XDG_CACHE_HOME/law_synth, else `compute()`, which is then stored."""
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    path = root / "law_synth" / f"{key}.npy"
-    if path.is_file():
-        with contextlib.suppress(ValueError, OSError, EOFError):  # a damaged file is computed anew
-            return np.load(path, allow_pickle=False)
-    array = compute()
-    partial = path.with_name(f".{key}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
-            np.save(file, array, allow_pickle=False)
-        os.replace(partial, path)
-    except OSError as error:
-        logger.warning("%s: features are not kept for the next run (%s)", path, error.strerror)
-    return array
 
 
 def _save(weights: dict[str, Tensor], path: Path) -> None:

@@ -13,17 +13,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dataset_conversion.raw.dataset import RawDataset, find_dataset, nnunet_folder
-from dataset_conversion.raw.folds import read_folds, read_splits
+from dataset_conversion.raw.folds import Fold, read_folds, read_splits
 from dataset_conversion.system.errors import UserError
 from dataset_conversion.system.files import hash_file
+from law_synth.view.places import Geometry
+from law_synth.view.slices import Slice, SliceView
 from nnunet_order.model_folder import CHECKPOINT, find_folds, open_model_folder, read_checkpoint
 
 if TYPE_CHECKING:
     import torch
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-
-    from dataset_conversion.raw.folds import Fold
-    from law_synth.view.slices import Geometry, Slice, SliceView
 
 
 class Segmenter:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 from collections import defaultdict
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,10 +13,11 @@ from torch import Tensor
 
 from dataset_conversion.system.errors import writing
 from law_synth.base.model import BaseModel
-from law_synth.generation.sampling import new_pipeline
+from law_synth.base.pipeline import new_pipeline
 from law_synth.objective import Batch, TrainingObjective, add_noise, velocity
 from law_synth.records.run import PICTURED
 from law_synth.training.data import Sampler, TrainingData
+from law_synth.training.settle import Plan
 from law_synth.training.state import LOG
 from law_synth.view.classes import colours
 from law_synth.weighting import joined_delta
@@ -35,24 +35,23 @@ class Monitor:
 
     def __init__(
         self,
-        folder: Path,
+        plan: Plan,
         base: BaseModel,
         fixed: TrainingData,
-        config: dict,
         accelerator: Accelerator,
         start: int,
     ):
         from torch.utils.tensorboard import SummaryWriter
 
-        self.folder, self.base, self.fixed, self.config = folder, base, fixed, config
+        self.folder, self.base, self.fixed, self.config = plan.folder, base, fixed, plan.config
         self.accelerator = accelerator
-        self.has_unseen = bool(config["monitor_cases"])
-        self.names = list(config["view"]["classes"])
-        self.pictures = folder / "samples"
+        self.has_unseen = bool(self.config.monitor_cases)
+        self.names = list(self.config.view.classes)
+        self.pictures = self.folder / "samples"
         self.pictures.mkdir(parents=True, exist_ok=True)
-        self.writer = SummaryWriter(folder / "tensorboard", purge_step=start + 1)
+        self.writer = SummaryWriter(self.folder / "tensorboard", purge_step=start + 1)
         shape, timesteps = tuple(fixed.mean.shape[1:]), base.scheduler.config.num_train_timesteps
-        sampler = Sampler(config["options"]["seed"], len(fixed.slices), shape, timesteps, empty_prompts=0.0)
+        sampler = Sampler(plan.options.seed, len(fixed.slices), shape, timesteps, empty_prompts=0.0)
         self.timesteps = timesteps
         # Draws of a pass of their own: every case once, the same noise at every look.
         draws = [sampler.draw(position) for position in range(len(fixed.slices))]
@@ -77,7 +76,7 @@ class Monitor:
             self._draw(step, deltas, samples)
 
     def _draw(self, step: int, deltas: np.ndarray | None, samples: np.ndarray) -> None:
-        if len(self.config["view"]["window"]["low"]) == 1:  # as generate writes grey
+        if len(self.config.view.window.low) == 1:  # as generate writes grey
             samples = np.broadcast_to(samples.mean(-1, keepdims=True), samples.shape)
         if deltas is not None:
             np.save(self.pictures / f"delta_{step:06d}.npy", deltas)
@@ -131,7 +130,7 @@ class Monitor:
             image=batch.condition,
             latents=batch.noise,
             num_inference_steps=SAMPLING_STEPS,
-            guidance_scale=self.config["guidance_scale"],
+            guidance_scale=self.config.guidance_scale,
             output_type="np",
         ).images
 

@@ -9,11 +9,14 @@ from typing import NamedTuple
 from dataset_conversion.raw.dataset import RawDataset, find_dataset
 from dataset_conversion.raw.folds import leak_free_fold
 from dataset_conversion.system.errors import UserError
+from dataset_conversion.system.json_files import as_json
 from dataset_conversion.system.provenance import git_commit, package_versions
 from law_synth.base.held_back import hold_back_cases
 from law_synth.base.model import BaseModel
-from law_synth.base.seen import base_config, chosen_slices, is_of_same_cases, view_with_base
-from law_synth.records.run import FORMAT, default_run_folder, slices_of
+from law_synth.base.seen import chosen_slices, view_with_base
+from law_synth.leaks import cases_behind_base, refuse_informed_base
+from law_synth.records.base import BaseConfig, read_base_config
+from law_synth.records.run import FORMAT, RunSettings, TrainedOn, UsedBase, default_run_folder
 from law_synth.training.options import Train
 from law_synth.view.classes import joined, lesion_classes
 from law_synth.view.slices import Slice, SliceView
@@ -26,31 +29,28 @@ DEFAULT_SIZE, DEFAULT_GUIDANCE = 384, 9.0  # ADC's code
 class Plan(NamedTuple):
     """What a training will do."""
 
+    options: Train
     view: SliceView
     folder: Path
-    config: dict  # law_config.json but for step, finished and the hash of the weights
+    config: RunSettings
 
     @property
     def effective_batch(self) -> int:
         """Samples per optimizer step."""
-        used = self.config["options"]
-        return used["batch_size"] * used["gradient_accumulation"] * self.config["processes"]
-
-    def config_at(self, step: int, last: int) -> dict:
-        """`config` as a save after `step` of `last` steps writes it."""
-        return self.config | {"step": step, "finished": step >= last}
+        return self.options.batch_size * self.options.gradient_accumulation * self.config.processes
 
     @property
     def content(self) -> dict:
         """What must be the same when a run goes on: neither paths nor how the batch is shared out."""
         names = ("fold", "train_cases", "monitor_cases", "view", "slices", "size", "prompt", "guidance_scale")
         free = ("batch_size", "gradient_accumulation", "mixed_precision", "gradient_checkpointing")
+        settled = as_json(self.config)
         return (
-            {name: value for name, value in self.config["options"].items() if name not in free}
-            | {name: self.config[name] for name in names}
+            {name: value for name, value in self.config.options.items() if name not in free}
+            | {name: settled[name] for name in names}
             | {
-                "dataset": self.config["dataset"]["name"],
-                "base": self.config["base"]["hash"],
+                "dataset": self.config.dataset.name,
+                "base": self.config.base.hash,
                 "effective_batch": self.effective_batch,
             }
         )
@@ -67,19 +67,20 @@ def chosen_dataset(options: Train) -> RawDataset:
 def settle(options: Train, dataset: RawDataset, base: BaseModel, processes: int) -> Plan:
     """Settle cases, run folder and configuration. UserError: whatever does not fit together."""
     trained, _ = leak_free_fold(dataset, options.fold)
-    of_base = base_config(base.source)
-    unseen = sorted(set(of_base.get("train_cases", [])) - set(trained))
-    if unseen and is_of_same_cases(of_base, dataset.origin):
-        raise UserError(
-            f"{base.source}: found a base trained on {unseen[0]} ({len(unseen)} such), expected only "
-            f"training cases of fold {options.fold}; make one with law-synth init-base --fold {options.fold}"
-        )
-    if unseen:
+    of_base = read_base_config(base.source)
+    if cases_behind_base(base.source, dataset.origin) is None:
         logger.warning(
             "%s was trained on %s: make sure that it holds no validation or test case of %s",
-            *(base.source, of_base["dataset"], dataset.folder.name),
+            *(base.source, of_base.dataset, dataset.folder.name),
         )
-    size = options.size or of_base.get("image_size", DEFAULT_SIZE)
+    refuse_informed_base(
+        base.source,
+        dataset,
+        trained,
+        expected=f"training cases of fold {options.fold}",
+        remedy=f"make one with law-synth init-base --fold {options.fold}",
+    )
+    size = options.size or (DEFAULT_SIZE if of_base is None else of_base.image_size)
     if size % base.latent_factor:
         raise UserError(
             f"found --size {size}, expected a multiple of {base.latent_factor}, the pixels per latent cell "
@@ -89,27 +90,34 @@ def settle(options: Train, dataset: RawDataset, base: BaseModel, processes: int)
     slices = chosen_slices(view, trained, options.slices_per_case)
     shown = list(dict.fromkeys(one.case for one in slices))  # the others are volumes without lesions
     monitored = hold_back_cases(shown, options.monitor_cases, options.seed, dataset.groups)
-    guidance = options.guidance_scale
-    config = {
-        "format": FORMAT,
-        "versions": package_versions("law-order", "torch", "diffusers", "accelerate", "transformers"),
-        "git_commit": git_commit(),
-        "options": options.recorded,
-        "processes": processes,
-        "dataset": {"name": dataset.name, "folder": str(dataset.folder.resolve())},
-        "fold": options.fold,
-        "train_cases": [case_id for case_id in trained if case_id not in monitored],
-        "monitor_cases": monitored,
-        "view": view.record,
-        "slices": _indices(slices, trained) if view.is_volumetric else None,
-        "base": {"source": base.source, "hash": base.hash},
-        "size": size,
-        "prompt": default_prompt(view) if options.prompt is None else options.prompt,
-        "guidance_scale": of_base.get("guidance_scale", DEFAULT_GUIDANCE) if guidance is None else guidance,
-        "trains_decoder": not options.freeze_decoder,
-    }
-    folder = options.out or default_run_folder(config["dataset"]["name"], options.weighting, options.fold)
-    return Plan(view, folder, config)
+    config = RunSettings(
+        format=FORMAT,
+        versions=package_versions("law-order", "torch", "diffusers", "accelerate", "transformers"),
+        git_commit=git_commit(),
+        options=options.recorded,
+        processes=processes,
+        dataset=TrainedOn(dataset.name, str(dataset.folder.resolve())),
+        fold=options.fold,
+        train_cases=[case_id for case_id in trained if case_id not in monitored],
+        monitor_cases=monitored,
+        view=view.record,
+        slices=_indices(slices, trained) if view.is_volumetric else None,
+        base=UsedBase(base.source, base.hash),
+        size=size,
+        prompt=default_prompt(view) if options.prompt is None else options.prompt,
+        guidance_scale=_guidance_scale(options, of_base),
+        trains_decoder=not options.freeze_decoder,
+    )
+    folder = options.out or default_run_folder(dataset.name, options.weighting, options.fold)
+    return Plan(options, view, folder, config)
+
+
+def _guidance_scale(options: Train, of_base: BaseConfig | None) -> float:
+    """That of the options, else of the base, else of ADC's code."""
+    if options.guidance_scale is not None:
+        return options.guidance_scale
+    known = of_base is not None and of_base.guidance_scale is not None
+    return of_base.guidance_scale if known else DEFAULT_GUIDANCE
 
 
 def default_prompt(view: SliceView) -> str:
@@ -127,24 +135,24 @@ def _indices(slices: list[Slice], case_ids: list[str]) -> dict[str, list[int]]:
 
 def describe(plan: Plan) -> None:
     """Say in one line what is going to happen."""
-    config, options = plan.config, plan.config["options"]
+    config, options = plan.config, plan.options
     if plan.view.is_volumetric:
         logger.info(
             "%s holds volumes: training on %d of their 2D slices along axis %d (Z, Y, X), values %s to %s",
-            config["dataset"]["name"],
-            len(slices_of(config, config["train_cases"])),
+            config.dataset.name,
+            len(config.slices_of(config.train_cases)),
             plan.view.axis,
             *(", ".join(f"{v:g}" for v in end) for end in (plan.view.window.low, plan.view.window.high)),
         )
     logger.info(
         "%s fold %s: %d cases at %d px, base %s, weighting %s%s, effective batch %d -> %s",
-        config["dataset"]["name"],
-        config["fold"],
-        len(config["train_cases"]),
-        config["size"],
-        config["base"]["source"],
-        options["weighting"],
-        " with teacher" if options["preset"] == "paper" else "",
+        config.dataset.name,
+        config.fold,
+        len(config.train_cases),
+        config.size,
+        config.base.source,
+        options.weighting,
+        " with teacher" if options.teaches else "",
         plan.effective_batch,
         plan.folder,
     )

@@ -15,7 +15,7 @@ from dataset_conversion.raw.description import load_table
 from dataset_conversion.system.errors import UserError, check_writable, writing
 from dataset_conversion.system.json_files import write_json
 from law_synth.objective import TrainingObjective
-from law_synth.records.run import CONFIG, configurations_hash, weights_hash
+from law_synth.records.run import CONFIG, RunSettings, read_config, weights_hash, write_config
 from nnunet_order.torch_file import load_torch
 
 WORK = ".training"  # of a run folder: what only the training itself reads
@@ -60,7 +60,9 @@ def load_state(folder: Path, objective: TrainingObjective, **others) -> int:
     return state["step"]
 
 
-def export(folder: Path, objective: TrainingObjective, config: dict) -> None:
+def export(
+    folder: Path, objective: TrainingObjective, config: RunSettings, step: int, finished: bool
+) -> None:
     """Write controlnet/, unet/ when its decoder is trained, weighter/ and, last, law_config.json.
 
     Each part takes its name by a rename. After a kill in between, the next save of the resumed run mends it.
@@ -68,25 +70,19 @@ def export(folder: Path, objective: TrainingObjective, config: dict) -> None:
     networks = objective.networks
     with writing(folder):
         _replace(folder / "controlnet", networks.controlnet.save_pretrained)
-        if config["trains_decoder"]:
+        if config.trains_decoder:
             _replace(folder / "unet", networks.unet.save_pretrained)
         if objective.weighter is not None:
             _replace(folder / "weighter", lambda path: _save_weighter(path, objective))
-        hashes = {
-            "weights_hash": weights_hash(folder),
-            "configurations_hash": configurations_hash(folder),
-        }
-        write_json(folder / CONFIG, config | hashes)
+        write_config(folder, config.saved(folder, step, finished))
 
 
 def is_exported(folder: Path, step: int) -> bool:
     """Whether the run folder holds the whole export of `step`, its last; a kill may have come in between."""
-    path = folder / CONFIG
-    if not path.is_file():
+    if not (folder / CONFIG).is_file():
         return False
-    config = load_table(path, "the record of a training", "remove it and give the same command again")
-    found = config.get("finished"), config.get("step"), config.get("weights_hash")
-    return found == (True, step, weights_hash(folder))
+    config = read_config(folder)
+    return (config.finished, config.step, config.weights_hash) == (True, step, weights_hash(folder))
 
 
 def check_same_options(folder: Path, content: dict) -> None:

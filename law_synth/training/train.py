@@ -19,7 +19,6 @@ from dataset_conversion.system.lock import hold
 from dataset_conversion.system.terminal import progress
 from law_synth.base.model import BaseModel, load_base
 from law_synth.objective import Losses, total_loss
-from law_synth.records.run import monitored_slices, slices_of
 from law_synth.training.build import new_accelerator, new_objective, new_optimizer
 from law_synth.training.data import Draw, Sampler, TrainingData, load_training_data
 from law_synth.training.monitor import Monitor
@@ -77,7 +76,7 @@ def train(options: Train) -> Path:
         monitor = None
         if accelerator.is_main_process:
             truncate_log(plan.folder, start)
-            monitor = Monitor(plan.folder, base, monitored, plan.config, accelerator, start)
+            monitor = Monitor(plan, base, monitored, accelerator, start)
 
         def look(step: int) -> None:
             """Fixed-noise loss and pictures of what a save would export."""
@@ -90,7 +89,7 @@ def train(options: Train) -> Path:
             if accelerator.is_main_process:
                 save_state(plan.folder, step, objective, **state)
                 with averaged(ema, trained):
-                    export(plan.folder, objective, plan.config_at(step, options.max_steps))
+                    export(plan.folder, objective, plan.config, step, finished=step >= options.max_steps)
             accelerator.wait_for_everyone()
 
         last, names, skipped = options.max_steps, plan.view.classes.names, 0
@@ -143,14 +142,14 @@ def load_data(
     """What is trained on, and what the fixed-noise loss and the pictures show. UserError: no lesion."""
 
     def load(slices: list[Slice]) -> TrainingData:
-        size, prompt = plan.config["size"], plan.config["prompt"]
+        size, prompt = plan.config.size, plan.config.prompt
         cache = plan.folder / WORK
         return load_training_data(plan.view, slices, base, size, prompt, options.mask_downsampling, cache)
 
     base.vae.to(accelerator.device)
     with accelerator.main_process_first():  # it encodes, the others read what it kept
-        data = load(slices_of(plan.config, plan.config["train_cases"]))
-        monitored = load(monitored_slices(plan.config))
+        data = load(plan.config.slices_of(plan.config.train_cases))
+        monitored = load(plan.config.monitored_slices)
     base.text_encoder = None  # both prompts are encoded
     if not data.masks.any():
         raise UserError(

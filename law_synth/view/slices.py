@@ -6,27 +6,27 @@ are those that nnU-Net's 2d configuration trains on; a synthetic case is then a 
 
 from __future__ import annotations
 
-import io
-import tempfile
 import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
+from dataset_conversion import image_files
 from dataset_conversion.raw.cases import COLOUR_ENDINGS
 from dataset_conversion.raw.dataset import RawDataset
 from dataset_conversion.raw.geometry import Grid, read_grid
 from dataset_conversion.system.errors import UserError
 from dataset_conversion.volumes import evenly_spaced
 from law_synth.view.classes import Classes, lesion_classes
+from law_synth.view.encoding import encode_picture, encode_volume
+from law_synth.view.places import Geometry
+from law_synth.view.record import ViewRecord
 from law_synth.view.window import Window, find_window
 
 PICTURE_SPACING = (999.0, 1.0, 1.0)  # what nnU-Net's reader of natural images says
 FIXED_SCALES = ("ct", "nonorm", "rgb_to_0_1")  # names of channels for which nnU-Net looks at no single case
-FORMATS = {".png": "PNG", ".bmp": "BMP", ".tif": "TIFF"}
 
 
 class Slice(NamedTuple):
@@ -38,28 +38,6 @@ class Slice(NamedTuple):
     @property
     def id(self) -> str:
         return self.case if self.index is None else f"{self.case}_s{self.index:04d}"
-
-
-class Geometry(NamedTuple):
-    """Where a slice lies in space, in mm; spacing, origin and direction in SimpleITK's order (x, y, z)."""
-
-    shape: tuple[int, int]  # (Y, X) of the slice's array
-    spacing: tuple[float, ...]
-    origin: tuple[float, ...]
-    direction: tuple[float, ...]
-    axis: int  # of the slices, in arrays (Z, Y, X)
-
-    def resized(self, shape: tuple[int, int]) -> Geometry:
-        """The same extent in mm with another number of pixels."""
-        spacing, origin = np.array(self.spacing), np.array(self.origin)
-        inner = [2 - axis for axis in range(3) if axis != self.axis]  # SimpleITK axes of Y and X
-        scaled = spacing.copy()
-        scaled[inner] *= np.array(self.shape) / np.array(shape)
-        # A pixel's position is that of its centre: the corner stays where it is.
-        origin = origin + np.array(self.direction).reshape(3, 3) @ ((scaled - spacing) / 2)
-        return self._replace(
-            shape=tuple(shape), spacing=tuple(scaled.tolist()), origin=tuple(origin.tolist())
-        )
 
 
 def refuse_shared_ids(dataset: RawDataset) -> None:
@@ -105,10 +83,10 @@ class SliceView:
         return [*by_case] if self.is_volumetric else []
 
     @property
-    def record(self) -> dict:
+    def record(self) -> ViewRecord:
         """What a base or a run writes down of it, for `view_from`."""
         classes = dict(zip(self.classes.names, self.classes.values, strict=True))
-        return {"window": self.window.json, "axis": self.axis, "classes": classes}
+        return ViewRecord(self.window, self.axis, classes)
 
     def slices(self, case_ids: Iterable[str], per_case: int | None = None) -> list[Slice]:
         """Slices of the cases, in their order: of volumes those with foreground, `per_case` evenly spaced.
@@ -143,6 +121,12 @@ class SliceView:
         """Class numbers uint8 (Y, X). UserError: as `RawDataset.read_label`."""
         label = self._volume("label", slice_.case)
         return self.classes.numbers(self._cut(label, slice_))
+
+    def stored_size(self, slice_: Slice) -> tuple[int, int]:
+        """(H, W) of an image, from its header. UserError: unreadable."""
+        if self.is_volumetric:
+            return self.geometry(slice_).shape
+        return image_files.stored_size(self._cases[slice_.case].images[0])
 
     def read_pixels(self, slice_: Slice) -> np.ndarray:
         """Stored values, float32 (C, Y, X)."""
@@ -242,13 +226,19 @@ def view_of(
     return SliceView(dataset, find_window(dataset, case_ids, window), slice_axis(dataset, case_ids))
 
 
-def view_from(dataset: RawDataset, record: dict) -> SliceView:
-    """The view that a base or a run has recorded. UserError: other classes than now."""
-    view = SliceView(dataset, Window.of(record["window"]), record["axis"])
-    if view.record["classes"] != record["classes"]:
+def view_from(dataset: RawDataset, record: ViewRecord) -> SliceView:
+    """The view that a base or a run has recorded. UserError: other classes or channels than now."""
+    view = SliceView(dataset, record.window, record.axis)
+    if view.record.classes != record.classes:
         raise UserError(
-            f"{dataset.folder}: found the classes {view.record['classes']}, expected {record['classes']} as "
+            f"{dataset.folder}: found the classes {view.record.classes}, expected {record.classes} as "
             "recorded in training; restore dataset.json or train again"
+        )
+    limits, channels = (len(record.window.low), len(record.window.high)), len(dataset.channel_names)
+    if limits != (channels, channels):
+        raise UserError(
+            f"{dataset.folder}: found {channels} channels, expected {limits[0]} as the window recorded in "
+            "training has; restore dataset.json or train again"
         )
     return view
 
@@ -273,24 +263,3 @@ def volume_grid(dataset: RawDataset, path: Path) -> Grid:
             "one slice"
         )
     return grid
-
-
-def encode_picture(pixels: np.ndarray, ending: str) -> bytes:
-    """(Y, X) or uint8 (Y, X, 3) as the bytes of an image file."""
-    buffer = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, FORMATS[ending])
-    return buffer.getvalue()
-
-
-def encode_volume(pixels: np.ndarray, geometry: Geometry, ending: str) -> bytes:
-    """(Y, X) as the bytes of a volume of one slice, compressed."""
-    import SimpleITK as sitk
-
-    image = sitk.GetImageFromArray(np.expand_dims(pixels, geometry.axis))
-    image.SetSpacing(geometry.spacing)
-    image.SetOrigin(geometry.origin)
-    image.SetDirection(geometry.direction)
-    with tempfile.TemporaryDirectory() as folder:  # SimpleITK writes to paths only
-        path = Path(folder) / f"volume{ending}"
-        sitk.WriteImage(image, str(path), useCompression=True)
-        return path.read_bytes()

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from dataset_conversion.image_files import check_regular, opened
+from dataset_conversion.raw.cases import Case
+from dataset_conversion.raw.dataset import RawDataset
 from dataset_conversion.system.errors import UserError
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from dataset_conversion.raw.cases import Case
-    from dataset_conversion.raw.dataset import RawDataset
 
 PERCENTILES = (0.5, 99.5)  # what nnU-Net's CTNormalization clips foreground intensities to
 MARGIN = 0.1  # of the width, added at both ends: synthetic cases must not move those percentiles
@@ -54,15 +50,6 @@ class Window:
     def is_identity(self) -> bool:
         """Whether the values are seen as they are, as those of 8-bit files."""
         return self.dtype == "uint8" and set(self.low) == {0.0} and set(self.high) == {255.0}
-
-    @property
-    def json(self) -> dict:
-        return asdict(self)
-
-    @classmethod
-    def of(cls, json: dict) -> Window:
-        """The window that `json` describes."""
-        return cls(tuple(json["low"]), tuple(json["high"]), json["dtype"])
 
     @property
     def _width(self) -> np.ndarray:

@@ -75,28 +75,29 @@ def display_of(results: Results) -> Display:
 
 
 def display_note(results: Results, display: Display) -> str:
-    """Which slices and which grey values are shown, in words; empty for colour pictures."""
+    """Which slices and which grey values are shown, in a sentence; empty for colour pictures."""
     if results.real is None:
         return ""
     notes = []
     if results.real.holds_volumes:
-        notes.append("Of a volume: the slice with the most of its rarest label.")
+        notes.append("A volume is shown by the slice that has the most of its rarest label.")
     if display.window is not None:
         low, high = (f"{end:.0f}".replace("-", MINUS) for end in display.window)
         notes.append(
-            f"Grey values of {results.real.channel_names[0]} from {low} (black) to {high} (white), as LAW's "
-            "models see them."
+            f"Values of {results.real.channel_names[0]} are shown from {low} (black) to {high} (white), as "
+            "LAW's models see them."
         )
     elif results.real.holds_volumes:
         notes.append(
-            "Grey values: of CT around those of the labels, else the 0.5th to 99.5th percentile of the slice."
+            "CT is shown in a window around the values of its labels, other images from the 0.5th to the "
+            "99.5th percentile of the slice."
         )
     return " ".join(notes)
 
 
 def _model_window(results: Results) -> tuple[float, float] | None:
     """In which LAW's models see grey values; None for colours and 8 bit."""
-    records = [one.config["view"]["window"] for one in results.syntheses if "view" in one.config]
-    if not records or len(records[0]["low"]) > 1 or records[0]["dtype"] == "uint8":
+    window = next((one.config.view.window for one in results.syntheses if one.config is not None), None)
+    if window is None or len(window.low) > 1 or window.dtype == "uint8":
         return None
-    return records[0]["low"][0], records[0]["high"][0]
+    return window.low[0], window.high[0]

@@ -16,11 +16,11 @@ from law_synth.experiment.page.data_uris import SMALLEST, map_picture, mask_pict
 from law_synth.experiment.page.display import Display, Plane
 from law_synth.experiment.page.sentences import number
 from law_synth.experiment.results import Results, Synthesis
-from law_synth.records.run import monitored_slices
-from law_synth.records.synthetic import source_slice
+from law_synth.records.synthetic import SynthesisRow, source_slice
 from law_synth.view.slices import Slice
 from nnunet_order.comparing.scores import CaseScores, nan_mean
 from nnunet_order.metrics import FOREGROUND_MEAN
+from nnunet_order.stages.experiment_record import SegmentationEntry
 
 SHOWN_MASKS = 4
 SHOWN_STEPS = 6
@@ -78,14 +78,14 @@ class Painter:
 def generated_grids(painter: Painter) -> list[dict]:
     """Masks as in the paper's Fig. 6: one entry per mask with a row of mask | generated | overlay per arm."""
     syntheses = first_syntheses(painter.results)
-    kept = {one.arm: {_mask_key(row): row for row in one.manifest if row["kept"]} for one in syntheses}
+    kept = {one.arm: {_mask_key(row): row for row in one.manifest if row.kept} for one in syntheses}
     datasets = {one.arm: read_dataset(one.dataset) for one in syntheses}
     grids = []
     for key in shared_masks(painter.results, kept):
         rows = _real_row(painter, key, kept)
         for arm, dataset in datasets.items():
             row = kept[arm].get(key)
-            tiles = [] if row is None else _three(painter, dataset, dataset.case(row["case"]), 0, arm)
+            tiles = [] if row is None else _three(painter, dataset, dataset.case(row.case), 0, arm)
             rows.append({"arm": arm, "tiles": tiles})
         source = next(found[key] for found in kept.values() if key in found)
         grids.append({"mask": _mask_name(source), "rows": rows})
@@ -163,7 +163,7 @@ def delta_maps(painter: Painter) -> list[dict]:
         picked = np.linspace(0, len(every) - 1, min(SHOWN_STEPS, len(every))).round().astype(int)
         steps = [every[index] for index in picked]
         maps = np.stack([np.load(one.deltas[step]) for step in steps])  # (steps, cases, h, w)
-        slices = monitored_slices(one.config)[: maps.shape[1]]
+        slices = one.config.monitored_slices[: maps.shape[1]]
         rows = [_delta_row(painter, slice_, maps[:, index], steps) for index, slice_ in enumerate(slices)]
         arms.append({"arm": arm, "steps": steps, "rows": rows, "low": maps.min(), "high": maps.max()})
     return arms
@@ -189,7 +189,7 @@ def _real_row(painter: Painter, key: tuple[str, str], kept: Mapping[str, Mapping
     row = next(rows[key] for rows in kept.values() if key in rows)
     source = source_slice(row)
     case = source and painter.results.real_cases.get(source.case)
-    if case is None or row["mask_augmentation"] != "none":
+    if case is None or row.mask_augmentation != "none":
         return []
     tiles = _three(painter, painter.results.real, case, source.index or 0, None)
     return [{"arm": "own real image", "tiles": tiles}]
@@ -210,9 +210,9 @@ def _prediction(
 ) -> Tile:
     """An arm's outline over the truth's; with an empty frame where the prediction is not there."""
     results, group = painter.results, labels[FOREGROUND_MEAN]
-    for entry in results.description["segmentations"]:
-        path = results.folder / entry["predictions"] / f"{case.id}{results.real.file_ending}"
-        if entry["arm"] != arm or entry["trainer"] != group.trainer or not path.is_file():
+    for entry in results.description.segmentations:
+        path = results.folder / entry.predictions / f"{case.id}{results.real.file_ending}"
+        if entry.arm != arm or entry.trainer != group.trainer or not path.is_file():
             continue
         found = painter.display.labels(results.real, path, plane.index)
         dice = _dice_of(labels, arm, entry, case.id)
@@ -223,9 +223,11 @@ def _prediction(
     return Tile(None, arm, f"{arm}: no prediction of {case.id}", arm)
 
 
-def _dice_of(labels: Mapping[str, CaseScores], arm: str, entry: Mapping, case: str) -> dict[str, float]:
+def _dice_of(
+    labels: Mapping[str, CaseScores], arm: str, entry: SegmentationEntry, case: str
+) -> dict[str, float]:
     """Label -> Dice in percent of one training on a case; NaN where it is not known."""
-    keys = [(entry["seed"],), (entry["fold"], entry["seed"])]
+    keys = [(entry.seed,), (entry.fold, entry.seed)]
     dice = {}
     for label, group in labels.items():
         training = next((index for index, key in enumerate(group.trainings) if key in keys), None)
@@ -235,17 +237,17 @@ def _dice_of(labels: Mapping[str, CaseScores], arm: str, entry: Mapping, case: s
     return dice
 
 
-def _mask_key(row: Mapping) -> tuple[str, str]:
-    return row["source_mask"], row["mask_sha256"]
+def _mask_key(row: SynthesisRow) -> tuple[str, str]:
+    return row.source_mask, row.mask_sha256
 
 
-def _mask_name(row: Mapping) -> str:
+def _mask_name(row: SynthesisRow) -> str:
     """The mask's source in words."""
-    slice_ = row.get("source_slice")
-    return row["source_mask"] if slice_ is None else f"{row['source_mask']}, slice {slice_ + 1}"
+    slice_ = row.source_slice
+    return row.source_mask if slice_ is None else f"{row.source_mask}, slice {slice_ + 1}"
 
 
-def _judged(one: Synthesis) -> list[tuple[dict, dict]]:
+def _judged(one: Synthesis) -> list[tuple[SynthesisRow, dict]]:
     """(Row of the manifest, row of the evaluation) of each case that has both."""
-    rows = {row["case"]: row for row in one.manifest}
+    rows = {row.case: row for row in one.manifest}
     return [(rows[case["case"]], case) for case in one.cases if case["case"] in rows]

@@ -13,7 +13,7 @@ BOOTSTRAP = f"interval: 95 %, percentile bootstrap over {UNITS}; a synthetic ima
 
 
 @dataclass(frozen=True)
-class Measure:
+class Measurement:
     """One number of the table."""
 
     section: str
@@ -21,16 +21,16 @@ class Measure:
     images: str
     """The images that were measured: `synthetic`, or real ones for scale."""
     against: str
-    """What they are compared with, or which statistic it is."""
+    """What they are compared with, or which statistic this is."""
     value: float
     n: dict[str, int]
-    """Number of images, per set that enters."""
+    """Number of images of each set that enters."""
     protocol: str
     low: float | None = None
     high: float | None = None
 
 
-def mean_measure(
+def mean_measurement(
     section: str,
     name: str,
     images: str,
@@ -40,7 +40,7 @@ def mean_measure(
     n: dict[str, int],
     protocol: str,
     seed: int,
-) -> Measure:
+) -> Measurement:
     """A mean over images with its bootstrap interval; NaN values are left out.
 
     Args:
@@ -49,10 +49,10 @@ def mean_measure(
     known = np.isfinite(values)
     values, groups = values[known, None], np.array(groups)[known]
     low, high = interval(resampled_means(values, seed, groups=groups))
-    return Measure(section, name, images, against, mean_over_cases(values), n, protocol, low, high)
+    return Measurement(section, name, images, against, mean_over_cases(values), n, protocol, low, high)
 
 
-def mean_measures(
+def mean_measurements(
     section: str,
     name: str,
     images: str,
@@ -60,11 +60,13 @@ def mean_measures(
     groups: Sequence[str],
     protocol: str,
     seed: int,
-) -> list[Measure]:
-    """One mean for each part that holds a number, with the count of its images; see `mean_measure`."""
-    measures = []
+) -> list[Measurement]:
+    """`mean_measurement` of each part that holds a number, with the count of its images."""
+    measurements = []
     for against, values in parts.items():
         if count := int(np.isfinite(values).sum()):
             n = {images: count}
-            measures.append(mean_measure(section, name, images, against, values, groups, n, protocol, seed))
-    return measures
+            measurements.append(
+                mean_measurement(section, name, images, against, values, groups, n, protocol, seed)
+            )
+    return measurements

@@ -1,4 +1,4 @@
-"""From what is known about every image to the numbers of `law-synth evaluate`, each with N and protocol."""
+"""How similar are the sets of synthetic and of real images? Each number has its N and its protocol."""
 
 from __future__ import annotations
 
@@ -7,70 +7,62 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from law_synth.evaluation.distances import (
-    NEAR_COPY_PERCENTILE,
     derangement,
     frechet_distance,
     kernel_distance,
     mean_pairwise_distance,
-    near_copies,
 )
-from law_synth.evaluation.mask_measures import agreement, contrasts
-from law_synth.evaluation.measure import BOOTSTRAP, Measure, mean_measure
+from law_synth.evaluation.measurement import BOOTSTRAP, Measurement, mean_measurement
 from law_synth.evaluation.per_image import (
-    COPY_MEASURES,
-    Findings,
+    PerImageResults,
     clip_cosines,
     clip_similarities,
-    nearest_training,
 )
 
 SPLITS = 10  # random halves of the real set
 KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000  # torch-fidelity's and the paper's defaults
 
-COPY_STATISTICS = {"near copies": "share", "mean similarity": "mean", "95th percentile": "p95", "max": "max"}
 GAUSSIANS = (
     "squared Fréchet distance of fitted Gaussians, biased upwards where N is small: compare at equal N only"
 )
 
 
-def measure_all(findings: Findings, seed: int) -> list[Measure]:
-    """Every measure that can be taken, in the order of the table."""
-    measures = [*distances(findings, "efficientnet", seed), *distances(findings, "inception", seed)]
-    measures += [*kid(findings), *clip_similarity_measures(findings, seed), *diversity(findings)]
-    if findings.segmenter is not None:
-        measures += agreement(findings, seed)
-    measures += contrasts(findings, seed)
-    for kind in COPY_MEASURES:
-        measures += memorisation(findings, kind)
-    return measures
+def feature_distances(results: PerImageResults, seed: int) -> list[Measurement]:
+    """Distances of EfficientNet and Inception features to each real set, and their scale."""
+    return [
+        *_feature_distances(results, "efficientnet", seed),
+        *_feature_distances(results, "inception", seed),
+    ]
 
 
-def distances(findings: Findings, kind: str, seed: int) -> list[Measure]:
-    """Fréchet distances (and kernel distances, but for Inception) to each real set, and their scale."""
-    if kind not in findings.features:
+def _feature_distances(results: PerImageResults, kind: str, seed: int) -> list[Measurement]:
+    """Fréchet distances; kernel distances of EfficientNet features, too."""
+    if kind not in results.features:
         return []
-    features, extractor = findings.features[kind], findings.extractors[kind]
-    about = f"{extractor.name} features after {extractor.preprocessing}; {_size_note(findings)}"
+    features, extractor = results.features[kind], results.extractors[kind]
+    about = f"{extractor.name} features after {extractor.preprocessing}; {_size_note(results)}"
     functions = {f"FD-{extractor.name}": (frechet_distance, GAUSSIANS)}
     if extractor.name == "Inception":
         functions = {"FID": functions["FD-Inception"]}
     if kind == "efficientnet":
         kernel = "unbiased squared MMD, kernel (x.y / D + 1)^3, all pairs (KID's estimator)"
         functions[f"KD-{extractor.name}"] = (kernel_distance, kernel)
-    measures = []
+    measurements = []
     for name, (function, meaning) in functions.items():
-        for reference in findings.references:
+        for reference in results.references:
             value = function(features["synthetic"], features[reference])
             n = {set_: len(features[set_]) for set_ in ("synthetic", reference)}
-            measures.append(Measure("Realism", name, "synthetic", reference, value, n, f"{meaning}; {about}"))
-        measures += _scale(name, function, features, findings.references[0], seed)
-    return measures
+            measurements.append(
+                Measurement("Realism", name, "synthetic", reference, value, n, f"{meaning}; {about}")
+            )
+        measurements += _scale(name, function, features, results.references[0], seed)
+    return measurements
 
 
 def _scale(
     name: str, function: Callable, features: Mapping[str, np.ndarray], reference: str, seed: int
-) -> list[Measure]:
-    """The distance of synthetic images to a half of the real set, and of the other half, all of equal N."""
+) -> list[Measurement]:
+    """Distance of synthetic images to one half of the real set, and that of the other half, at equal N."""
     synthetic, real = features["synthetic"], features[reference]
     count = min(len(synthetic), len(real) // 2)
     if count < 2:
@@ -87,7 +79,7 @@ def _scale(
         f"mean, lowest and highest of {SPLITS} random splits, equal N on both sides; scale: the other half"
     )
     return [
-        Measure(
+        Measurement(
             "Realism",
             name,
             images,
@@ -102,9 +94,9 @@ def _scale(
     ]
 
 
-def kid(findings: Findings) -> list[Measure]:
-    """KID by torch-fidelity; called KD-Inception unless the weights are the real ones."""
-    if "inception" not in findings.features:
+def kid(results: PerImageResults, seed: int) -> list[Measurement]:
+    """KID by torch-fidelity; it is called KD-Inception unless the weights are the published ones."""
+    if "inception" not in results.features:
         return []
     import torch
     from torch_fidelity.metric_kid import (
@@ -113,10 +105,10 @@ def kid(findings: Findings) -> list[Measure]:
         kid_features_to_metric,
     )
 
-    features, extractor = findings.features["inception"], findings.extractors["inception"]
+    features, extractor = results.features["inception"], results.extractors["inception"]
     name = "KID" if extractor.name == "Inception" else f"KD-{extractor.name}"
-    measures = []
-    for reference in findings.references:
+    measurements = []
+    for reference in results.references:
         pair = [torch.from_numpy(features[set_]) for set_ in ("synthetic", reference)]
         size = min(KID_SUBSET_SIZE, *map(len, pair))
         if size < 2:
@@ -127,76 +119,53 @@ def kid(findings: Findings) -> list[Measure]:
             f"{result[KEY_METRIC_KID_STD]:.2g} (0 where a subset is the whole set)"
         )
         n = {"synthetic": len(pair[0]), reference: len(pair[1])}
-        measures.append(
-            Measure("Realism", name, "synthetic", reference, result[KEY_METRIC_KID_MEAN], n, protocol)
+        measurements.append(
+            Measurement("Realism", name, "synthetic", reference, result[KEY_METRIC_KID_MEAN], n, protocol)
         )
-    return measures
+    return measurements
 
 
-def clip_similarity_measures(findings: Findings, seed: int) -> list[Measure]:
-    """CLIP-I, and for scale the same with another mask's real image."""
-    pairs = findings.subject.pairs
-    if "clip" not in findings.features:
+def clip_similarity(results: PerImageResults, seed: int) -> list[Measurement]:
+    """CLIP-I; for scale, the same with the real image of another mask."""
+    pairs = results.sets.pairs
+    if "clip" not in results.features:
         return []
-    extractor = findings.extractors["clip"]
+    extractor = results.extractors["clip"]
     protocol = (
         f"mean cosine of a synthetic image and the real image that owns its mask; {extractor.name}, weights "
         f"{extractor.weights_sha256[:12]}, {extractor.preprocessing}; {BOOTSTRAP}"
     )
-    n, groups = {"pairs": len(pairs)}, findings.subject.groups("synthetic")
-    own = clip_similarities(findings)
+    n, groups = {"pairs": len(pairs)}, results.sets.groups("synthetic")
+    own = clip_similarities(results)
     found = [("own real image", own, protocol)]
-    of_train = findings.subject.groups("train")
+    of_train = results.sets.groups("train")
     partners = derangement([of_train[real] for _, real in pairs], seed)
     if partners is not None:
         others = [(pairs[i][0], pairs[partners[i]][1]) for i in range(len(pairs))]
         scale = "for scale: as CLIP-I, with the real image of another mask"
-        found.append(("scale: another's", clip_cosines(findings, others), scale))
+        found.append(("scale: another's", clip_cosines(results, others), scale))
     return [
-        mean_measure("Realism", "CLIP-I", "synthetic", against, values, groups, n, note, seed)
+        mean_measurement("Realism", "CLIP-I", "synthetic", against, values, groups, n, note, seed)
         for against, values, note in found
     ]
 
 
-def memorisation(findings: Findings, kind: str) -> list[Measure]:
-    """How like their nearest training images the synthetic ones are, and the share of near copies."""
-    label, what = COPY_MEASURES[kind]
-    real = nearest_training(findings, kind, "train")[1]
-    measures = []
-    for set_ in ("synthetic", "held-out"):
-        if set_ not in findings.features[kind]:
-            continue
-        found = near_copies(nearest_training(findings, kind, set_)[1], real)
-        n = {set_: len(findings.features[kind][set_]), "train": len(real)}
-        images = "synthetic" if set_ == "synthetic" else f"scale: {set_}"
-        protocol = (
-            f"nearest training image by {what}, also mirrored along either axis or both; near copies: share "
-            f"above {found['threshold']:.4f}, the {NEAR_COPY_PERCENTILE}th percentile of training images and "
-            "their nearest other one"
-        )
-        measures += [
-            Measure("Copies", label, images, part, found[key], n, protocol)
-            for part, key in COPY_STATISTICS.items()
-        ]
-    return measures
-
-
-def diversity(findings: Findings) -> list[Measure]:
+def diversity(results: PerImageResults, seed: int) -> list[Measurement]:
     """Mean pairwise feature distance of the synthetic set over that of each real set."""
-    features = findings.features["efficientnet"]
+    features = results.features["efficientnet"]
     synthetic = mean_pairwise_distance(features["synthetic"])
     protocol = "mean Euclidean distance of EfficientNet-Lite0 features over all pairs, over the real set's"
-    measures = []
-    for reference in findings.references:
+    measurements = []
+    for reference in results.references:
         real = mean_pairwise_distance(features[reference])
         ratio = synthetic / real if real > 0 else float("nan")
         n = {set_: len(features[set_]) for set_ in ("synthetic", reference)}
-        measures.append(Measure("Realism", "diversity", "synthetic", reference, ratio, n, protocol))
-    return measures
+        measurements.append(Measurement("Realism", "diversity", "synthetic", reference, ratio, n, protocol))
+    return measurements
 
 
-def _size_note(findings: Findings) -> str:
-    images = findings.subject.references["train"]
+def _size_note(results: PerImageResults) -> str:
+    images = results.sets.references["train"]
     size = (
         "all images as stored"
         if images.size is None
