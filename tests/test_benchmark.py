@@ -67,7 +67,7 @@ def test_cuda(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"steps": 0}, "0 steps"),
+        ({"steps": 0}, "found --steps 0, expected 1 or more"),
         ({"networks": ("ORDER", "ORDER")}, "each once"),
         ({"networks": ()}, "each once"),
         pytest.param(

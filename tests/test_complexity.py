@@ -83,5 +83,5 @@ def test_planned_unet_is_nnunets(tmp_path):
 
 
 def test_bad_numbers():
-    with pytest.raises(UserError, match="found size 0"):
+    with pytest.raises(UserError, match="found --size 0, expected 8 or more"):
         complexity(Complexity(size=0))

@@ -505,8 +505,8 @@ def test_bad_arguments(polyps, tmp_path):
         ((predicted,), other, None, "found notes.txt"),
         ((predicted,), tmp_path / "out", other, "found no .png files"),
     ]
-    for option in ("seed", "nsd_tolerance"):
-        with pytest.raises(UserError, match="expected 0 or more"):
+    for option, expected in {"seed": "0 to 4294967295", "nsd_tolerance": "0 or more"}.items():
+        with pytest.raises(UserError, match=f" -1, expected {expected}; change it"):
             evaluate(Evaluate(str(polyps), (predicted,), tmp_path / "out", **{option: -1}))
     for predictions, out, labels, message in cases:
         with pytest.raises(UserError, match=message):
