@@ -23,9 +23,9 @@ from pathlib import Path
 
 import tyro
 
-from dataset_conversion.phantom import ConvertPhantom
+from dataset_conversion.phantom import ConvertPhantom, convert_phantom
 from dataset_conversion.system.provenance import git_commit, machine
-from nnunet_order.stages.stage import versions
+from nnunet_order.stages.stage_record import versions
 
 # Every kind of stage: a trained base, two rounds with mining, a filter, a numbered fold, two segmenters.
 CONFIG = """
@@ -64,7 +64,7 @@ def main(out: Path, kills: int = 20, mean_gap: float = 30.0, seed: int = 0, jobs
     with tempfile.TemporaryDirectory() as folder:
         undisturbed, disturbed = Path(folder, "undisturbed"), Path(folder, "killed")
         for root in (undisturbed, disturbed):
-            ConvertPhantom(out=root / "Dataset940_Phantom", cases=12, test_cases=2, size=64).run()
+            convert_phantom(ConvertPhantom(out=root / "Dataset940_Phantom", cases=12, test_cases=2, size=64))
             (root / "small.toml").write_text(CONFIG)
         seconds = run(undisturbed, jobs)
         whole, moments = kill_and_run(disturbed, jobs, kills, random.Random(seed), mean_gap)

@@ -8,12 +8,13 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 
 from dataset_conversion.image_files import IMAGE_ENDINGS, images_in, shortened
 from dataset_conversion.images import (
-    check_max_side,
+    SIDE,
     is_grey,
     read_binary_mask,
     read_grey,
@@ -28,6 +29,7 @@ from dataset_conversion.raw.writer import RGB, RawDatasetWriter
 from dataset_conversion.system.errors import UserError
 from dataset_conversion.system.files import read_table
 from dataset_conversion.system.names import check_name, match_key, refuse_lookalikes, tidy_name
+from dataset_conversion.system.options import Range, check_ranges
 from dataset_conversion.system.parallel import in_parallel
 
 logger = logging.getLogger(__name__)
@@ -49,93 +51,110 @@ class ConvertFolder:
     """Convert a folder of images and a folder of masks, matched by name, into an nnU-Net raw data set."""
 
     images: Path
-    """Folder of training images (PNG, JPEG, TIFF, BMP, WebP, GIF; grey or RGB)."""
+    """Folder of the training images. They are PNG, JPEG, TIFF, BMP, WebP or GIF files, grey or RGB."""
     masks: Path
-    """Folder of their masks: same names or with a common suffix (_mask); 0/1, 0/255 or label values."""
+    """Folder of their masks. A mask has the name of its image, or that name and a suffix common to all masks
+    (_mask). Its values are 0 and 1, 0 and 255, or the values of --labels."""
     out: Path
-    """Folder to write, named DatasetXXX_NAME."""
+    """Folder to write; its name has the form DatasetXXX_NAME."""
     labels: tuple[str, ...] = ("background=0", "lesion=1")
-    """Names of the mask values: background=0 polyp=1; with more than two, masks hold label values."""
-    max_side: int | None = None
-    """Shrink images whose longer side exceeds this many pixels."""
-    threshold: int | None = None
-    """Foreground is brighter than this (0-254), whatever the mask file; needed for JPEG masks."""
+    """Names of the mask values, as in background=0 polyp=1. With more than two names, the pixels of a mask
+    hold these values."""
+    max_side: Annotated[int | None, SIDE] = None
+    """Images whose longer side has more pixels than this are shrunk to it, together with their masks."""
+    threshold: Annotated[int | None, Range(0, 254)] = None
+    """Pixels of a mask that are brighter than this (0 to 254) are foreground. JPEG masks need it, and it is
+    for two labels only."""
     test_images: Path | None = None
-    """Folder of test images."""
+    """Folder of the test images."""
     test_masks: Path | None = None
-    """Folder of their masks."""
+    """Folder of the masks of the test images."""
     groups: Path | None = None
-    """CSV with columns case,group (patient, sequence): makes 5 folds with no group on both sides. case is an
-    image's name without ending, or its case id: test_1 where training and test images share names."""
+    """CSV file with the columns case and group (a patient or a video sequence). With it the data set gets 5
+    folds, and no group is on both sides of a fold. A case is an image's name without its ending, or its case
+    id: test_1 where a training image and a test image have the same name."""
 
-    def run(self) -> None:
-        """Convert. UserError: whatever is wrong with the input; nothing is written then."""
-        labels = parse_labels(self.labels)
-        binary = len(labels) == 2
-        if self.threshold is not None and not (binary and 0 <= self.threshold < 255):
+    def check(self) -> None:
+        """UserError: an option that is out of range, or does not fit another one."""
+        check_ranges(self)
+        count = len(parse_labels(self.labels))
+        if self.threshold is not None and count != 2:
             raise UserError(
-                f"found --threshold {self.threshold} with {len(labels)} labels, expected 0-254 and two; "
-                "correct one of the options"
+                f"found --threshold {self.threshold} with {count} labels, expected two labels; leave out one "
+                "of the options"
             )
-        pairs = self._pairs()
-        groups = self._case_groups(pairs) if self.groups is not None else {}
-        trained = {pair.case_id for pair in pairs if not pair.is_test}
-        splits = grouped_splits({case_id: groups[case_id] for case_id in trained}) if groups else None
-        given = [self.groups] if self.groups is not None else []
-        files = [path for pair in pairs for path in (pair.image, pair.mask) if path is not None]
-        conversion = conversion_of(self, files + given)
-        if conversion.is_done():
-            return
-        grey = all(is_grey(pair.image) for pair in pairs)
-        read_image = read_grey if grey else read_rgb
-        read_mask = (
-            functools.partial(read_binary_mask, threshold=self.threshold) if binary else read_index_mask
+        if self.test_masks is not None and self.test_images is None:
+            raise UserError("found --test-masks without --test-images, expected both; give the images too")
+
+
+def convert_folder(options: ConvertFolder) -> None:
+    """Convert. UserError: whatever is wrong with options or input; nothing is written then."""
+    options.check()
+    labels = parse_labels(options.labels)
+    pairs = find_pairs(options)
+    groups = groups_of(pairs, options.groups) if options.groups is not None else {}
+    trained = {pair.case_id for pair in pairs if not pair.is_test}
+    splits = grouped_splits({case_id: groups[case_id] for case_id in trained}) if groups else None
+    given = [options.groups] if options.groups is not None else []
+    files = [path for pair in pairs for path in (pair.image, pair.mask) if path is not None]
+    conversion = conversion_of(options, files + given)
+    if conversion.is_done():
+        return
+    grey = all(is_grey(pair.image) for pair in pairs)
+    read_binary = functools.partial(read_binary_mask, threshold=options.threshold)
+    readers = read_grey if grey else read_rgb, read_binary if len(labels) == 2 else read_index_mask
+    channels = ("grey",) if grey else RGB
+    with RawDatasetWriter(options.out, channels, labels, sign=conversion.sign) as writer:
+        if splits is not None:
+            writer.set_groups(groups)
+            writer.set_splits(splits)
+        convert_pairs(writer, pairs, *readers, options.max_side)
+
+
+def find_pairs(options: ConvertFolder) -> list[Pair]:
+    """All images with their masks.
+
+    Where test images share names with training images, their case ids start with test_.
+    UserError: as `match_files`.
+    """
+    files = match_files(options.images, options.masks)
+    pairs = [Pair(case_id(name), *paths) for name, paths in files.items()]
+    if options.test_images is None:
+        return pairs
+    tests = match_files(options.test_images, options.test_masks)
+    taken = {pair.case_id for pair in pairs}
+    prefix = "test_" if any(case_id(name) in taken for name in tests) else ""
+    if prefix:
+        logger.warning("test images share names with training images: their case ids start with test_")
+    return pairs + [Pair(prefix + case_id(name), *paths, is_test=True) for name, paths in tests.items()]
+
+
+def groups_of(pairs: list[Pair], path: Path) -> dict[str, str]:
+    """Case id -> group, from a CSV file.
+
+    UserError: a training case without a group, a group in training and test.
+    """
+    rows = read_groups(path)
+    group_of, used = {match_key(case): group for case, group in rows.items()}, set()
+    training, test = {}, {}
+    for pair in pairs:
+        stem = tidy_name(pair.image.stem)
+        is_renamed = pair.case_id != case_id(stem)  # the name means the training image then
+        keys = [match_key(name) for name in (pair.case_id, *[stem] * (not is_renamed))]
+        group = next((group_of[key] for key in keys if key in group_of), None)
+        used.update(keys)
+        if group is not None:
+            (test if pair.is_test else training)[pair.case_id] = group
+        elif not pair.is_test:
+            raise UserError(f"{path}: found no group for {stem}, expected one; add a line")
+    if unused := [case for case in rows if match_key(case) not in used]:
+        logger.warning("%s: %d row(s) name no image, left out: %s", path, len(unused), shortened(unused))
+    if shared := sorted(set(training.values()) & set(test.values())):
+        raise UserError(
+            f"{path}: found group {shared[0]} in training and test images, expected it on one side; move "
+            "its images"
         )
-        channels = ("grey",) if grey else RGB
-        with RawDatasetWriter(self.out, channels, labels, sign=conversion.sign) as writer:
-            if splits is not None:
-                writer.set_groups(groups)
-                writer.set_splits(splits)
-            convert_pairs(writer, pairs, read_image, read_mask, self.max_side)
-
-    def _pairs(self) -> list[Pair]:
-        pairs = [Pair(case_id(name), *files) for name, files in match_files(self.images, self.masks).items()]
-        if self.test_images is None:
-            if self.test_masks is not None:
-                raise UserError(
-                    "found --test-masks without --test-images, expected both; give the images too"
-                )
-            return pairs
-        tests = match_files(self.test_images, self.test_masks)
-        taken = {pair.case_id for pair in pairs}
-        prefix = "test_" if any(case_id(name) in taken for name in tests) else ""
-        if prefix:
-            logger.warning("test images share names with training images: their case ids start with test_")
-        return pairs + [Pair(prefix + case_id(name), *files, is_test=True) for name, files in tests.items()]
-
-    def _case_groups(self, pairs: list[Pair]) -> dict[str, str]:
-        """Case id -> group. UserError: a training case without one, a group in training and test."""
-        rows = read_groups(self.groups)
-        group_of, used = {match_key(case): group for case, group in rows.items()}, set()
-        training, test = {}, {}
-        for pair in pairs:
-            stem = tidy_name(pair.image.stem)
-            is_renamed = pair.case_id != case_id(stem)  # the name means the training image then
-            keys = [match_key(name) for name in (pair.case_id, *[stem] * (not is_renamed))]
-            group = next((group_of[key] for key in keys if key in group_of), None)
-            used.update(keys)
-            if group is not None:
-                (test if pair.is_test else training)[pair.case_id] = group
-            elif not pair.is_test:
-                raise UserError(f"{self.groups}: found no group for {stem}, expected one; add a line")
-        if unused := [case for case in rows if match_key(case) not in used]:
-            left_out = (self.groups, len(unused), shortened(unused))
-            logger.warning("%s: %d row(s) of no image left out: %s", *left_out)
-        if shared := sorted(set(training.values()) & set(test.values())):
-            raise UserError(
-                f"{self.groups}: found group {shared[0]} in training and test images, expected one side"
-            )
-        return training | test
+    return training | test
 
 
 def parse_labels(texts: tuple[str, ...]) -> dict[str, int]:
@@ -146,7 +165,7 @@ def parse_labels(texts: tuple[str, ...]) -> dict[str, int]:
         name = tidy_name(match[1]) if match else ""
         if not name or name in labels:
             raise UserError(
-                f'found label "{text}", expected name=value, each name once: background=0 polyp=1'
+                f'found label "{text}", expected name=value with each name once; write background=0 polyp=1'
             )
         labels[name] = int(match[2])
     return labels
@@ -173,7 +192,9 @@ def list_images(folder: Path) -> dict[str, Path]:
             )
         files[stem] = path
     if not files:
-        raise UserError(f"{folder}: found no image, expected files ending in {' '.join(IMAGE_ENDINGS)}")
+        raise UserError(
+            f"{folder}: found no image, expected files ending in {' '.join(IMAGE_ENDINGS)}; check the path"
+        )
     return files
 
 
@@ -216,7 +237,6 @@ def convert_pairs(
     max_side: int | None,
 ) -> None:
     """Read, shrink and write every pair in parallel, then log what was converted on the way."""
-    check_max_side(max_side)
     notes = Notes()
 
     def convert(pair: Pair) -> None:

@@ -36,7 +36,7 @@ BACK = {  # how to undo what viewers do for an orientation
 FAX = (2, 3, 4)  # TIFF's compressions of fax machines
 WHITE_IS_ZERO = (
     "white-is-zero TIFF (tag 262 is 0) read as stored, as nnU-Net, tifffile and scikit-image do; viewers "
-    "show the inverse, so look at a result, and save the files as PNG if you mean what viewers show"
+    "show the inverse, so look at a result, and save the files as PNG if you want what viewers show"
 )
 
 

@@ -10,7 +10,9 @@ from PIL import Image
 from dataset_conversion.image_files import LOSSY, open_image, opened
 from dataset_conversion.notes import Notes
 from dataset_conversion.system.errors import UserError
+from dataset_conversion.system.options import Range
 
+SIDE = Range(32)  # pixels of an image's longer side; less is too little for any network
 MAX_COLOUR_SPREAD = 32  # between the channels of a mask that is meant to be black and white
 
 
@@ -102,12 +104,6 @@ def read_index_mask(path: Path, notes: Notes, upright: bool = True) -> np.ndarra
     if image.mode == "P" and image.format != "GIF":  # a GIF of grey levels has a palette, too
         return np.asarray(image)
     return _grey_levels(image, path, spread=0)
-
-
-def check_max_side(max_side: int | None) -> None:
-    """UserError when a verb's --max-side is too small for any network."""
-    if max_side is not None and max_side < 32:
-        raise UserError(f"found --max-side {max_side}, expected 32 px or more; give a larger one")
 
 
 def resize_to(

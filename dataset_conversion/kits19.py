@@ -9,9 +9,9 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from dataset_conversion.images import check_max_side
+from dataset_conversion.images import SIDE
 from dataset_conversion.kits19_case import (
     Kits19Case,
     SliceOptions,
@@ -25,9 +25,9 @@ from dataset_conversion.raw.finished import Conversion, conversion_of
 from dataset_conversion.raw.folds import DEFAULT_FOLDS, default_splits, grouped_splits
 from dataset_conversion.raw.writer import RawDatasetWriter
 from dataset_conversion.system.errors import UserError
+from dataset_conversion.system.options import Range, check_ranges, check_window, flag
 from dataset_conversion.system.parallel import in_parallel
 from dataset_conversion.system.resumable import Journal, resumable_folder
-from dataset_conversion.volumes import check_window
 
 logger = logging.getLogger(__name__)
 
@@ -42,124 +42,146 @@ LFS_POINTER = b"version https://git-lfs"
 class ConvertKits19:
     """Convert KiTS19 (case_XXXXX with imaging.nii.gz and segmentation.nii.gz) into an nnU-Net raw data set.
 
-    Cases without a segmentation, the challenge's test cases, go into imagesTs. Volumes whose axes lie unlike
-    those of most are turned, for nnU-Net's 2d configuration to cut all along one plane. One volume is read at
-    a time; a conversion that was killed goes on when the same command is given again.
+    Cases without a segmentation, which are the challenge's test cases, go into imagesTs. Volumes whose axes
+    lie in another order than those of most volumes are turned, so that nnU-Net's 2d configuration cuts all of
+    them along one plane. One volume is read at a time. A conversion that was killed continues where it
+    stopped when the same command is given again.
     """
 
     source: Path
     """The kits19 repository with its images downloaded, or its data folder."""
     out: Path
-    """Folder to write, named DatasetXXX_NAME."""
+    """Folder to write; its name has the form DatasetXXX_NAME."""
     regions: bool = False
-    """Labels as regions: kidney and tumour together, and tumour."""
+    """Write the labels as nnU-Net regions: kidney and tumour together, and tumour."""
     slices: bool = False
-    """Write 2D cases instead of volumes (nnU-Net's 2d configuration slices volumes itself)."""
+    """Write 2D cases instead of volumes. For nnU-Net's 2d configuration this is not needed: it cuts volumes
+    into slices itself."""
     axis: PlaneName = "axial"
-    """With --slices: the plane, however the volume lies in its file."""
+    """With --slices: the plane of the slices, however the volume lies in its file."""
     which: Literal["foreground", "lesion", "all"] = "foreground"
-    """With --slices: those with kidney or tumour, with tumour, or all. Of test cases always all."""
-    slices_per_case: int | None = None
-    """With --slices: no more than so many of each case, evenly spaced among those, not at their ends."""
+    """With --slices: which slices to write. foreground takes those with kidney or tumour, lesion those with
+    tumour, all takes every slice. Of test cases every slice is written."""
+    slices_per_case: Annotated[int | None, Range(1)] = None
+    """With --slices: write at most this many slices of each case, evenly spaced among those that --which
+    takes. The first and the last are left out, where a lesion is smallest."""
     window: tuple[float, float] | None = None
-    """With --slices: lowest and highest HU of the 8-bit PNG; -160 240 when not given."""
+    """With --slices: lowest and highest HU of the 8-bit PNG. The default is -160 240."""
     keep_hu: bool = False
-    """With --slices: .nii.gz of one slice with HU, spacing, direction and origin instead of windowed PNG."""
-    max_side: int | None = None
-    """With --slices: shrink PNG whose longer side exceeds this many pixels."""
-    workers: int = 1
-    """Cases converted at a time; each needs the memory of one to two volumes."""
+    """With --slices: write a .nii.gz of one slice, with HU, spacing, direction and origin, instead of a
+    windowed PNG."""
+    max_side: Annotated[int | None, SIDE] = None
+    """With --slices: PNG whose longer side has more pixels than this are shrunk to it."""
+    workers: Annotated[int, Range(1)] = 1
+    """Number of cases to convert at the same time. Each needs the memory of one to two volumes."""
 
-    def run(self) -> None:
-        """Convert. UserError: whatever is wrong with options or input; finished cases are kept."""
-        self._check_options()
-        cases = find_cases(self.source)
-        conversion = conversion_of(
-            self, [path for case in cases for path in (case.image, case.label) if path]
-        )
-        if conversion.is_done():
-            return
-        notes = Notes()
-        orientations = [check_headers(case, self.axis if self.slices else None) for case in cases]
-        target = None if self.slices else most_common(orientations)
-        with self._writer(conversion) as writer:
-            # What other cases look like decides in which order this one's axes are written.
-            journal = Journal(writer.folder, {case.id: [*case.stamp, target] for case in cases})
-            if len(journal):
-                logger.info("going on: %d of %d cases were finished before", len(journal), len(cases))
-            groups: dict[str, str] = {}
-
-            def convert(case: Kits19Case) -> None:
-                facts = journal.get(case.id) or self._convert(case, target, writer, journal, notes)
-                for case_id in facts["cases"]:
-                    writer.add_written_case(case_id, case.label is not None, facts["has_foreground"])
-                    groups[case_id] = case.id
-
-            in_parallel(convert, cases, "converting", self.workers)
-            writer.set_groups(dict(sorted(groups.items())))
-            trained = {case.id for case in cases if case.label is not None}
-            self._set_splits(writer, {case_id: g for case_id, g in groups.items() if g in trained})
-        notes.report()
-
-    def _writer(self, conversion: Conversion) -> RawDatasetWriter:
-        options = {name: value for name, value in asdict(self).items() if name not in ("out", "workers")}
-        options |= {"source": str(self.source.resolve()), "window": self.window and list(self.window)}
-        png = self.slices and not self.keep_hu
-        low, high = self.window or ABDOMEN
-        return RawDatasetWriter(
-            self.out,
-            ("grey",) if png else ("CT",),  # nnU-Net clips a channel of this name to its foreground's range
-            REGIONS if self.regions else LABELS,
-            regions_class_order=[1, 2] if self.regions else None,
-            file_ending=".png" if png else ".nii.gz",
-            unfinished=functools.partial(resumable_folder, options=options),
-            sign=conversion.sign,
-            license="CC BY-NC-SA 4.0",
-            reference="Heller et al., arXiv:1904.00445",
-            **{"window": f"{low:g} to {high:g} HU"} if png else {},
-        )
-
-    def _convert(
-        self, case: Kits19Case, target: str | None, writer: RawDatasetWriter, journal: Journal, notes: Notes
-    ) -> dict:
-        if self.slices:
-            window = None if self.keep_hu else self.window or ABDOMEN
-            options = SliceOptions(self.axis, self.which, self.slices_per_case, window, self.max_side)
-            case_ids, has_foreground = convert_slices(case, writer, options, notes)
-        else:
-            case_ids, has_foreground = convert_volume(case, writer, target, notes)
-        part = "Tr" if case.label is not None else "Ts"
-        files = [writer.image_path(part, case_id) for case_id in case_ids]
-        if case.label is not None:
-            files += [writer.label_path(part, case_id) for case_id in case_ids]
-        facts = {"cases": case_ids, "has_foreground": has_foreground}
-        journal.add(case.id, files, facts)
-        return facts
-
-    def _set_splits(self, writer: RawDatasetWriter, patients: dict[str, str]) -> None:
-        """Folds by patient; of volumes those that nnU-Net makes itself, one case being one patient."""
-        n_patients = len(set(patients.values()))
-        if not self.slices and n_patients >= DEFAULT_FOLDS:
-            writer.set_splits(default_splits(sorted(patients)))
-        elif self.slices and n_patients > 1:
-            writer.set_splits(grouped_splits(patients, folds=min(DEFAULT_FOLDS, n_patients)))
-        else:
-            logger.warning("%d patient(s): no folds by patient, train with fold all", n_patients)
-
-    def _check_options(self) -> None:
+    def check(self) -> None:
+        """UserError: an option that is out of range, or does not fit another one."""
+        check_ranges(self)
+        check_window(self.window)
         unused = [name for name in SLICE_OPTIONS if getattr(self, name) != getattr(ConvertKits19, name)]
         if unused and not self.slices:
-            option = "--" + unused[0].replace("_", "-")
-            raise UserError(f"found {option} without --slices, expected both or none; correct the options")
+            raise UserError(
+                f"found {flag(unused[0])} without --slices, expected both or none; correct the options"
+            )
         if self.keep_hu and (self.window is not None or self.max_side is not None):
             raise UserError(
                 "found --keep-hu with --window or --max-side, expected those with PNG only; leave one out"
             )
-        check_window(self.window)
-        check_max_side(self.max_side)
-        for name, value in (("--slices-per-case", self.slices_per_case), ("--workers", self.workers)):
-            if value is not None and value < 1:
-                raise UserError(f"found {name} {value}, expected 1 or more; correct the option")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the end of a conversion must know of a case whose files are written."""
+
+    cases: list[str]
+    """Ids of the nnU-Net cases that it has become."""
+    has_foreground: bool
+
+
+def convert_kits19(options: ConvertKits19) -> None:
+    """Convert. UserError: whatever is wrong with options or input; finished cases are kept."""
+    options.check()
+    cases = find_cases(options.source)
+    files = [path for case in cases for path in (case.image, case.label) if path]
+    conversion = conversion_of(options, files)
+    if conversion.is_done():
+        return
+    notes = Notes()
+    orientations = [check_headers(case, options.axis if options.slices else None) for case in cases]
+    target = None if options.slices else most_common(orientations)
+    with make_writer(options, conversion) as writer:
+        # What other cases look like decides in which order this one's axes are written.
+        journal = Journal(writer.folder, {case.id: [*case.stamp, target] for case in cases}, Facts)
+        if len(journal):
+            logger.info("continuing: %d of %d cases were finished before", len(journal), len(cases))
+        groups: dict[str, str] = {}
+
+        def convert(case: Kits19Case) -> None:
+            facts = journal.get(case.id)
+            if facts is None:
+                facts = convert_case(case, options, target, writer, notes)
+                journal.add(case.id, files_of(case, facts.cases, writer), facts)
+            for case_id in facts.cases:
+                writer.add_written_case(case_id, case.label is not None, facts.has_foreground)
+                groups[case_id] = case.id
+
+        in_parallel(convert, cases, "converting", options.workers)
+        writer.set_groups(dict(sorted(groups.items())))
+        trained = {case.id for case in cases if case.label is not None}
+        patients = {case_id: patient for case_id, patient in groups.items() if patient in trained}
+        set_splits(writer, patients, options.slices)
+    notes.report()
+
+
+def make_writer(options: ConvertKits19, conversion: Conversion) -> RawDatasetWriter:
+    """Writer of a data set whose parts outlive a kill if they were made under these options."""
+    kept = {name: value for name, value in asdict(options).items() if name not in ("out", "workers")}
+    kept |= {"source": str(options.source.resolve()), "window": options.window and list(options.window)}
+    png = options.slices and not options.keep_hu
+    low, high = options.window or ABDOMEN
+    return RawDatasetWriter(
+        options.out,
+        ("grey",) if png else ("CT",),  # nnU-Net clips a channel of this name to its foreground's range
+        REGIONS if options.regions else LABELS,
+        regions_class_order=[1, 2] if options.regions else None,
+        file_ending=".png" if png else ".nii.gz",
+        unfinished=functools.partial(resumable_folder, options=kept),
+        sign=conversion.sign,
+        license="CC BY-NC-SA 4.0",
+        reference="Heller et al., arXiv:1904.00445",
+        **{"window": f"{low:g} to {high:g} HU"} if png else {},
+    )
+
+
+def convert_case(
+    case: Kits19Case, options: ConvertKits19, target: str | None, writer: RawDatasetWriter, notes: Notes
+) -> Facts:
+    """Write a case as a volume, its axes in the orientation `target`, or as slices."""
+    if not options.slices:
+        return Facts(*convert_volume(case, writer, target, notes))
+    window = None if options.keep_hu else options.window or ABDOMEN
+    chosen = SliceOptions(options.axis, options.which, options.slices_per_case, window, options.max_side)
+    return Facts(*convert_slices(case, writer, chosen, notes))
+
+
+def files_of(case: Kits19Case, case_ids: list[str], writer: RawDatasetWriter) -> list[Path]:
+    """The files of the nnU-Net cases that a case has become."""
+    if case.label is None:
+        return [writer.image_path("Ts", case_id) for case_id in case_ids]
+    images = [writer.image_path("Tr", case_id) for case_id in case_ids]
+    return images + [writer.label_path("Tr", case_id) for case_id in case_ids]
+
+
+def set_splits(writer: RawDatasetWriter, patients: dict[str, str], are_slices: bool) -> None:
+    """Folds by patient; of volumes nnU-Net's default folds, as a volume is one patient's."""
+    n_patients = len(set(patients.values()))
+    if not are_slices and n_patients >= DEFAULT_FOLDS:
+        writer.set_splits(default_splits(sorted(patients)))
+    elif are_slices and n_patients > 1:
+        writer.set_splits(grouped_splits(patients, folds=min(DEFAULT_FOLDS, n_patients)))
+    else:
+        logger.warning("%d patient(s): no folds by patient, train with fold all", n_patients)
 
 
 def most_common(orientations: Iterable[str | None]) -> str | None:

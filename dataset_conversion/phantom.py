@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 
+from dataset_conversion.images import SIDE
 from dataset_conversion.phantom_ct import LABELS as CT_LABELS
 from dataset_conversion.phantom_ct import phantom_ct_case
 from dataset_conversion.raw.finished import conversion_of
 from dataset_conversion.raw.writer import RGB, RawDatasetWriter
 from dataset_conversion.system.errors import UserError
-from dataset_conversion.system.options import check_seed
+from dataset_conversion.system.options import SEED, Range, check_ranges
 from dataset_conversion.system.parallel import in_parallel
 from dataset_conversion.volumes import write_volume
 
@@ -26,56 +27,55 @@ FRAMED = 0.5  # share of images with the dark rounded frame of an endoscope
 class ConvertPhantom:
     """Draw an nnU-Net raw data set: endoscopy images with polyps, or CT volumes of kidneys with tumours.
 
-    Polyps take 0.5 to 40 % of an image; four fifths of the CT volumes have one tumour or two.
+    Polyps take 0.5 to 40 % of an image. Four fifths of the CT volumes have one tumour or two.
     """
 
     out: Path
-    """Folder to write, named DatasetXXX_NAME."""
+    """Folder to write; its name has the form DatasetXXX_NAME."""
     kind: Literal["endoscopy", "ct"] = "endoscopy"
-    """RGB images in PNG, or volumes in HU (.nii.gz)."""
-    cases: int = 40
+    """What to draw: endoscopy writes RGB images as PNG, ct writes volumes in HU as .nii.gz."""
+    cases: Annotated[int, Range(1)] = 40
     """Number of training images."""
-    test_cases: int = 10
+    test_cases: Annotated[int, Range(0)] = 10
     """Number of test images."""
-    size: int | None = None
-    """Height and width in pixels; 256 for endoscopy and 96 for ct when not given."""
-    slices: int | None = None
-    """Slices of each ct volume; 16 when not given."""
-    seed: int = 0
-    """Another seed gives other images; case i of a seed is always the same."""
+    size: Annotated[int | None, SIDE] = None
+    """Height and width in pixels. The default is 256 for endoscopy and 96 for ct."""
+    slices: Annotated[int | None, Range(4)] = None
+    """Number of slices of each ct volume. The default is 16."""
+    seed: Annotated[int, SEED] = 0
+    """Another seed gives other images. Case i of a seed is always the same image."""
 
-    def run(self) -> None:
-        """Draw and write. UserError: counts or size out of range, or an unusable `out`."""
-        check_seed(self.seed)
-        is_ct = self.kind == "ct"
-        size = (96 if is_ct else 256) if self.size is None else self.size
-        slices = 16 if self.slices is None else self.slices
-        if self.cases < 1 or self.test_cases < 0 or size < 32 or slices < 4:
-            raise UserError(
-                f"found {self.cases} and {self.test_cases} cases, size {size}, {slices} slices, "
-                "expected at least 1, 0, 32 (pixels), 4; correct the option"
-            )
-        if self.slices is not None and not is_ct:
+    def check(self) -> None:
+        """UserError: an option that is out of range, or does not fit another one."""
+        check_ranges(self)
+        if self.slices is not None and self.kind != "ct":
             raise UserError("found --slices with endoscopy images, expected --kind ct; correct one of them")
-        conversion = conversion_of(self)
-        if conversion.is_done():
-            return
-        channels, labels = (("CT",), CT_LABELS) if is_ct else (RGB, {"background": 0, "polyp": 1})
-        ending = ".nii.gz" if is_ct else ".png"
-        with RawDatasetWriter(
-            self.out, channels, labels, file_ending=ending, sign=conversion.sign, license="none needed"
-        ) as writer:
 
-            def draw(index: int) -> None:
-                case_id, is_training = f"phantom_{index:04d}", index < self.cases
-                if is_ct:
-                    case = phantom_ct_case(self.seed, index, size, slices)
-                    _write_ct_case(writer, case_id, is_training, *case)
-                    return
-                image, mask = phantom_case(self.seed, index, size)
-                (writer.add_training_case if is_training else writer.add_test_case)(case_id, image, mask)
 
-            in_parallel(draw, range(self.cases + self.test_cases), "drawing")
+def convert_phantom(options: ConvertPhantom) -> None:
+    """Draw and write. UserError: whatever is wrong with the options, or an unusable `out`."""
+    options.check()
+    is_ct = options.kind == "ct"
+    size = options.size or (96 if is_ct else 256)
+    conversion = conversion_of(options)
+    if conversion.is_done():
+        return
+    channels, labels = (("CT",), CT_LABELS) if is_ct else (RGB, {"background": 0, "polyp": 1})
+    ending = ".nii.gz" if is_ct else ".png"
+    with RawDatasetWriter(
+        options.out, channels, labels, file_ending=ending, sign=conversion.sign, license="none needed"
+    ) as writer:
+
+        def draw(index: int) -> None:
+            case_id, is_training = f"phantom_{index:04d}", index < options.cases
+            if is_ct:
+                case = phantom_ct_case(options.seed, index, size, options.slices or 16)
+                _write_ct_case(writer, case_id, is_training, *case)
+                return
+            image, mask = phantom_case(options.seed, index, size)
+            (writer.add_training_case if is_training else writer.add_test_case)(case_id, image, mask)
+
+        in_parallel(draw, range(options.cases + options.test_cases), "drawing")
 
 
 def _write_ct_case(

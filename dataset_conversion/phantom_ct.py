@@ -33,7 +33,7 @@ VENOUS = Phase(160, 150, 190, 165, 25, 108, 118)
 EXCRETORY = Phase(110, 105, 135, 125, 380, 88, 90)
 
 
-class Grid:
+class Voxels:
     """Coordinates of the voxel centres, (size, 1, 1), (1, size, 1) and (1, 1, slices)."""
 
     def __init__(self, size: int, slices: int):
@@ -67,7 +67,7 @@ def phantom_ct_case(
     Axes point to the patient's left, posterior and superior; labels are 0, 1 kidney, 2 tumour.
     """
     rng = np.random.default_rng([seed, index, 1])
-    grid = Grid(size, slices)
+    grid = Voxels(size, slices)
     phase = [NATIVE, ARTERIAL, VENOUS, EXCRETORY][rng.choice(4, p=[0.1, 0.4, 0.35, 0.15])]
     phase = Phase(*(value * rng.uniform(0.85, 1.15) for value in phase))
     image, inside = _body(rng, grid)
@@ -79,7 +79,7 @@ def phantom_ct_case(
     return _scanner(rng, grid, image), label, _affine(rng, size)
 
 
-def _body(rng: np.random.Generator, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
+def _body(rng: np.random.Generator, grid: Voxels) -> tuple[np.ndarray, np.ndarray]:
     """Air, table, skin, fat and the muscle wall -> (image, what lies inside of the wall)."""
     radii = np.array([rng.uniform(0.85, 0.95), rng.uniform(0.64, 0.75), 9.0])
     outline = grid.ellipsoid((rng.normal(0, 0.02), rng.normal(0, 0.02), 0), radii) + 0.03 * grid.noise(rng, 4)
@@ -99,7 +99,7 @@ def _body(rng: np.random.Generator, grid: Grid) -> tuple[np.ndarray, np.ndarray]
     return image, inside
 
 
-def _bowel(rng: np.random.Generator, grid: Grid, image: np.ndarray, inside: np.ndarray) -> None:
+def _bowel(rng: np.random.Generator, grid: Voxels, image: np.ndarray, inside: np.ndarray) -> None:
     """Loops with a wall around fluid, stool, oral contrast medium or gas above a level of fluid."""
     shape, stool = 0.15 * grid.noise(rng, 7), 25 * grid.noise(rng, 24)
     for _ in range(rng.integers(8, 15)):
@@ -114,7 +114,7 @@ def _bowel(rng: np.random.Generator, grid: Grid, image: np.ndarray, inside: np.n
 
 
 def _liver_and_spleen(
-    rng: np.random.Generator, grid: Grid, image: np.ndarray, inside: np.ndarray, phase: Phase
+    rng: np.random.Generator, grid: Voxels, image: np.ndarray, inside: np.ndarray, phase: Phase
 ) -> None:
     """Two organs of the density of kidneys, one of them beside the left kidney."""
     liver = grid.ellipsoid(
@@ -131,7 +131,7 @@ def _liver_and_spleen(
         image[organ] = (density + 6 * grid.noise(rng, 16) + vessels)[organ]
 
 
-def _bones_and_muscles(rng: np.random.Generator, grid: Grid, image: np.ndarray) -> None:
+def _bones_and_muscles(rng: np.random.Generator, grid: Voxels, image: np.ndarray) -> None:
     """Vertebrae and discs, spinal canal, psoas and back muscles, and ribs that climb through the slices."""
     for side in (-1, 1):
         psoas = grid.ellipsoid((side * 0.2, 0.24, -0.4), (0.085, 0.1, rng.uniform(0.9, 1.6)))
@@ -159,7 +159,7 @@ def _bones_and_muscles(rng: np.random.Generator, grid: Grid, image: np.ndarray) 
             image[np.broadcast_to(rib < 0.3, grid.shape)] = 180
 
 
-def _vessels(rng: np.random.Generator, grid: Grid, image: np.ndarray, phase: Phase) -> None:
+def _vessels(rng: np.random.Generator, grid: Voxels, image: np.ndarray, phase: Phase) -> None:
     """Aorta, partly calcified, vena cava, and the two vessels to each kidney."""
     for x, radius, density in ((0.06, 0.055, phase.aorta), (-0.11, 0.065, phase.vein)):
         bend = x + 0.03 * np.sin(2 * grid.z + rng.uniform(0, 6))
@@ -175,7 +175,7 @@ def _vessels(rng: np.random.Generator, grid: Grid, image: np.ndarray, phase: Pha
 
 
 def _kidneys(
-    rng: np.random.Generator, grid: Grid, image: np.ndarray, inside: np.ndarray, phase: Phase
+    rng: np.random.Generator, grid: Voxels, image: np.ndarray, inside: np.ndarray, phase: Phase
 ) -> np.ndarray:
     """Draw both kidneys and their tumours, which stay `inside`; -> label."""
     kidneys = [_Kidney(rng, grid, inside, side) for side in (-1, 1)]
@@ -196,7 +196,7 @@ def _kidneys(
 class _Kidney:
     """An ellipsoid with a sinus of fat and urine that opens towards the spine; `side` is 1 on the left."""
 
-    def __init__(self, rng: np.random.Generator, grid: Grid, inside: np.ndarray, side: int):
+    def __init__(self, rng: np.random.Generator, grid: Voxels, inside: np.ndarray, side: int):
         self.centre = np.array(
             [side * rng.uniform(0.38, 0.46), rng.uniform(0.12, 0.2), rng.uniform(-0.2, 0.1) + 0.06 * side]
         )
@@ -210,7 +210,7 @@ class _Kidney:
         self.sinus = self.sinus + 0.25 * grid.noise(rng, 12)
         self.tissue = (self.level > 0) & (self.sinus <= 0)
 
-    def draw(self, rng: np.random.Generator, grid: Grid, image: np.ndarray, phase: Phase) -> None:
+    def draw(self, rng: np.random.Generator, grid: Voxels, image: np.ndarray, phase: Phase) -> None:
         """Fat around it, cortex, pyramids of medulla, and the sinus."""
         image[(self.level > -0.7) & (self.level <= 0) & (image > -200) & (image < 40)] = FAT
         pyramids = (self.level < 0.75) & (self.level > 0.28) & (grid.noise(rng, 15) > 0)
@@ -219,7 +219,7 @@ class _Kidney:
         image[(self.level > 0) & (self.sinus > 0)] = FAT + 30
         image[(self.level > 0) & (self.sinus > 0.45)] = phase.pelvis
 
-    def tumour(self, rng: np.random.Generator, grid: Grid, inside: np.ndarray) -> np.ndarray:
+    def tumour(self, rng: np.random.Generator, grid: Voxels, inside: np.ndarray) -> np.ndarray:
         """Level of a growth from a small cyst to half the kidney, centred in its tissue or on its surface."""
         depth = np.quantile(self.level[self.tissue], rng.uniform(0.1, 0.8))
         candidates = np.argwhere(self.tissue & (self.level <= depth))
@@ -243,7 +243,7 @@ def _grown_from(shape: np.ndarray, start: tuple[int, ...]) -> np.ndarray:
 
 
 def _draw_tumour(
-    rng: np.random.Generator, grid: Grid, image: np.ndarray, level: np.ndarray, phase: Phase
+    rng: np.random.Generator, grid: Voxels, image: np.ndarray, level: np.ndarray, phase: Phase
 ) -> None:
     """A cyst of water, or solid tissue that takes up less contrast than the cortex, often dead inside."""
     inside = level > 0
@@ -258,7 +258,7 @@ def _draw_tumour(
         image[dead] = rng.uniform(5, 30)
 
 
-def _scanner(rng: np.random.Generator, grid: Grid, image: np.ndarray) -> np.ndarray:
+def _scanner(rng: np.random.Generator, grid: Voxels, image: np.ndarray) -> np.ndarray:
     """Blur, beam hardening, streaks from bone and gas, correlated noise -> int16 HU."""
     from scipy.ndimage import gaussian_filter
 
@@ -273,7 +273,7 @@ def _scanner(rng: np.random.Generator, grid: Grid, image: np.ndarray) -> np.ndar
     return np.clip(np.rint(blurred + noise - cupping), -1024, 3071).astype(np.int16)
 
 
-def _streaks(rng: np.random.Generator, grid: Grid, image: np.ndarray) -> np.ndarray:
+def _streaks(rng: np.random.Generator, grid: Voxels, image: np.ndarray) -> np.ndarray:
     """Lines along random directions, bright and dark, strongest where they run through bone or gas."""
     from scipy.ndimage import rotate
 

@@ -6,18 +6,20 @@ import bisect
 import functools
 import logging
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from dataset_conversion.folder import Pair, case_id, convert_pairs, match_files
-from dataset_conversion.images import read_binary_mask, read_rgb
+from dataset_conversion.images import SIDE, read_binary_mask, read_rgb
 from dataset_conversion.raw.finished import conversion_of
 from dataset_conversion.raw.folds import grouped_splits
 from dataset_conversion.raw.writer import RGB, RawDatasetWriter
 from dataset_conversion.system.errors import UserError
 from dataset_conversion.system.files import read_lines, read_table
 from dataset_conversion.system.names import tidy_name
+from dataset_conversion.system.options import check_ranges
 
 logger = logging.getLogger(__name__)
 
@@ -57,77 +59,96 @@ CLINICDB_LAST_FRAME = 612
 class ConvertPolyps:
     """Convert Kvasir-SEG, CVC-ClinicDB, CVC-ColonDB, CVC-300, ETIS-LaribPolypDB or PraNet's collection.
 
-    Kvasir-SEG and CVC-ClinicDB train, the others test. Folds keep ClinicDB's video sequences together.
+    Kvasir-SEG and CVC-ClinicDB are for training, the others for testing. Each of ClinicDB's video sequences
+    stays on one side of a fold.
     """
 
     out: Path
-    """Folder to write, named DatasetXXX_NAME."""
+    """Folder to write; its name has the form DatasetXXX_NAME."""
     kvasir: Path | None = None
-    """Kvasir-SEG; a val.txt in it (the authors' 880/120 split) names its test images."""
+    """Folder of Kvasir-SEG. If it has a val.txt (the authors' split into 880 and 120 images), the images that
+    val.txt names become test images."""
     clinicdb: Path | None = None
-    """CVC-ClinicDB (CVC-612)."""
+    """Folder of CVC-ClinicDB (CVC-612)."""
     colondb: Path | None = None
-    """CVC-ColonDB; always a test set."""
+    """Folder of CVC-ColonDB, which is always a test set."""
     cvc300: Path | None = None
-    """CVC-300; always a test set."""
+    """Folder of CVC-300, which is always a test set."""
     etis: Path | None = None
-    """ETIS-LaribPolypDB; always a test set."""
+    """Folder of ETIS-LaribPolypDB, which is always a test set."""
     pranet: Path | None = None
-    """PraNet's folder with TrainDataset and TestDataset; it holds all five, so give it alone."""
+    """PraNet's folder with TrainDataset and TestDataset. It holds all five data sets, so give it alone."""
     test_only: tuple[SourceName, ...] = ()
-    """Further data sets to test on and not train on: clinicdb makes CVC-ClinicDB an unseen test set."""
-    max_side: int | None = None
-    """Shrink images whose longer side exceeds this many pixels."""
+    """Data sets that become test sets although they could be trained on: clinicdb makes CVC-ClinicDB a test
+    set that training does not see."""
+    max_side: Annotated[int | None, SIDE] = None
+    """Images whose longer side has more pixels than this are shrunk to it, together with their masks."""
 
-    def run(self) -> None:
-        """Convert. UserError: whatever is wrong with the input; nothing is written then."""
-        folders = {name: getattr(self, name) for name in TITLES if getattr(self, name) is not None}
-        if not folders and self.pranet is None:
+    @property
+    def folders(self) -> dict[SourceName, Path]:
+        """The data sets that are given one by one."""
+        return {name: getattr(self, name) for name in TITLES if getattr(self, name) is not None}
+
+    def check(self) -> None:
+        """UserError: an option that is out of range; no source, or sources beside PraNet's collection."""
+        check_ranges(self)
+        if not self.folders and self.pranet is None:
             raise UserError("found no source, expected --kvasir, --clinicdb, ... or --pranet; name a folder")
-        if self.pranet is not None and (folders or self.test_only):
+        if self.pranet is not None and (self.folders or self.test_only):
             raise UserError(
-                "found --pranet with other sources, expected it alone: it holds and splits all five"
+                "found --pranet with other sources, expected it alone, as it holds and splits all five; "
+                "leave out the others"
             )
-        if self.pranet is not None:
-            pairs = pranet_pairs(self.pranet)
-        else:
-            pairs = [pair for name, folder in folders.items() for pair in self._pairs_of(name, folder)]
-        if all(pair.is_test for pair in pairs):
-            raise UserError(
-                "found no training image, expected --kvasir or --clinicdb to train on; give one of them"
-            )
-        files = [path for pair in pairs for path in (pair.image, pair.mask)]
-        conversion = conversion_of(self, files + self._lists())
-        if conversion.is_done():
-            return
-        first_frames = read_sequences(self.clinicdb and folder_of("sequences.csv", self.clinicdb))
-        groups = split_groups(pairs, first_frames)
-        sequences = {pair.case_id: sequence_of(pair.case_id, first_frames) for pair in pairs}
-        labels = {"background": 0, "polyp": 1}
-        with RawDatasetWriter(self.out, RGB, labels, sign=conversion.sign) as writer:
-            writer.set_groups({case_id: name for case_id, name in sequences.items() if name is not None})
-            writer.set_splits(grouped_splits(groups))
-            # Released masks are JPEG (Kvasir-SEG) or blurred by resizing (PraNet): split at half brightness.
-            read_mask = functools.partial(read_binary_mask, threshold=127)
-            convert_pairs(writer, pairs, read_rgb, read_mask, self.max_side)
 
-    def _lists(self) -> list[Path]:
-        """The lists beside the images that are there."""
-        named = {"val.txt": self.kvasir, "train.txt": self.kvasir, "sequences.csv": self.clinicdb}
-        paths = [folder_of(name, folder) / name for name, folder in named.items() if folder is not None]
-        return [path for path in paths if path.is_file()]
 
-    def _pairs_of(self, source: SourceName, folder: Path) -> list[Pair]:
-        files = match_files(*find_layout(folder))
-        if source in ALWAYS_TEST or source in self.test_only:
-            test_stems = set(files)
-        else:
-            lists = folder_of("val.txt", folder)
-            test_stems = read_test_list(lists, set(files)) if source == "kvasir" else set()
-        return [
-            make_pair(source, stem, image, mask, is_test=stem in test_stems)
-            for stem, (image, mask) in files.items()
-        ]
+def convert_polyps(options: ConvertPolyps) -> None:
+    """Convert. UserError: whatever is wrong with options or input; nothing is written then."""
+    options.check()
+    if options.pranet is not None:
+        pairs = pranet_pairs(options.pranet)
+    else:
+        named = options.folders.items()
+        pairs = [pair for name, folder in named for pair in pairs_of(name, folder, options.test_only)]
+    if all(pair.is_test for pair in pairs):
+        raise UserError(
+            "found no training image, expected --kvasir or --clinicdb to train on; give one of them"
+        )
+    files = [path for pair in pairs for path in (pair.image, pair.mask)]
+    conversion = conversion_of(options, files + lists_of(options))
+    if conversion.is_done():
+        return
+    first_frames = read_sequences(options.clinicdb and folder_of("sequences.csv", options.clinicdb))
+    groups = split_groups(pairs, first_frames)
+    sequences = {pair.case_id: sequence_of(pair.case_id, first_frames) for pair in pairs}
+    labels = {"background": 0, "polyp": 1}
+    with RawDatasetWriter(options.out, RGB, labels, sign=conversion.sign) as writer:
+        writer.set_groups({case_id: name for case_id, name in sequences.items() if name is not None})
+        writer.set_splits(grouped_splits(groups))
+        # Released masks are JPEG (Kvasir-SEG) or blurred by resizing (PraNet): split at half brightness.
+        read_mask = functools.partial(read_binary_mask, threshold=127)
+        convert_pairs(writer, pairs, read_rgb, read_mask, options.max_side)
+
+
+def lists_of(options: ConvertPolyps) -> list[Path]:
+    """The lists that lie beside the images."""
+    named = {"val.txt": options.kvasir, "train.txt": options.kvasir, "sequences.csv": options.clinicdb}
+    paths = [folder_of(name, folder) / name for name, folder in named.items() if folder is not None]
+    return [path for path in paths if path.is_file()]
+
+
+def pairs_of(source: SourceName, folder: Path, test_only: Collection[SourceName]) -> list[Pair]:
+    """Cases of one data set. UserError: as `find_layout`, `match_files`, `read_test_list`."""
+    files = match_files(*find_layout(folder))
+    if source in ALWAYS_TEST or source in test_only:
+        test_stems = set(files)
+    elif source == "kvasir":
+        test_stems = read_test_list(folder_of("val.txt", folder), set(files))
+    else:
+        test_stems = set()
+    return [
+        make_pair(source, stem, image, mask, is_test=stem in test_stems)
+        for stem, (image, mask) in files.items()
+    ]
 
 
 def make_pair(source: SourceName, stem: str, image: Path, mask: Path, is_test: bool) -> Pair:

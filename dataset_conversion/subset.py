@@ -5,15 +5,17 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 from PIL import Image
 
-from dataset_conversion.images import check_max_side, read_grey, read_index_mask, read_rgb, resize_to
+from dataset_conversion.images import SIDE, read_grey, read_index_mask, read_rgb, resize_to
 from dataset_conversion.notes import Notes
+from dataset_conversion.raw.case_lists import GROUPS, TEST_SETS, write_groups, write_test_sets
 from dataset_conversion.raw.cases import COLOUR_ENDINGS, Case
 from dataset_conversion.raw.dataset import RawDataset, find_dataset
-from dataset_conversion.raw.description import check_label_values
+from dataset_conversion.raw.description import DESCRIPTION, check_label_values
 from dataset_conversion.raw.finished import conversion_of
 from dataset_conversion.raw.folds import (
     DEFAULT_FOLDS,
@@ -31,90 +33,97 @@ from dataset_conversion.system.errors import UserError
 from dataset_conversion.system.files import link_or_copy
 from dataset_conversion.system.folders import new_folder
 from dataset_conversion.system.json_files import write_json
-from dataset_conversion.system.options import check_seed
+from dataset_conversion.system.options import SEED, Range, check_ranges
 from dataset_conversion.system.parallel import in_parallel
 
 logger = logging.getLogger(__name__)
 
-DESCRIPTIONS = ("dataset.json", "groups.json", "test_sets.json")
-
 
 @dataclass(frozen=True)
 class ConvertSubset:
-    """Make a raw data set of a share of another's training cases, all its test cases, and its folds.
+    """Make a raw data set of a share of another's training cases, of all its test cases, and of its folds.
 
-    Files are hard-linked where the file system can. The share is drawn within each part of the folds, so that
-    every fold keeps its proportion; of one seed, a smaller share lies within a larger one.
+    Files are hard-linked where the file system can do so. The share is drawn within each part of the folds,
+    so that every fold keeps its proportion. With one seed, a smaller share lies within a larger one.
     """
 
     dataset: str
-    """Raw data set: id, DatasetXXX_NAME or folder."""
+    """Raw data set to take the cases from: its id, its name DatasetXXX_NAME, or its folder."""
     out: Path
-    """Folder to write, named DatasetXXX_NAME."""
-    fraction: float = 1.0
-    """Share of the training cases to keep, above 0 and up to 1."""
-    seed: int = 0
+    """Folder to write; its name has the form DatasetXXX_NAME."""
+    fraction: Annotated[float, Range(0, 1, above=True)] = 1.0
+    """Share of the training cases to keep, above 0 and at most 1."""
+    seed: Annotated[int, SEED] = 0
     """Another seed keeps other cases."""
-    max_side: int | None = None
-    """Shrink images and masks whose longer side exceeds this many pixels (2D PNG, BMP or TIFF only)."""
+    max_side: Annotated[int | None, SIDE] = None
+    """Images whose longer side has more pixels than this are shrunk to it, together with their masks. This is
+    for 2D PNG, BMP and TIFF files only."""
     splits: Path | None = None
-    """File of the folds; default: the data set's splits_final.json, first in nnUNet_preprocessed, else the
-    folds that nnU-Net makes of its own."""
+    """File of the folds. The default is the data set's splits_final.json, in nnUNet_preprocessed before its
+    raw folder; where there is none, nnU-Net's default folds are used."""
 
-    def run(self) -> None:
-        """Write the subset. UserError: options out of range, or whatever is wrong with source or `out`."""
-        out = Path(self.out).resolve()
-        check_seed(self.seed)
-        if not 0 < self.fraction <= 1:
-            raise UserError(
-                f"found --fraction {self.fraction}, expected above 0 and at most 1; correct the option"
-            )
-        check_max_side(self.max_side)
-        source = find_dataset(self.dataset)
-        if self.max_side is not None:
-            check_shrinkable(source)
-        conversion = conversion_of(self, source_files(source, self.splits))
-        if conversion.is_done():
-            return
-        check_out(out)
-        splits = source_splits(source, self.splits)
-        kept = drawn_cases([case.id for case in source.training_cases], splits, self.fraction, self.seed)
-        splits = restricted_splits(splits, kept)
-        refuse_other_splits(out, splits)
-        with new_folder(out) as partial:
-            self._write(source, kept, partial)
-            if splits:
-                write_splits(out, splits, partial)
-            conversion.sign(partial)
-        logger.info(
-            "wrote %s: %d of %d training cases, %d test cases",
-            *(out, len(kept), len(source.training_cases), len(source.test_cases)),
-        )
+    def check(self) -> None:
+        """UserError: an option that is out of range."""
+        check_ranges(self)
 
-    def _write(self, source: RawDataset, kept: set[str], folder: Path) -> None:
-        notes = Notes()
 
-        def copy(part_and_case: tuple[str, Case]) -> None:
-            part, case = part_and_case
-            if self.max_side is None:
-                link_case(source, case, part, folder)
-            else:
-                shrink_case(source, case, part, folder, self.max_side, notes)
+def convert_subset(options: ConvertSubset) -> None:
+    """Write the subset. UserError: whatever is wrong with options, source or `out`."""
+    options.check()
+    out = Path(options.out).resolve()
+    source = find_dataset(options.dataset)
+    if options.max_side is not None:
+        check_shrinkable(source)
+    conversion = conversion_of(options, source_files(source, options.splits))
+    if conversion.is_done():
+        return
+    check_out(out)
+    splits = source_splits(source, options.splits)
+    case_ids = [case.id for case in source.training_cases]
+    kept = drawn_cases(case_ids, splits, options.fraction, options.seed)
+    splits = restricted_splits(splits, kept)
+    refuse_other_splits(out, splits)
+    with new_folder(out) as partial:
+        write_cases(source, kept, partial, options.max_side)
+        write_descriptions(source, kept, partial)
+        if splits:
+            write_splits(out, splits, partial)
+        conversion.sign(partial)
+    logger.info(
+        "wrote %s: %d of %d training cases, %d test cases",
+        *(out, len(kept), len(source.training_cases), len(source.test_cases)),
+    )
 
-        for name in ("imagesTr", "labelsTr", *["imagesTs", "labelsTs"] * bool(source.test_cases)):
-            (folder / name).mkdir()
-        jobs = [("Tr", case) for case in source.training_cases if case.id in kept]
-        in_parallel(copy, jobs + [("Ts", case) for case in source.test_cases], "copying")
-        notes.report()
-        # The table of files goes: here, names say which case a file belongs to.
-        content = {key: value for key, value in source.json.items() if key != "dataset"}
-        write_json(folder / "dataset.json", content | {"numTraining": len(kept), "subset_of": source.origin})
-        if (source.folder / "groups.json").is_file():
-            kept_or_test = kept | {case.id for case in source.test_cases}
-            groups = {case_id: group for case_id, group in source.groups.items() if case_id in kept_or_test}
-            write_json(folder / "groups.json", groups)
-        if source.test_sets:
-            write_json(folder / "test_sets.json", source.test_sets)
+
+def write_cases(source: RawDataset, kept: set[str], folder: Path, max_side: int | None) -> None:
+    """Link, copy or shrink the files of the training cases that are `kept` and of all test cases."""
+    notes = Notes()
+
+    def copy(part_and_case: tuple[str, Case]) -> None:
+        part, case = part_and_case
+        if max_side is None:
+            link_case(source, case, part, folder)
+        else:
+            shrink_case(source, case, part, folder, max_side, notes)
+
+    for name in ("imagesTr", "labelsTr", *["imagesTs", "labelsTs"] * bool(source.test_cases)):
+        (folder / name).mkdir()
+    jobs = [("Tr", case) for case in source.training_cases if case.id in kept]
+    in_parallel(copy, jobs + [("Ts", case) for case in source.test_cases], "copying")
+    notes.report()
+
+
+def write_descriptions(source: RawDataset, kept: set[str], folder: Path) -> None:
+    """Write dataset.json, and groups.json and test_sets.json where the source has them."""
+    # The table of files goes: here, names say which case a file belongs to.
+    content = {key: value for key, value in source.json.items() if key != "dataset"}
+    write_json(folder / DESCRIPTION, content | {"numTraining": len(kept), "subset_of": source.origin})
+    if (source.folder / GROUPS).is_file():
+        kept_or_test = kept | {case.id for case in source.test_cases}
+        groups = {case_id: group for case_id, group in source.groups.items() if case_id in kept_or_test}
+        write_groups(folder, groups)
+    if source.test_sets:
+        write_test_sets(folder, source.test_sets)
 
 
 def check_shrinkable(source: RawDataset) -> None:
@@ -131,7 +140,7 @@ def check_shrinkable(source: RawDataset) -> None:
 
 def source_files(source: RawDataset, splits: Path | None = None) -> list[Path]:
     """All files of a data set, and those of its folds; `splits`: the one given instead."""
-    files = [path for name in DESCRIPTIONS if (path := source.folder / name).is_file()]
+    files = [path for name in (DESCRIPTION, GROUPS, TEST_SETS) if (path := source.folder / name).is_file()]
     files += [path for path in [splits, *splits_files(source.folder)] if path and path.is_file()]
     for case in (*source.training_cases, *source.test_cases):
         files += [*case.images, *([case.label] if case.label else []), *source.spacing_files(case).values()]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import math
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -194,14 +193,6 @@ def write_volume(
         header.write_to(file)
         for slab in slabs:
             file.write(np.asarray(slab, header.get_data_dtype()).tobytes(order="F"))
-
-
-def check_window(window: tuple[float, float] | None) -> None:
-    """UserError unless a verb's --window is a range of two finite numbers."""
-    if window is not None and not 0 < window[1] - window[0] < math.inf:
-        raise UserError(
-            f"found --window {window[0]:g} {window[1]:g}, expected two numbers, LOW below HIGH; change it"
-        )
 
 
 @contextmanager

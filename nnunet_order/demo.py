@@ -8,7 +8,7 @@ from functools import cache
 
 from nnunet_order.evaluate import evaluate
 from nnunet_order.options import Demo, Evaluate
-from nnunet_order.stages.runner import Experiment, make_workers
+from nnunet_order.stages.runner import Pipeline, make_workers
 from nnunet_order.stages.stage import Stage
 from nnunet_order.trainer_options import OPTIONS_VARIABLE
 
@@ -24,8 +24,7 @@ def demo(options: Demo) -> None:
     """Run the stages and evaluate. UserError: bad options, a command failed, `out` holds something else."""
     options.check()
     start = time.perf_counter()
-    experiment = Experiment(options.out, stages(options))
-    experiment.run(make_workers(jobs=len(TRAINERS), gpus=()), options.again)
+    Pipeline(options.out, stages(options)).run(make_workers(jobs=len(TRAINERS)), options.again)
     predictions = tuple(f"{name}={options.out / 'predictions' / name}" for name in TRAINERS)
     evaluate(
         Evaluate(dataset=str(options.out / RAW), predictions=predictions, out=options.out / "evaluation")
@@ -64,7 +63,7 @@ def _stages_of_network(name: str, trainer: str, device: str, seed: int) -> list[
         OPTIONS_VARIABLE: "",
     }
     return [
-        Stage(f"train_{name}", (train,), (fold,), ("plan",), seeded),
+        Stage(f"train_{name}", (train,), (fold,), ("plan",), seeded, resumes=True),
         Stage(
             f"predict_{name}",
             (f"{predict} -npp 1 -nps 1",),

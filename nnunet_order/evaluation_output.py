@@ -17,7 +17,7 @@ from dataset_conversion.system.terminal import verbatim
 from nnunet_order.bootstrap import RESAMPLES, UNITS
 from nnunet_order.evaluation import Evaluation
 from nnunet_order.examples import chosen_examples
-from nnunet_order.metrics import EMPTY_MASKS, FOREGROUND_MEAN, MEANS, METRICS
+from nnunet_order.metrics import EMPTY_MASKS, FOREGROUND_MEAN, METRIC_TABLE, METRICS
 from nnunet_order.pictures import compare_bars, draw_examples
 
 FILES = ("per_case.csv", "summary.csv", "summary.json", "examples.png", "comparison.png")
@@ -95,7 +95,11 @@ def print_summary(evaluation: Evaluation, out: Path) -> None:
     """
     console = Console()
     console.print("Mean and 95 % interval (HD95 in mm or pixels, else %)", style="italic")
-    heads = ["N", *MEANS, *["mDice\n- first"] * (len(evaluation.folders) > 1)]
+    heads = [
+        "N",
+        *(metric.mean for metric in METRIC_TABLE),
+        *["mDice\n- first"] * (len(evaluation.folders) > 1),
+    ]
     for title, rows in per_label(evaluation.rows).items():
         table = Table(title=verbatim(title), box=SIMPLE_HEAD, padding=(0, 0))
         table.add_column("Prediction", overflow="fold")
@@ -104,7 +108,7 @@ def print_summary(evaluation: Evaluation, out: Path) -> None:
         for row in rows:
             number = f"{row['N']}" if row["N"] == row["N_scored"] else f"{row['N_scored']} of {row['N']}"
             number += f"\n[dim]in {row['groups']}[/dim]" * (row["groups"] < row["N"])
-            cells = [_cell(row, column, 1 if column == "HD95" else 100) for column in MEANS]
+            cells = [_cell(row, metric.mean, metric.scale) for metric in METRIC_TABLE]
             cells += [_cell(row, "delta_mDice", 100, "+")] if "delta_mDice" in row else []
             table.add_row(verbatim(row["prediction"]), number, *cells)
         console.print(table)

@@ -9,18 +9,39 @@ mask is empty, needs torch >= 2.8, and its import costs every worker process 6 s
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-METRICS = ("Dice", "IoU", "HD95", "NSD")
+
+class Metric(NamedTuple):
+    """A number of one case, and how its mean is named and shown in CSV files, on screens and in reports."""
+
+    name: str
+    """In per_case.csv, and of its formula in `binary_metrics`."""
+    mean: str
+    """In summary.csv, on screens and in reports."""
+    scale: float
+    """What people see it multiplied by: 100 for a share in percent."""
+    meaning: str
+    """For the readers of a report: a sentence."""
+
+
+METRIC_TABLE = (
+    Metric("Dice", "mDice", 100, "Twice the overlap of truth and prediction by the sum of their areas."),
+    Metric("IoU", "mIoU", 100, "The overlap of truth and prediction by the area that either of them covers."),
+    Metric(
+        "HD95",
+        "HD95",
+        1,
+        "The larger of the two directed 95th percentiles of boundary distances. Lower is better.",
+    ),
+    Metric("NSD", "NSD", 100, "The share of both boundaries that lies within the tolerance of the other."),
+)
+METRICS = tuple(metric.name for metric in METRIC_TABLE)
+MEANS = {metric.mean: metric.name for metric in METRIC_TABLE}  # name of the mean -> of a case's value
 ROUNDING = 1e-6  # of spacings: NIfTI keeps 0.4 mm as 0.4000000060, and 5 pixels of it are 2 mm
 FOREGROUND_MEAN = "foreground mean"  # the name of the mean over all labels, beside the labels' own names
-MEANS = {
-    "mDice": "Dice",
-    "mIoU": "IoU",
-    "HD95": "HD95",
-    "NSD": "NSD",
-}  # name of the mean -> of a case's value
 
 EMPTY_MASKS = (
     "truth and prediction of a label both empty: the image is left out of that label's mean (NaN, as nnU-Net "
@@ -42,7 +63,7 @@ def binary_metrics(
         return dict.fromkeys(METRICS, float("nan"))
     if size_truth == 0 or size_prediction == 0:
         diagonal = float(np.linalg.norm(spacing * truth.shape))
-        return {"Dice": 0.0, "IoU": 0.0, "HD95": diagonal, "NSD": 0.0}
+        return {**dict.fromkeys(METRICS, 0.0), "HD95": diagonal}
     overlap = int((truth & prediction).sum())
     to_prediction, to_truth = boundary_distances(truth, prediction, spacing)
     limit = tolerance * (1 + ROUNDING)

@@ -12,15 +12,15 @@ from dataset_conversion.phantom import ConvertPhantom
 from dataset_conversion.polyps import ConvertPolyps
 from dataset_conversion.subset import ConvertSubset
 from dataset_conversion.system.verbs import Verb, as_union, call, run_verb
-from nnunet_order.comparing.compare import Compare
+from nnunet_order.comparing.options import Compare
 from nnunet_order.options import Benchmark, Complexity, Demo, Doctor, Evaluate, Export, Plan, Predict
 
 CONVERSIONS = {
-    "polyps": Verb(ConvertPolyps, ""),
-    "kits19": Verb(ConvertKits19, ""),
-    "folder": Verb(ConvertFolder, ""),
-    "phantom": Verb(ConvertPhantom, ""),
-    "subset": Verb(ConvertSubset, ""),
+    "polyps": Verb(ConvertPolyps, "dataset_conversion.polyps:convert_polyps"),
+    "kits19": Verb(ConvertKits19, "dataset_conversion.kits19:convert_kits19"),
+    "folder": Verb(ConvertFolder, "dataset_conversion.folder:convert_folder"),
+    "phantom": Verb(ConvertPhantom, "dataset_conversion.phantom:convert_phantom"),
+    "subset": Verb(ConvertSubset, "dataset_conversion.subset:convert_subset"),
 }
 Conversion = as_union(CONVERSIONS)
 
@@ -44,7 +44,7 @@ VERBS = {
     "convert": Verb(Convert, "nnunet_order.verbs:convert"),
     "plan": Verb(Plan, "nnunet_order.plan:plan"),
     "evaluate": Verb(Evaluate, "nnunet_order.evaluate:evaluate"),
-    "compare": Verb(Compare, ""),
+    "compare": Verb(Compare, "nnunet_order.comparing.compare:compare"),
     "complexity": Verb(Complexity, "nnunet_order.complexity:complexity"),
     "benchmark": Verb(Benchmark, "nnunet_order.benchmark:benchmark"),
     "export": Verb(Export, "nnunet_order.export:export"),

@@ -142,9 +142,9 @@ def nnunet(tmp_path_factory) -> NNUNet:
 
 def draw_and_plan(nnunet: NNUNet) -> None:
     """The data sets of the fixture `nnunet`."""
-    from dataset_conversion.phantom import ConvertPhantom
+    from dataset_conversion.phantom import ConvertPhantom, convert_phantom
 
-    ConvertPhantom(out=nnunet.raw / "Dataset901_Phantom", cases=12, test_cases=4, size=64).run()
+    convert_phantom(ConvertPhantom(out=nnunet.raw / "Dataset901_Phantom", cases=12, test_cases=4, size=64))
     nnunet.relabelled(
         "Dataset902_Ignore", {"background": 0, "polyp": 1, "ignore": 2}, lambda mask: upper_half(mask, 0, 2)
     )
@@ -222,7 +222,7 @@ def trained_run(tmp_path_factory) -> Path:
     import torch
     from small_records import small_run
 
-    from dataset_conversion.phantom import ConvertPhantom
+    from dataset_conversion.phantom import ConvertPhantom, convert_phantom
     from dataset_conversion.raw.dataset import read_dataset
     from law_synth.base.model import load_base
     from law_synth.base.tiny import write_tiny_base
@@ -231,7 +231,7 @@ def trained_run(tmp_path_factory) -> Path:
 
     root = tmp_path_factory.mktemp("law")
     data = root / "nnUNet_raw" / "Dataset950_Phantom"
-    ConvertPhantom(out=data, cases=12, test_cases=2, size=64).run()
+    convert_phantom(ConvertPhantom(out=data, cases=12, test_cases=2, size=64))
     (root / "nnUNet_preprocessed").mkdir()
     write_tiny_base(root / "base")
     base = load_base(str(root / "base"))

@@ -208,7 +208,7 @@ def test_folders_that_are_not_a_base(copy, tmp_path):
     (copy / "model_index.json").rename(copy / "renamed.json")
     refused(copy, "no model_index.json")
     (copy / ".training").mkdir()  # weights lie there already, the list of cases does not
-    refused(copy, "a base that is not finished")
+    refused(copy, "an unfinished base")
     (copy / ".training").rmdir()
     (copy / "model_index.json").write_text("{")
     refused(copy, "model_index.json", "malformed")
@@ -267,11 +267,20 @@ def test_other_ways_to_other_weights_are_refused(copy):
     refused(copy, "found other.safetensors (by config.json) in text_encoder/")
 
 
-@pytest.mark.parametrize("content", ["", "null", "[]", "{", '"text"'])
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("", "malformed"),
+        ("null", "found null, expected object"),
+        ("[]", "found array"),
+        ("{", "malformed"),
+        ('"text"', "found str"),
+    ],
+)
 @pytest.mark.parametrize("name", ["model_index.json", "unet/config.json", "scheduler/scheduler_config.json"])
-def test_damaged_configurations_are_one_line(copy, name, content):
+def test_damaged_configurations_are_one_line(copy, name, content, words):
     (copy / name).write_text(content)
-    refused(copy, Path(name).name, "malformed")
+    refused(copy, Path(name).name, words)
 
 
 @pytest.mark.parametrize("size", [0, 5, 1000])

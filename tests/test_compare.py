@@ -9,20 +9,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from dataset_conversion.phantom import ConvertPhantom
+from dataset_conversion.phantom import ConvertPhantom, convert_phantom
 from dataset_conversion.raw.dataset import read_dataset
 from dataset_conversion.raw.folds import read_splits
 from dataset_conversion.system.errors import UserError
 from dataset_conversion.system.json_files import write_json
 from nnunet_order.bootstrap import interval, resampled_means
-from nnunet_order.comparing.compare import PRESETS, SCALES, Compare, Comparison
+from nnunet_order.comparing.compare import compare
+from nnunet_order.comparing.comparison import Comparison
+from nnunet_order.comparing.options import PRESETS, SCALES, Compare
 from nnunet_order.comparing.scores import CaseScores, read_scores
 from nnunet_order.comparing.segmentation import Segmentation, prepare_real
 from nnunet_order.comparing.table import score_rows
 from nnunet_order.evaluation import summarise
 from nnunet_order.evaluation_output import write_csv
 from nnunet_order.metrics import FOREGROUND_MEAN, METRICS
+from nnunet_order.stages.experiment_record import ExperimentRecord, begin
 from nnunet_order.stages.inputs import dataset_digest
 from nnunet_order.stages.options import Execution
 from nnunet_order.stages.stage import stage_keys
@@ -34,17 +38,17 @@ ORDER, MK_UNET = "nnUNetTrainerORDER", "nnUNetTrainerMKUNet"
 def phantoms(tmp_path_factory) -> Path:
     """12 training and 3 labelled test images of 32 px."""
     folder = tmp_path_factory.mktemp("raw") / "Dataset901_Phantom"
-    ConvertPhantom(out=folder, cases=12, test_cases=3, size=32).run()
+    convert_phantom(ConvertPhantom(out=folder, cases=12, test_cases=3, size=32))
     return folder
 
 
 @pytest.fixture
-def compare(phantoms, tmp_path) -> Compare:
+def options(phantoms, tmp_path) -> Compare:
     return Compare(str(phantoms), tmp_path / "out", trainers=(ORDER,), seeds=(0,), device="cpu")
 
 
-def comparison(verb: Compare) -> Comparison:
-    return Comparison(verb, read_dataset(Path(verb.dataset)))
+def comparison(options: Compare) -> Comparison:
+    return Comparison(options, read_dataset(Path(options.dataset)))
 
 
 def interval_of(values: np.ndarray, groups: list | None = None) -> tuple[float, float]:
@@ -75,10 +79,10 @@ def test_interval_leaves_nan_out():
     assert np.isnan(interval_of(np.full((2, 3), np.nan))).all()
 
 
-def test_stages_and_commands(compare):
-    verb = replace(compare, preset="paper-table3", trainers=(), seeds=(0, 1), scale="cpu")
+def test_stages_and_commands(options):
+    verb = replace(options, preset="paper-table3", trainers=(), seeds=(0, 1), scale="cpu")
     plan = comparison(verb)
-    stages = {stage.name: stage for stage in plan.experiment().stages}
+    stages = {stage.name: stage for stage in plan.pipeline().stages}
     assert len(stages) == 2 + 5 * 2 * 3
     assert next(iter(plan.paper)) == "nnUNetTrainer_5epochs"  # the stock one reads no options
     name = f"real_{ORDER}_fold_all_seed_1"
@@ -96,15 +100,15 @@ def test_stages_and_commands(compare):
     assert "--max-side 64" in stages["real"].commands[0]
     words = shlex.split(score.commands[0])
     assert f"real=predictions/{name}" in words and words[-2:] == ["--out", f"scores/{name}"]
-    entries = plan.record()["segmentations"]
-    assert entries[-1]["name"] == name and entries[-1]["scores"] == f"scores/{name}"
+    entries = plan.record().segmentations
+    assert entries[-1].name == name and entries[-1].scores == f"scores/{name}"
 
 
-def test_scales_change_sizes_and_steps_only(compare):
+def test_scales_change_sizes_and_steps_only(options):
     shapes = set()
     for scale in ("cpu", "gpu", "paper"):
-        verb = replace(compare, preset="paper-table5", trainers=(), scale=scale)
-        stages = comparison(verb).experiment().stages
+        verb = replace(options, preset="paper-table5", trainers=(), scale=scale)
+        stages = comparison(verb).pipeline().stages
         shapes.add(tuple((stage.name, stage.after, stage.outputs) for stage in stages))
         train = next(stage for stage in stages if stage.name.startswith("segment_"))
         options = train.environment["NNUNET_ORDER_OPTIONS"]
@@ -122,15 +126,15 @@ def test_presets_name_trainers_that_exist():
     assert all(hasattr(stock, scale.stock) for scale in SCALES.values())
 
 
-def test_numbered_folds_are_measured_on_their_validation_cases(compare):
-    plan = comparison(replace(compare, folds=("0", "3")))
+def test_numbered_folds_are_measured_on_their_validation_cases(options):
+    plan = comparison(replace(options, folds=("0", "3")))
     assert plan.on == "validation" and plan.folds == (0, 3)
-    names = [stage.name for stage in plan.experiment().stages]
+    names = [stage.name for stage in plan.pipeline().stages]
     assert not any(name.startswith("predict_") for name in names)
-    score = plan.experiment().stages[-1].commands[0]
+    score = plan.pipeline().stages[-1].commands[0]
     assert score.endswith("--fold 3") and f"{ORDER}__nnUNetPlans__2d/fold_3/validation" in score
-    tested = comparison(replace(compare, folds=("0",), on="test"))
-    assert any(stage.name.startswith("predict_") for stage in tested.experiment().stages)
+    tested = comparison(replace(options, folds=("0",), on="test"))
+    assert any(stage.name.startswith("predict_") for stage in tested.pipeline().stages)
 
 
 @pytest.mark.parametrize(
@@ -153,29 +157,29 @@ def test_numbered_folds_are_measured_on_their_validation_cases(compare):
         {"execution": Execution(dry_run=True, jobs=0)},
     ],
 )
-def test_bad_options_write_nothing(compare, change):
+def test_bad_options_write_nothing(options, change):
     with pytest.raises(UserError) as error:
-        replace(compare, **{"execution": Execution(dry_run=True), **change}).run()
-    assert "\n" not in str(error.value) and not compare.out.exists()
+        compare(replace(options, **{"execution": Execution(dry_run=True), **change}))
+    assert "\n" not in str(error.value) and not options.out.exists()
 
 
 @pytest.mark.parametrize(
     ("stage", "message"), [("nothing", "found --stage nothing"), ("plan", "found real not")]
 )
-def test_a_stage_that_cannot_run_writes_nothing(compare, stage, message):
+def test_a_stage_that_cannot_run_writes_nothing(options, stage, message):
     with pytest.raises(UserError, match=message):
-        replace(compare, execution=Execution(stage=stage)).run()
-    assert not compare.out.exists()
+        compare(replace(options, execution=Execution(stage=stage)))
+    assert not options.out.exists()
 
 
-def test_dry_run_and_list_write_nothing(compare, capsys):
-    replace(compare, execution=Execution(dry_run=True)).run()
+def test_dry_run_and_list_write_nothing(options, capsys):
+    compare(replace(options, execution=Execution(dry_run=True)))
     assert f"nnUNetv2_train Dataset001_Real 2d all -tr {ORDER}" in capsys.readouterr().out
-    replace(compare, execution=Execution(list_stages=True)).run()
+    compare(replace(options, execution=Execution(list_stages=True)))
     names = [line.split("\t")[0] for line in capsys.readouterr().out.splitlines()]
     name = f"real_{ORDER}_fold_all_seed_0"
     assert names == ["real", "plan", f"segment_{name}", f"predict_{name}", f"score_{name}"]
-    assert not compare.out.exists()
+    assert not options.out.exists()
 
 
 @pytest.mark.parametrize(
@@ -186,14 +190,53 @@ def test_dry_run_and_list_write_nothing(compare, capsys):
         (None, "found other content"),
     ],
 )
-def test_a_folder_with_something_else_is_left_alone(compare, content, message):
-    compare.out.mkdir()
-    path = compare.out / ("notes.json" if content is None else "experiment.json")
+def test_a_folder_with_something_else_is_left_alone(options, content, message):
+    options.out.mkdir()
+    path = options.out / ("notes.json" if content is None else "experiment.json")
     write_json(path, content or {})
     before = path.read_bytes()
     with pytest.raises(UserError, match=message):
-        compare.run()
-    assert path.read_bytes() == before and [*compare.out.iterdir()] == [path]
+        compare(options)
+    assert path.read_bytes() == before and [*options.out.iterdir()] == [path]
+
+
+def test_auto_is_the_device_with_which_the_folder_was_begun(options, monkeypatch):
+    """Else a login node without a GPU would change every command."""
+    begun = comparison(replace(options, device="mps"))
+    begin(options.out, begun.record())
+    again = comparison(replace(options, device="auto"))
+    assert again.device == "mps" and again.pipeline().keys == begun.pipeline().keys
+    assert again.record().config["device"] == "mps"
+    assert comparison(options).device == "cpu"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert comparison(replace(options, device="auto", out=options.out / "new")).device == "cuda"
+
+
+def test_gpus_are_not_for_a_comparison_on_the_cpu(options):
+    with pytest.raises(UserError, match="found --gpus 0 and device cpu"):
+        compare(replace(options, execution=Execution(gpus=(0,), dry_run=True)))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("null", "found null, expected object"),
+        ("[]", "found array, expected object"),
+        ('{"kind": ', "malformed"),
+        ('{"config": 3}', "found int at config, expected object"),
+        ('{"config": {"device": null}}', "found null at config.device, expected str"),
+        ('{"config": {"device": ["cpu"]}}', "found array at config.device, expected str"),
+        ('{"kind": 3}', "found int at kind, expected str"),
+    ],
+)
+def test_a_damaged_experiment_json_is_one_line(options, content, message):
+    options.out.mkdir()
+    path = options.out / "experiment.json"
+    path.write_text(content)
+    with pytest.raises(UserError) as error:
+        compare(replace(options, device="auto"))
+    assert f"{error.value}".startswith(f"{path}: {message}") and "\n" not in f"{error.value}"
+    assert path.read_text() == content
 
 
 def test_a_changed_image_changes_the_digest(phantoms, tmp_path):
@@ -227,12 +270,26 @@ def test_the_users_own_folds_come_along(phantoms, tmp_path, monkeypatch):
     assert keys[0] == keys[1] and len(set(keys)) == 3
 
 
-def test_a_data_set_that_has_moved_is_the_same(compare, phantoms, tmp_path):
+def test_a_data_set_that_has_moved_is_the_same(options, phantoms, tmp_path):
     moved = shutil.copytree(phantoms, tmp_path / "elsewhere" / phantoms.name)
-    keys = [
-        comparison(replace(compare, dataset=str(folder))).experiment().keys for folder in (phantoms, moved)
-    ]
+    keys = [comparison(replace(options, dataset=str(folder))).pipeline().keys for folder in (phantoms, moved)]
     assert keys[0] == keys[1]
+
+
+def record_of(runs: list[Segmentation]) -> ExperimentRecord:
+    """What an experiment with these trainings records."""
+    return ExperimentRecord(
+        title="",
+        real="nnUNet_raw/Dataset001_Real",
+        on=runs[0].on,
+        reference="real",
+        arms=["real"],
+        trainers=list(dict.fromkeys(one.trainer for one in runs)),
+        folds=sorted({one.fold for one in runs}),
+        seeds=sorted({one.seed for one in runs}),
+        segmentations=[one.entry() for one in runs],
+        syntheses=[],
+    )
 
 
 def write_scores(out: Path, one: Segmentation, test_set: str, dice: list[float]) -> None:
@@ -291,10 +348,8 @@ def test_means_and_differences_are_those_of_evaluate(tmp_path):
             for label, dice in zip(("kidney", "tumour"), of_case, strict=True)
         ]
         write_csv(tmp_path / one.scores / "per_case.csv", rows)
-    entries = [one.entry() for one in runs]
-    description = {"on": "test", "trainers": list(found), "segmentations": entries}
     groups = {f"c{case}": f"c{case}" for case in range(10)}
-    scores = read_scores(tmp_path, description, missing=[])
+    scores = read_scores(tmp_path, record_of(runs), missing=[])
     rows = score_rows(scores, dict.fromkeys(found), groups)
     values = {trainer: np.repeat(dice[..., None], len(METRICS), 2) for trainer, dice in found.items()}
     expected = summarise(values, groups, {"T": list(groups)}, ["kidney", "tumour"], seed=0)
@@ -319,9 +374,7 @@ def test_validation_cases_of_all_folds_are_pooled_per_seed(tmp_path):
         write_scores(
             tmp_path, one, f"validation of fold {one.fold}", [0.1 * (one.seed + 1), 0.5 + one.fold / 4]
         )
-    entries = [one.entry() for one in runs]
-    description = {"on": "validation", "trainers": [ORDER], "segmentations": entries}
-    (scores,) = read_scores(tmp_path, description, missing=[])
+    (scores,) = read_scores(tmp_path, record_of(runs), missing=[])
     assert (scores.test_set, scores.trainings) == ("validation", [(0,), (1,)])
     assert scores.cases == ["0_0", "0_1", "1_0", "1_1"]
     expected = np.array([[0.1, 0.5, 0.1, 0.75], [0.2, 0.5, 0.2, 0.75]])

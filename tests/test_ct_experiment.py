@@ -19,19 +19,23 @@ from dataset_conversion.raw.dataset import read_dataset
 from dataset_conversion.system.errors import UserError
 from law_synth.experiment import tables
 from law_synth.experiment.config import make_config
+from law_synth.experiment.experiment import experiment
 from law_synth.experiment.options import Experiment, Report
 from law_synth.experiment.page.display import display_note, display_of
+from law_synth.experiment.page.report import report
 from law_synth.experiment.presets import preset_content
 from law_synth.experiment.results import read_results
 from law_synth.experiment.stages import make_plan
 from law_synth.records.run import write_config
 from law_synth.records.synthetic import write_rows
 from law_synth.view.slices import view_of
-from nnunet_order.comparing.compare import Compare, Comparison
+from nnunet_order.comparing.comparison import Comparison
+from nnunet_order.comparing.options import Compare
 from nnunet_order.evaluation_output import write_csv
 from nnunet_order.metrics import FOREGROUND_MEAN, METRICS
+from nnunet_order.stages.experiment_record import begin
 from nnunet_order.stages.inputs import dataset_digest
-from nnunet_order.stages.options import Execution, begin
+from nnunet_order.stages.options import Execution
 from nnunet_order.stages.stage import stage_keys
 
 ARMS = ("real", "uniform", "law")
@@ -148,7 +152,7 @@ def finished(tmp_path_factory, ct_dataset) -> Path:
     view = view_of(dataset, train)
     for entry in content["syntheses"]:
         synthesise(folder, entry, view, view.slices(train, 2))
-    Report(folder).run()
+    report(Report(folder))
     return folder
 
 
@@ -199,7 +203,7 @@ def test_the_share_of_synthetic_cases_in_a_batch_is_told(finished, caplog):
     ]
     assert shares[0]["share"] == pytest.approx(2 / 3)
     with caplog.at_level(logging.INFO):
-        Report(finished).run()
+        report(Report(finished))
     assert "6 real and 12 synthetic cases, 67 % of a batch is synthetic" in caplog.text
     page = (finished / "report.html").read_text()
     assert "67 %" in page and "counts as much as a whole real volume" in page
@@ -359,9 +363,9 @@ def test_a_patient_on_both_sides_is_refused(ct_dataset, tmp_path, caplog):
     ) as error:
         stages_of(copy, tmp_path / "out", folds=[0])
     assert "\n" not in str(error.value)
-    compare = Compare(str(copy), tmp_path / "out", trainers=(TRAINER,), folds=("0",))
+    options = Compare(str(copy), tmp_path / "out", trainers=(TRAINER,), folds=("0",))
     with pytest.raises(UserError, match="its group patient_9"):
-        Comparison(compare, read_dataset(copy)).experiment()
+        Comparison(options, read_dataset(copy)).pipeline()
     # Published test sets share sequences with training cases: said, not refused.
     (copy / "groups.json").write_text(json.dumps(groups | {"ct_7": "patient_0"}))
     assert stages_of(copy, tmp_path / "out", folds=["all"])
@@ -372,9 +376,9 @@ def test_dry_run_and_list_of_a_ct_experiment(ct_dataset, tmp_path, capsys, monke
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "ct.toml"
     path.write_text(f'dataset = "{ct_dataset}"\narms = ["real", "law"]\ndevice = "cpu"\nseeds = [0]\n')
-    Experiment(config=path, execution=Execution(dry_run=True)).run()
+    experiment(Experiment(config=path, execution=Execution(dry_run=True)))
     assert "law-synth generate" in capsys.readouterr().out
-    Experiment(config=path, execution=Execution(list_stages=True)).run()
+    experiment(Experiment(config=path, execution=Execution(list_stages=True)))
     names = [line.split("\t")[0] for line in capsys.readouterr().out.splitlines()]
     assert names[:2] == ["real", "plan"] and names[-1] == "report"
     assert not (tmp_path / "ct").exists()
@@ -388,6 +392,20 @@ def test_digest_of_compressed_volumes_sees_content(ct_dataset, tmp_path):
     content[len(content) // 2] ^= 1
     path.write_bytes(gzip.compress(bytes(content)))
     assert dataset_digest(read_dataset(copy), []) != before
+
+
+def test_auto_is_the_device_with_which_the_experiment_was_begun(ct_dataset, tmp_path):
+    """As when its stages are listed on a login node without a GPU."""
+
+    def plan(device: str):
+        config = make_config(content(ct_dataset, folds=[0], device=device), "ct.toml")
+        return make_plan(config, tmp_path / "out")
+
+    begun = plan("cuda")
+    begin(tmp_path / "out", begun.record("law-synth experiment ct.toml"))
+    again = plan("auto")
+    assert again.device == "cuda" and stage_keys(again.stages) == stage_keys(begun.stages)
+    assert plan("cpu").device == "cpu"
 
 
 def test_what_the_page_shows_makes_a_new_page(ct_dataset, tmp_path):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dataset_conversion.phantom import ConvertPhantom
+from dataset_conversion.phantom import ConvertPhantom, convert_phantom
 from dataset_conversion.system.errors import UserError
 from law_synth.base.init_base import init_base
 from law_synth.base.model import load_base
@@ -47,7 +47,7 @@ def test_a_gpu_that_is_not_there():
 @pytest.mark.gpu
 @needs_gpu
 def test_init_base_trains_on_a_gpu_and_its_base_takes_images_of_the_cpu(tmp_path):
-    ConvertPhantom(out=tmp_path / "Dataset905_Phantom", cases=12, test_cases=0, size=48).run()
+    convert_phantom(ConvertPhantom(out=tmp_path / "Dataset905_Phantom", cases=12, test_cases=0, size=48))
     steps = {"vae_steps": 4, "unet_steps": 4, "batch_size": 4, "checkpoint_every": 2}
     small = {"image_size": 32, "vae_width": 8, "unet_width": 16, "device": "cuda"}
     init_base(
@@ -68,7 +68,7 @@ def test_train_on_a_gpu_and_go_on(tmp_path, precision):
     """Autocast, fp16's scaler, recomputed activations, averaged weights, pictures; killed after two steps."""
     from accelerate.state import AcceleratorState
 
-    ConvertPhantom(out=tmp_path / "Dataset905_Phantom", cases=12, test_cases=0, size=64).run()
+    convert_phantom(ConvertPhantom(out=tmp_path / "Dataset905_Phantom", cases=12, test_cases=0, size=64))
     write_tiny_base(tmp_path / "base")
     options = Train(
         dataset=str(tmp_path / "Dataset905_Phantom"),

@@ -19,14 +19,18 @@ from pathlib import Path
 
 import pytest
 
-from dataset_conversion.phantom import ConvertPhantom
+from dataset_conversion.phantom import ConvertPhantom, convert_phantom
 from dataset_conversion.raw.dataset import read_dataset
 from dataset_conversion.system.errors import UserError
+from law_synth.base.init_base import init_base
 from law_synth.base.options import InitBase
 from law_synth.experiment.config import read_config
+from law_synth.experiment.experiment import experiment
 from law_synth.experiment.options import Experiment
 from law_synth.experiment.stages import make_plan
-from nnunet_order.comparing.compare import Compare, Comparison
+from nnunet_order.comparing.compare import compare
+from nnunet_order.comparing.comparison import Comparison
+from nnunet_order.comparing.options import Compare
 from nnunet_order.comparing.table import TABLE, table_rows
 from nnunet_order.evaluation_output import write_csv
 from nnunet_order.stages.options import Execution
@@ -68,7 +72,7 @@ class Folder:
     @classmethod
     def drawn(cls, root: Path) -> Folder:
         """With a data set in it."""
-        ConvertPhantom(out=root / "Dataset940_Phantom", cases=12, test_cases=4, size=64).run()
+        convert_phantom(ConvertPhantom(out=root / "Dataset940_Phantom", cases=12, test_cases=4, size=64))
         return cls(root)
 
     def copied(self, root: Path, change: tuple[str, str] = ("", "")) -> Folder:
@@ -120,7 +124,7 @@ def test_a_base_of_the_users_own_passes_the_audit(finished, tmp_path):
     """It knows the cases under the data set's name; the experiment trains on its copy under another one."""
     source, base = finished.root / "Dataset940_Phantom", tmp_path / "base"
     small = {"image_size": 32, "vae_width": 8, "unet_width": 16, "vae_steps": 1, "unet_steps": 1}
-    InitBase(out=base, source=str(source), fold="all", batch_size=4, device="cpu", **small).run()
+    init_base(InitBase(out=base, source=str(source), fold="all", batch_size=4, device="cpu", **small))
     arms = 'arms = ["law"]\nsegmenters = []\ndevice = "cpu"\n[train]\n'
     config = f'dataset = "{source}"\nbase = "{base}"\n{arms}' + CONFIG.partition("[train]")[2]
     folder = Folder(tmp_path, config)
@@ -235,12 +239,12 @@ def test_one_stage_alone_waits_for_those_before_it(tmp_path, monkeypatch, capsys
         return Experiment(Path("small.toml"), out=out and Path(out), execution=Execution(**execution))
 
     with pytest.raises(UserError, match="expected all stages before plan"):
-        verb(stage="plan").run()
+        experiment(verb(stage="plan"))
     folder.run("--stage", "real")
     assert (folder.out / "nnUNet_raw" / "Dataset001_Real" / "dataset.json").is_file()
     with pytest.raises(UserError, match="found other content"):
-        verb(out=".").run()
-    verb(dry_run=True).run()
+        experiment(verb(out="."))
+    experiment(verb(dry_run=True))
     script = capsys.readouterr().out
     assert "nnUNetv2_train" in script and "law-synth generate" in script
 
@@ -254,7 +258,7 @@ def test_the_real_arm_is_a_comparison(finished, tmp_path, capsys):
     record = copy.out / "experiment.json"
     record.write_text(record.read_text().replace("law-synth experiment", "nnunet-order compare", 1))
     before = copy.records()
-    compare = Compare(
+    options = Compare(
         str(finished.root / "Dataset940_Phantom"),
         copy.out,
         trainers=(ORDER,),
@@ -263,7 +267,7 @@ def test_the_real_arm_is_a_comparison(finished, tmp_path, capsys):
         device="cpu",
         execution=Execution(jobs=2),
     )
-    compare.run()
+    compare(options)
     assert copy.records() == before
     shown = capsys.readouterr().out
     assert "ORDER" in shown and "42.5 K" in shown
@@ -276,7 +280,7 @@ def test_the_real_arm_is_a_comparison(finished, tmp_path, capsys):
     record = json.loads((copy.out / "experiment.json").read_text())
     assert record["config"]["device"] == "cpu" and record["segmentations"][0]["name"] == name
 
-    plan = Comparison(replace(compare, trainers=(ORDER, MK_UNET)), read_dataset(Path(compare.dataset)))
+    plan = Comparison(replace(options, trainers=(ORDER, MK_UNET)), read_dataset(Path(options.dataset)))
     ours, other = plan.segmentations
     shutil.copytree(copy.out / ours.model, copy.out / other.model)
     rows = list(csv.DictReader((copy.out / ours.scores / "per_case.csv").open()))

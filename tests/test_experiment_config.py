@@ -14,6 +14,7 @@ from dataset_conversion.system.errors import UserError
 from law_synth.evaluation.options import Evaluate
 from law_synth.experiment.command_line import command_line
 from law_synth.experiment.config import PATHS, TABLES, make_config, read_config
+from law_synth.experiment.demo import demo, demo_content, draw_command
 from law_synth.experiment.options import Demo
 from law_synth.experiment.presets import PRESETS, SCALES, preset_content
 from law_synth.generation.options import Generate
@@ -24,14 +25,17 @@ from law_synth.training.options import DEFAULT_BASE, Train
     ("content", "message"),
     [
         ({"fractoin": 0.5}, "found fractoin, expected an option such as fraction"),
-        ({"seeds": "a"}, "invalid literal|Could not find valid parse"),
+        ({"seeds": "a"}, "kvasir.toml: found str at seeds, expected array; correct it"),
+        ({"seeds": [0, None]}, r"found null at seeds\[1\], expected int"),
+        ({"rounds": [1]}, "found array at rounds, expected int"),
+        ({"rounds": True}, "found bool at rounds, expected int"),
         ({"seeds": [1, 1]}, "found seeds .1, 1., expected one or more, each once"),
-        ({"fraction": 0}, "found fraction 0.0, expected above 0"),
+        ({"fraction": 0}, "found fraction 0.0, expected above 0, at most 1; change it"),
         ({"arms": ["real", "laww"]}, "found the arm laww, expected one of real, uniform"),
         ({"train": {"max_stepz": 3}}, r"\[train\]: found max_stepz, expected an option such as max_steps"),
         ({"train": {"seed": 3}}, r"\[train\]: found seed, expected only"),
         ({"train": {"weighting": "law"}}, r"\[train\]: found weighting, expected only"),
-        ({"train": {"w_max": "much"}}, r"\[train\]: .*could not convert"),
+        ({"train": {"w_max": "much"}}, r"\[train\]: found str at w_max, expected float"),
         ({"arm": {"mine": {"weighting": "lwa"}}}, r"\[arm.mine\]: .*lwa"),
         ({"synthetic_per_real": 0}, "found synthetic_per_real 0.0, expected above 0"),
         (
@@ -48,14 +52,15 @@ from law_synth.training.options import DEFAULT_BASE, Train
             "found rounds 2 and the judge nnUNetTrainerMKUNet, expected one of the segmenters",
         ),
         ({"segmenters": [], "generate": {"min_agreement": 0.5}}, "expected a trainer that judges"),
-        ({"train": 3}, r"found train = 3, expected a table \[train\]"),
-        ({"arm": ["x"]}, r"found arm = \['x'\], expected a table \[arm\]"),
-        ({"arm": {"law": 2}}, r"found law = 2, expected a table \[law\]"),
+        ({"train": 3}, "found int at train, expected object"),
+        ({"arm": ["x"]}, "found array at arm, expected object"),
+        ({"arm": {"law": 2}}, r"found int at arm\[\.\.\.\], expected object"),
         ({"arm": {"mine": {"weighting": "law"}}}, r"found a table \[arm.mine\], expected mine among arms"),
         ({"arm": {"real": {"weighting": "law"}}}, r"found a table \[arm.real\]"),
         ({"arms": ["mine"], "arm": {"mine": {"dice": False}}}, r"\[arm.mine\]: found no weighting"),
         ({"arms": ["a b"], "arm": {"a b": {"weighting": "law"}}}, "found the arm a b, expected letters"),
         ({"arms": ["law-round2"], "arm": {"law-round2": {"weighting": "law"}}}, "found the arm law-round2"),
+        ({"arms": ["real", "LAW", "law"], "arm": {"LAW": {"weighting": "law"}}}, "the arms 'LAW' and 'law'"),
         ({"arms": ["real"], "segmenters": []}, "found neither synthetic arms nor segmenters"),
     ],
 )
@@ -148,20 +153,21 @@ def test_presets_differ_between_scales_in_sizes_and_steps_only(preset):
 
 @pytest.mark.parametrize("kind", ["endoscopy", "ct"])
 def test_the_demo_is_an_ordinary_experiment(tmp_path, kind):
-    demo = Demo(out=tmp_path, kind=kind, seed=3)
-    config = make_config(demo.content, "demo")
+    options = Demo(out=tmp_path, kind=kind, seed=3)
+    config = make_config(demo_content(options), "demo")
     assert config.seeds == (3,) and config.reference == "real" and config.synthetic_arms == ["law"]
     assert any("ORDER" in trainer for trainer in config.segmenters)
     assert any("ORDER" not in trainer for trainer in config.segmenters)
     Train(dataset=config.dataset, **config.train_options("law")).check()
-    words = shlex.split(demo.draw_command)
-    assert words[words.index("--out") + 1] == Path(config.dataset).name and "--seed 3" in demo.draw_command
-    assert ("--kind ct --slices 10" in demo.draw_command) == (kind == "ct")
+    command = draw_command(options)
+    words = shlex.split(command)
+    assert words[words.index("--out") + 1] == Path(config.dataset).name and "--seed 3" in command
+    assert ("--kind ct --slices 10" in command) == (kind == "ct")
 
 
 def test_the_demo_of_pictures_has_no_slices(tmp_path):
     with pytest.raises(UserError, match="found --slices 8 with pictures"):
-        Demo(out=tmp_path / "demo", slices=8).run()
+        demo(Demo(out=tmp_path / "demo", slices=8))
     assert not (tmp_path / "demo").exists()
 
 

@@ -15,15 +15,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from dataset_conversion.system.errors import UserError
 from nnunet_order.comparing.segmentation import Segmentation
 from nnunet_order.registration import VARIABLE
+from nnunet_order.stages.experiment_record import claim_folder
 from nnunet_order.stages.inputs import files_digest
-from nnunet_order.stages.options import Execution, begin
-from nnunet_order.stages.run import StageFiles, find_program
-from nnunet_order.stages.runner import Experiment, make_workers
-from nnunet_order.stages.stage import Stage, stage_keys, versions
+from nnunet_order.stages.options import Execution
+from nnunet_order.stages.run import find_program
+from nnunet_order.stages.runner import Pipeline, make_workers
+from nnunet_order.stages.stage import Stage, stage_keys
+from nnunet_order.stages.stage_record import versions
 
 
 def append(name: str, text: str) -> str:
@@ -54,19 +57,19 @@ def lines(path: Path) -> list[str]:
     return path.read_text().split()
 
 
-def states(experiment: Experiment) -> dict[str, str]:
-    return {stage.name: experiment.state(stage) for stage in experiment.stages}
+def states(pipeline: Pipeline) -> dict[str, str]:
+    return {stage.name: pipeline.state(stage) for stage in pipeline.stages}
 
 
 def test_finished_stages_are_skipped(folder, caplog):
     caplog.set_level(logging.INFO)
-    experiment = Experiment(folder, with_folder_b(chain()))
-    assert states(experiment) == {"a": "ready", "b": "waiting", "c": "ready"}
-    experiment.run()
-    assert set(states(experiment).values()) == {"done"}
+    pipeline = Pipeline(folder, with_folder_b(chain()))
+    assert states(pipeline) == {"a": "ready", "b": "waiting", "c": "ready"}
+    pipeline.run()
+    assert set(states(pipeline).values()) == {"done"}
     assert re.fullmatch(r"\w took \d+ s; 3 of 3 stages are done", caplog.messages[-1])
     caplog.clear()
-    Experiment(folder, with_folder_b(chain())).run()
+    Pipeline(folder, with_folder_b(chain())).run()
     assert not caplog.messages
     assert lines(folder / "a.txt") == ["one"] and lines(folder / "runs_b") == ["b"]
     record = json.loads((folder / "stages" / "b.json").read_text())
@@ -77,8 +80,8 @@ def test_finished_stages_are_skipped(folder, caplog):
 
 
 def test_a_changed_command_reruns_it_and_what_follows_alone(folder):
-    Experiment(folder, with_folder_b(chain())).run()
-    changed = Experiment(folder, with_folder_b(chain("two")))
+    Pipeline(folder, with_folder_b(chain())).run()
+    changed = Pipeline(folder, with_folder_b(chain("two")))
     assert states(changed) == {"a": "ready", "b": "waiting", "c": "done"}
     changed.run()
     assert lines(folder / "a.txt") == ["two"]  # the old output was removed, not appended to
@@ -89,24 +92,24 @@ def test_a_changed_command_reruns_it_and_what_follows_alone(folder):
 @pytest.mark.parametrize("change", [{"inputs": "another data set"}, {"environment": {"SEED": "1"}}])
 def test_changed_inputs_or_variables_rerun_too(folder, change):
     stage = Stage("a", ("sh -c 'echo x$SEED >> a.txt; echo a >> runs'",), ("a.txt",))
-    Experiment(folder, (stage,)).run()
-    Experiment(folder, (replace(stage, **change),)).run()
+    Pipeline(folder, (stage,)).run()
+    Pipeline(folder, (replace(stage, **change),)).run()
     assert lines(folder / "runs") == ["a", "a"] and len(lines(folder / "a.txt")) == 1
 
 
 def test_the_users_own_trainers_are_found_from_the_experiments_folder(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("nnUNet_extTrainer", f"mine{os.pathsep}/others")
-    Experiment(folder, (Stage("a", ("sh -c 'echo $nnUNet_extTrainer > a.txt'",), ("a.txt",)),)).run()
+    Pipeline(folder, (Stage("a", ("sh -c 'echo $nnUNet_extTrainer > a.txt'",), ("a.txt",)),)).run()
     assert lines(folder / "a.txt") == [f"{tmp_path / 'mine'}{os.pathsep}/others"]
 
 
 def test_missing_outputs_are_made_again(folder):
-    experiment = Experiment(folder, with_folder_b(chain()))
-    experiment.run()
+    pipeline = Pipeline(folder, with_folder_b(chain()))
+    pipeline.run()
     (folder / "c.txt").unlink()
-    assert states(experiment)["c"] == "ready"
-    experiment.run()
+    assert states(pipeline)["c"] == "ready"
+    pipeline.run()
     assert lines(folder / "c.txt") == ["c"] and lines(folder / "runs_b") == ["b"]
 
 
@@ -119,101 +122,134 @@ def made_by(folder: Path, stage: str, **others: str | None) -> None:
 
 
 def test_stages_of_other_versions_are_kept_and_told_in_one_line(folder, caplog):
-    experiment = Experiment(folder, with_folder_b(chain()))
-    experiment.run()
+    pipeline = Pipeline(folder, with_folder_b(chain()))
+    pipeline.run()
     assert "other versions" not in caplog.text
     now = versions()
     made_by(folder, "a", law_order="0.0.9", torch="1.13.1")
     made_by(folder, "b", torch="1.13.1")
     made_by(folder, "c", nnunetv2=".".join(now["nnunetv2"].split(".")[:2]) + ".99", python="3.1")  # no change
-    experiment.run()
+    pipeline.run()
     (line,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert line.startswith(
         "kept 2 of 3 stages that other versions finished (law-order 0.0.9, torch 1.13.1; now "
         f"law-order {now['law-order']}, torch {now['torch']}): "
     )
-    assert line.endswith("give --again to run them, and all that follow them, once more")
+    assert line.endswith("give --again to rerun these stages and all that follow them")
     assert lines(folder / "a.txt") == ["one"] and lines(folder / "runs_b") == ["b"]
 
 
 def test_a_record_without_versions_is_read_and_told(folder, caplog):
-    experiment = Experiment(folder, with_folder_b(chain()))
-    experiment.run()
+    pipeline = Pipeline(folder, with_folder_b(chain()))
+    pipeline.run()
     path = folder / "stages" / "c.json"
     record = json.loads(path.read_text())
     del record["versions"]
     path.write_text(json.dumps(record))
-    experiment.run()
+    pipeline.run()
     now = versions()["law-order"]
     line = f"kept 1 of 3 stages that other versions finished (unknown versions; now law-order {now})"
     assert line in caplog.text
     assert lines(folder / "runs_c") == ["c"]
-    experiment.run(again=True)
+    pipeline.run(again=True)
     assert lines(folder / "runs_c") == ["c", "c"] and lines(folder / "c.txt") == ["c"]
     assert lines(folder / "a.txt") == ["one"] and lines(folder / "runs_b") == ["b"]
     caplog.clear()
-    experiment.run()
+    pipeline.run()
     assert "other versions" not in caplog.text
 
 
 def test_again_runs_stages_of_other_versions_and_what_follows_them(folder):
     """b is of the installed versions, but was made from what a had left."""
-    experiment = Experiment(folder, with_folder_b(chain()))
-    experiment.run()
+    pipeline = Pipeline(folder, with_folder_b(chain()))
+    pipeline.run()
     made_by(folder, "a", law_order="0.0.9")
-    experiment.run(again=True)
+    pipeline.run(again=True)
     assert lines(folder / "a.txt") == ["one"]  # from scratch: else it would have two lines
     assert lines(folder / "b" / "copy.txt") == ["one"]
     assert lines(folder / "runs_b") == ["b", "b"] and lines(folder / "runs_c") == ["c"]
-    experiment.run(again=True)
+    pipeline.run(again=True)
     assert lines(folder / "runs_b") == ["b", "b"]
 
 
 def test_a_kill_amid_again_keeps_nothing_that_is_made_from_older_results(folder, monkeypatch):
-    experiment = Experiment(folder, with_folder_b(chain()))
-    experiment.run()
+    pipeline = Pipeline(folder, with_folder_b(chain()))
+    pipeline.run()
     made_by(folder, "a", law_order="0.0.9")
     with monkeypatch.context() as patch:
-        patch.setattr(Experiment, "_run", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(Pipeline, "_run", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            experiment.run(again=True)
-    assert states(experiment) == {"a": "ready", "b": "waiting", "c": "done"}
-    experiment.run()
+            pipeline.run(again=True)
+    assert states(pipeline) == {"a": "ready", "b": "waiting", "c": "done"}
+    pipeline.run()
     assert lines(folder / "runs_b") == ["b", "b"]
 
 
 def test_one_stage_may_run_again_and_warns_of_those_before_it(folder, caplog):
-    experiment = Experiment(folder, with_folder_b(chain()))
-    experiment.run()
+    pipeline = Pipeline(folder, with_folder_b(chain()))
+    pipeline.run()
     made_by(folder, "a", law_order="0.0.9")
-    experiment.run_stage("b")
+    pipeline.run_stage("b")
     assert "kept 1 of 3 stages that other versions finished (law-order 0.0.9" in caplog.text
-    experiment.run_stage("a", again=True)
-    assert lines(folder / "runs_b") == ["b"] and experiment.state(experiment.stages[1]) == "ready"
-    experiment.run_stage("b", again=True)
+    pipeline.run_stage("a", again=True)
+    assert lines(folder / "runs_b") == ["b"] and pipeline.state(pipeline.stages[1]) == "ready"
+    pipeline.run_stage("b", again=True)
     assert lines(folder / "runs_b") == ["b", "b"]
 
 
-def test_again_is_for_runs(folder):
+def test_again_is_for_runs():
     for execution in (Execution(again=True, dry_run=True), Execution(again=True, list_stages=True)):
         with pytest.raises(UserError, match="found --again without a run"):
-            execution.carry_out(Experiment(folder, chain()), {"kind": "test"})
+            execution.check()
 
 
 @pytest.mark.parametrize("content", ["", "null", "[]", '{"key": ', "7"])
 def test_a_damaged_record_is_none(folder, content):
     """The stage is not done; what lies there is nobody's."""
-    experiment = Experiment(folder, with_folder_b(chain()))
-    experiment.run()
+    pipeline = Pipeline(folder, with_folder_b(chain()))
+    pipeline.run()
     (folder / "stages" / "c.json").write_text(content)
-    assert states(experiment)["c"] == "ready"
-    experiment.run()
+    assert states(pipeline)["c"] == "ready"
+    pipeline.run()
     assert lines(folder / "runs_c") == ["c", "c"] and lines(folder / "c.txt") == ["c"]
 
 
+@pytest.mark.parametrize("record", ["a.json", "a.begun.json"])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"key": 3}, "found int at key, expected str | null"),
+        ({"key": ["a"]}, "found array at key, expected str | null"),
+        ({"outputs": None}, "found null at outputs, expected array"),
+        ({"outputs": "a.txt"}, "found str at outputs, expected array"),
+        ({"attempts": "two"}, "found str at attempts, expected int"),
+    ],
+)
+def test_a_record_that_somebody_has_edited_is_one_line(folder, record, change, message):
+    stage = Stage("a", (append("a.txt", "one"),), ("a.txt",))
+    Pipeline(folder, (stage,)).run()
+    path = folder / "stages" / record
+    path.write_text(json.dumps(json.loads((folder / "stages" / "a.json").read_text()) | change))
+    if record == "a.begun.json":
+        (folder / "stages" / "a.json").unlink()
+    with pytest.raises(UserError) as error:
+        states(Pipeline(folder, (stage,)))
+    assert f"{error.value}" == f"{path}: {message}; remove that file"
+
+
+@pytest.mark.parametrize("content", ["", "null", "[]", '{"key": '])
+def test_a_damaged_record_of_a_begun_stage_is_none(folder, content):
+    stage = Stage("a", (append("a.txt", "new"),), ("a.txt",), resumes=True)
+    leave_begun(folder, stage)
+    (folder / "stages" / "a.begun.json").write_text(content)
+    (folder / "a.txt").write_text("old")
+    Pipeline(folder, (stage,)).run()
+    assert lines(folder / "a.txt") == ["new"]
+
+
 def test_renamed_outputs_do_not_stay_behind(folder):
-    Experiment(folder, (Stage("a", ("touch old.txt",), ("old.txt",)),)).run()
-    Experiment(folder, (Stage("a", ("touch new.txt",), ("new.txt",)),)).run()
+    Pipeline(folder, (Stage("a", ("touch old.txt",), ("old.txt",)),)).run()
+    Pipeline(folder, (Stage("a", ("touch new.txt",), ("new.txt",)),)).run()
     assert (folder / "new.txt").exists() and not (folder / "old.txt").exists()
 
 
@@ -221,73 +257,50 @@ def test_renamed_outputs_do_not_stay_behind(folder):
 def test_a_record_that_names_what_lies_elsewhere_removes_nothing(folder, output):
     """No assert guards it: PYTHONOPTIMIZE would take that away."""
     stage = Stage("a", (append("a.txt", "one"),), ("a.txt",))
-    Experiment(folder, (stage,)).run()
+    Pipeline(folder, (stage,)).run()
     kept = folder.parent / "kept"
     kept.mkdir()
     record = folder / "stages" / "a.json"
     record.write_text(json.dumps(json.loads(record.read_text()) | {"outputs": ["a.txt", output]}))
-    with pytest.raises(UserError, match=r"stages/a.json: found the path .*; remove that file"):
-        Experiment(folder, (replace(stage, inputs="other"),)).run()
+    with pytest.raises(UserError, match=r"stages/a.json: found .*; remove that file"):
+        Pipeline(folder, (replace(stage, inputs="other"),)).run()
     assert kept.is_dir() and lines(folder / "a.txt") == ["one"]
     record.unlink()
     (folder / "a.txt").unlink()
-    Experiment(folder, (stage,)).run()
+    Pipeline(folder, (stage,)).run()
 
 
 def test_what_no_record_explains_is_left_alone(folder):
     folder.mkdir()
     (folder / "a.txt").write_text("the user's own")
     with pytest.raises(UserError, match="no record of stage a"):
-        Experiment(folder, (Stage("a", ("touch a.txt",), ("a.txt",)),)).run()
+        Pipeline(folder, (Stage("a", ("touch a.txt",), ("a.txt",)),)).run()
     assert (folder / "a.txt").read_text() == "the user's own"
 
 
 def test_what_a_stage_replaces_itself_may_be_there(folder):
     folder.mkdir()
     (folder / "a.txt").write_text("an earlier look")
-    Experiment(folder, (Stage("a", ("sh -c 'echo a > a.txt'",), ("a.txt",), replaces_outputs=True),)).run()
+    Pipeline(folder, (Stage("a", ("sh -c 'echo a > a.txt'",), ("a.txt",), replaces_outputs=True),)).run()
     assert lines(folder / "a.txt") == ["a"]
 
 
 def test_a_kill_in_the_first_record_is_no_other_content(folder):
     folder.mkdir()
     (folder / ".experiment.json.0123.partial").write_text("{")
-    begin(folder, {"kind": "a test"})
+    claim_folder(folder, "a test")
     (folder / "experiment.json").unlink()
     (folder / "mine.txt").touch()
     with pytest.raises(UserError, match="found other content"):
-        begin(folder, {"kind": "a test"})
-
-
-def test_a_kill_while_outputs_are_set_aside_loses_none(folder, monkeypatch):
-    """The kill comes after the record of what is set aside, before the second of two outputs."""
-    stage = Stage("a", ("true",), ("a.txt", "b.txt"))
-    folder.mkdir()
-    for name in stage.outputs:
-        (folder / name).write_text("90 epochs")
-    files, move = StageFiles(folder, stage, "key"), os.replace
-
-    def killed(source, target):
-        if Path(source).name == "b.txt":
-            raise KeyboardInterrupt
-        move(source, target)
-
-    monkeypatch.setattr(os, "replace", killed)
-    with pytest.raises(KeyboardInterrupt):
-        files.set_aside({"attempts": 1})
-    monkeypatch.undo()
-    files.set_aside({"attempts": 2})
-    (folder / "a.txt").write_text("from scratch")
-    files.put_back()
-    assert [(folder / name).read_text() for name in stage.outputs] == ["90 epochs"] * 2
+        claim_folder(folder, "a test")
 
 
 RUNNER = """
 import sys
 from pathlib import Path
-from nnunet_order.stages.runner import Experiment
+from nnunet_order.stages.runner import Pipeline
 from nnunet_order.stages.stage import Stage
-Experiment(Path(sys.argv[1]), (Stage("a", (sys.argv[2],), ("a.txt",)),)).run()
+Pipeline(Path(sys.argv[1]), (Stage("a", (sys.argv[2],), ("a.txt",), resumes=True),)).run()
 """
 
 
@@ -327,49 +340,77 @@ def test_kill_9_takes_the_whole_family_along_and_a_restart_goes_on(folder):
     wait_for(lambda: not processes(grandchild))
     begun = json.loads((folder / "stages" / "a.begun.json").read_text())
     assert begun["attempts"] == 1 and not (folder / "stages" / "a.json").exists()
-    stage = Stage("a", (command,), ("a.txt",))
+    stage = Stage("a", (command,), ("a.txt",), resumes=True)
     assert begun["key"] == stage_keys([stage])["a"]
-    experiment = Experiment(folder, (stage,))
-    assert states(experiment) == {"a": "begun"}
-    experiment.run()
+    pipeline = Pipeline(folder, (stage,))
+    assert states(pipeline) == {"a": "begun"}
+    pipeline.run()
     assert lines(folder / "a.txt") == ["line", "line"]  # it went on with the file of the first call
     assert json.loads((folder / "stages" / "a.json").read_text())["attempts"] == 2
 
 
-def leave_begun(folder: Path, stage: Stage, finished: int = 0) -> None:
+def leave_begun(folder: Path, stage: Stage) -> None:
     """The record that a killed experiment leaves."""
     (folder / "stages").mkdir(parents=True, exist_ok=True)
-    begun = {"key": stage_keys([stage])[stage.name], "attempts": 1, "finished_commands": finished}
+    begun = {"key": stage_keys([stage])[stage.name], "attempts": 1}
     (folder / "stages" / f"{stage.name}.begun.json").write_text(json.dumps(begun))
 
 
-def test_a_stage_that_cannot_go_on_runs_once_more_from_scratch(folder):
+def test_a_stage_that_does_not_resume_starts_over(folder):
+    """Its command would fail on the part of a file that a kill has left."""
     stage = Stage(
         "a", ("sh -c 'echo run >> runs; test ! -e a.txt || exit 3; echo whole > a.txt'",), ("a.txt",)
     )
     leave_begun(folder, stage)
     (folder / "a.txt").write_text("trunc")
-    Experiment(folder, (stage,)).run()
-    assert lines(folder / "a.txt") == ["whole"] and lines(folder / "runs") == ["run", "run"]
-    assert json.loads((folder / "stages" / "a.json").read_text())["attempts"] == 3
+    Pipeline(folder, (stage,)).run()
+    assert lines(folder / "a.txt") == ["whole"] and lines(folder / "runs") == ["run"]
+    assert json.loads((folder / "stages" / "a.json").read_text())["attempts"] == 2
 
 
-def test_what_only_looked_broken_is_put_back(folder):
-    """The GPU is busy when an experiment goes on: the checkpoints of days must not go."""
+def test_a_resumed_stage_that_fails_keeps_its_outputs(folder):
+    """The GPU is busy when an experiment resumes: the checkpoints of days must not go."""
     command = "sh -c 'echo run >> runs; test -e free || exit 3; cat a/old > a/done'"
-    stage = Stage("a", (command,), ("a", "a/done"))
+    stage = Stage("a", (command,), ("a", "a/done"), resumes=True)
     leave_begun(folder, stage)
     (folder / "a").mkdir()
     (folder / "a" / "old").write_text("90 epochs")
     for _ in range(2):
-        with pytest.raises(UserError, match="exit code 3"):
-            Experiment(folder, (stage,)).run()
+        with pytest.raises(UserError, match=r"exit code 3: .*; if it cannot resume from .*/a, remove that"):
+            Pipeline(folder, (stage,)).run()
         assert (folder / "a" / "old").read_text() == "90 epochs" and not (folder / "a" / "done").exists()
-    assert len(lines(folder / "runs")) == 4  # each time resumed, then from scratch, no third time
+    assert len(lines(folder / "runs")) == 2
     (folder / "free").touch()
-    Experiment(folder, (stage,)).run()
-    assert (folder / "a" / "done").read_text() == "90 epochs" and len(lines(folder / "runs")) == 5
+    Pipeline(folder, (stage,)).run()
+    assert (folder / "a" / "done").read_text() == "90 epochs" and len(lines(folder / "runs")) == 3
     assert sorted(path.name for path in (folder / "stages").iterdir()) == ["a.json", "a.lock"]
+
+
+def test_a_stage_starts_over_when_its_outputs_are_removed(folder):
+    """As the message of one that cannot resume advises."""
+    stage = Stage("a", ("sh -c 'test ! -e a || exit 3; mkdir a'",), ("a",), resumes=True)
+    leave_begun(folder, stage)
+    (folder / "a").mkdir()
+    with pytest.raises(UserError, match="remove that to start over"):
+        Pipeline(folder, (stage,)).run()
+    (folder / "a").rmdir()
+    Pipeline(folder, (stage,)).run()
+    assert states(Pipeline(folder, (stage,))) == {"a": "done"}
+
+
+@pytest.mark.parametrize("kept", [0, 2, 1000, -1])
+def test_a_checkpoint_that_a_kill_cut_off_is_removed_before_the_stage_resumes(folder, kept):
+    """Stock nnU-Net overwrites checkpoints in place; --c then takes the one before."""
+    stage = Stage("a", ("sh -c 'ls a > a/seen'",), ("a", "a/seen"), resumes=True)
+    leave_begun(folder, stage)
+    (folder / "a").mkdir()
+    torch.save({"weights": torch.zeros(1000)}, folder / "a" / "checkpoint_best.pth")
+    torch.save({"weights": torch.zeros(9)}, folder / "a" / "old.pth", _use_new_zipfile_serialization=False)
+    whole = (folder / "a" / "checkpoint_best.pth").read_bytes()
+    (folder / "a" / "checkpoint_latest.pth").write_bytes(whole[:kept])
+    Pipeline(folder, (stage,)).run()
+    assert lines(folder / "a" / "seen") == ["checkpoint_best.pth", "old.pth", "seen"]
+    assert (folder / "a" / "checkpoint_best.pth").read_bytes() == whole
 
 
 def test_data_that_have_moved_are_the_same_data(folder):
@@ -378,7 +419,7 @@ def test_data_that_have_moved_are_the_same_data(folder):
         for place in ("/old/place", "/new/place")
     ]
     for stage in stages:
-        Experiment(folder, (stage,)).run()
+        Pipeline(folder, (stage,)).run()
     assert lines(folder / "runs") == ["a"]
 
 
@@ -386,15 +427,15 @@ def test_a_begun_stage_that_changed_starts_from_scratch(folder):
     stage = Stage("a", (append("a.txt", "new"),), ("a.txt",))
     leave_begun(folder, replace(stage, inputs="other"))
     (folder / "a.txt").write_text("old ")
-    Experiment(folder, (stage,)).run()
+    Pipeline(folder, (stage,)).run()
     assert lines(folder / "a.txt") == ["new"]
 
 
-def test_finished_commands_of_a_begun_stage_are_not_repeated(folder):
+def test_a_stage_of_several_commands_starts_over_with_the_first(folder):
     stage = Stage("a", (append("a.txt", "first"), append("a.txt", "second")), ("a.txt",))
-    leave_begun(folder, stage, finished=1)
+    leave_begun(folder, stage)
     (folder / "a.txt").write_text("first\n")
-    Experiment(folder, (stage,)).run()
+    Pipeline(folder, (stage,)).run()
     assert lines(folder / "a.txt") == ["first", "second"]
 
 
@@ -402,11 +443,11 @@ def test_a_failure_is_one_line_exit_code_2_and_ends_the_others(folder):
     script = f"""
 from dataset_conversion.system.errors import run_command
 from pathlib import Path
-from nnunet_order.stages.runner import Experiment
+from nnunet_order.stages.runner import Pipeline
 from nnunet_order.stages.stage import Stage
 slow = Stage("slow", ("sleep 321",), ("slow.txt",))
 bad = Stage("bad", ("python -c 'raise SystemExit(int(chr(120)))'",), ("bad.txt",))
-run_command(lambda: Experiment(Path({str(folder)!r}), (slow, bad)).run([{{}}, {{}}]))
+run_command(lambda: Pipeline(Path({str(folder)!r}), (slow, bad)).run([{{}}, {{}}]))
 """
     start = time.monotonic()
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
@@ -421,12 +462,12 @@ run_command(lambda: Experiment(Path({str(folder)!r}), (slow, bad)).run([{{}}, {{
 
 def test_a_command_that_leaves_nothing_fails(folder):
     with pytest.raises(UserError, match=r"left no a\.txt"):
-        Experiment(folder, (Stage("a", ("true",), ("a.txt",)),)).run()
+        Pipeline(folder, (Stage("a", ("true",), ("a.txt",)),)).run()
 
 
 def test_unknown_programs_are_a_user_error(folder):
     with pytest.raises(UserError, match="found no program no-such-program"):
-        Experiment(folder, (Stage("a", ("no-such-program",), ("a",)),)).run()
+        Pipeline(folder, (Stage("a", ("no-such-program",), ("a",)),)).run()
     assert Path(find_program("python")).parent == Path(sys.executable).parent
 
 
@@ -438,7 +479,7 @@ def test_workers_overlap_and_respect_after(folder):
         Stage("y", (meet.format("y", "x"),), ("y.done",)),
         Stage("z", ("sh -c 'cat x.done y.done > z.txt'",), ("z.txt",), ("x", "y")),
     )
-    Experiment(folder, stages).run([{"WORKER": "first"}, {"WORKER": "second"}])
+    Pipeline(folder, stages).run([{"WORKER": "first"}, {"WORKER": "second"}])
     assert sorted(lines(folder / "z.txt")) == ["first", "second"]
 
 
@@ -460,7 +501,7 @@ def test_a_command_that_outlives_its_guard_keeps_the_stage(folder, caplog):
         os.kill(pid, signal.SIGKILL)
     runner.wait()
     with caplog.at_level("INFO"):
-        Experiment(folder, (Stage("a", (command,), ("a.txt",)),)).run()
+        Pipeline(folder, (Stage("a", (command,), ("a.txt",), resumes=True),)).run()
     assert "a: another process runs it; waiting" in caplog.messages
     assert lines(folder / "a.txt") == ["a", "a"]  # one after the other
 
@@ -470,18 +511,18 @@ def cmdline(pid: int) -> list[str]:
 
 
 def test_single_stages_wait_for_those_before(folder):
-    experiment = Experiment(folder, with_folder_b(chain()))
+    pipeline = Pipeline(folder, with_folder_b(chain()))
     with pytest.raises(UserError, match="found a not done"):
-        experiment.run_stage("b")
+        pipeline.run_stage("b")
     with pytest.raises(UserError, match="found --stage nothing"):
-        experiment.run_stage("nothing")
-    experiment.run_stage("a")
-    experiment.run_stage("b", {"WORKER": "1"})
-    assert states(experiment) == {"a": "done", "b": "done", "c": "ready"}
+        pipeline.run_stage("nothing")
+    pipeline.run_stage("a")
+    pipeline.run_stage("b", {"WORKER": "1"})
+    assert states(pipeline) == {"a": "done", "b": "done", "c": "ready"}
 
 
 def test_the_list_of_stages_is_made_for_scripts(folder, capsys):
-    Experiment(folder, with_folder_b(chain())).list_stages()
+    Pipeline(folder, with_folder_b(chain())).list_stages()
     rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
     assert rows == [["a", "ready", ""], ["b", "waiting", "a"], ["c", "ready", ""]]
     assert not folder.exists()
@@ -497,11 +538,11 @@ def test_the_script_does_what_the_experiment_does(folder, tmp_path):
             ("a",),
         ),
     )
-    Experiment(folder, stages).run()
+    Pipeline(folder, stages).run()
     expected = (folder / "b.txt").read_text()
     assert expected == "it's 1 nnUNet_raw\n"
     # Printed, for another folder; and as it lies in the folder, after a move.
-    script = Experiment(tmp_path / "by hand", stages).script()
+    script = Pipeline(tmp_path / "by hand", stages).script()
     subprocess.run(["sh"], input=script, text=True, check=True, capture_output=True)
     assert (tmp_path / "by hand" / "b.txt").read_text() == expected
     moved = tmp_path / "moved"
@@ -513,15 +554,15 @@ def test_the_script_does_what_the_experiment_does(folder, tmp_path):
 
 
 def test_a_moved_folder_is_still_done(folder, tmp_path):
-    Experiment(folder, chain()[:1]).run()
+    Pipeline(folder, chain()[:1]).run()
     folder.rename(tmp_path / "moved")
-    assert states(Experiment(tmp_path / "moved", chain()[:1])) == {"a": "done"}
+    assert states(Pipeline(tmp_path / "moved", chain()[:1])) == {"a": "done"}
 
 
 def test_the_users_own_nnunet_folders_do_not_count(folder, monkeypatch):
     monkeypatch.setenv("nnUNet_raw", "/somewhere/else")
     monkeypatch.setenv("MINE", "kept")
-    Experiment(folder, (Stage("a", ("sh -c 'echo $nnUNet_raw $MINE > a.txt'",), ("a.txt",)),)).run()
+    Pipeline(folder, (Stage("a", ("sh -c 'echo $nnUNet_raw $MINE > a.txt'",), ("a.txt",)),)).run()
     assert lines(folder / "a.txt") == ["nnUNet_raw", "kept"]
 
 
@@ -529,7 +570,7 @@ def test_impossible_stages_are_our_own_mistake(folder):
     a, b = Stage("a", ("true",), ("a",), ("b",)), Stage("b", ("true",), ("b",), ("a",))
     for stages in ((a, b), (replace(a, after=()), replace(a, after=())), (replace(a, name="a b", after=()),)):
         with pytest.raises(AssertionError):
-            Experiment(folder, stages)
+            Pipeline(folder, stages)
 
 
 def test_workers(monkeypatch):
@@ -542,7 +583,7 @@ def test_workers(monkeypatch):
     assert [one["OMP_NUM_THREADS"] for one in make_workers(2, ())] == ["3"] * 2
     for jobs, gpus in ((0, ()), (2, (0,)), (1, (0, 0)), (1, (-1,))):
         with pytest.raises(UserError):
-            make_workers(jobs, gpus)
+            Execution(jobs, gpus).check()
 
 
 OWN = """
@@ -555,10 +596,10 @@ class nnUNetTrainerOfMyOwn(nnUNetTrainer):
 
 
 def test_an_edited_trainer_of_the_users_own_is_trained_again(tmp_path, monkeypatch):
-    from nnunet_order.comparing import segmentation
+    from nnunet_order.comparing import trainer_lookup
 
     def key(trainer: str, options: str = "epochs=3") -> str:
-        segmentation.trainer_class.cache_clear()
+        trainer_lookup.trainer_class.cache_clear()
         one = Segmentation("real", "Dataset001_Real", trainer, 0, 0, 0, options, "validation", "cpu")
         return stage_keys((Stage("plan", ("true",), ("p",)), *one.stages(("plan",))))[f"segment_{one.name}"]
 
@@ -579,7 +620,7 @@ def test_an_edited_trainer_of_the_users_own_is_trained_again(tmp_path, monkeypat
 def test_the_script_finds_the_users_own_trainers(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv(VARIABLE, "own")
-    assert f"export {VARIABLE}={tmp_path / 'own'}\n" in Experiment(folder, chain()).script()
+    assert f"export {VARIABLE}={tmp_path / 'own'}\n" in Pipeline(folder, chain()).script()
 
 
 def test_gpus_are_not_for_the_cpu():
@@ -597,7 +638,7 @@ def test_a_file_system_without_locks_is_one_line(folder, monkeypatch):
 
     monkeypatch.setattr(fcntl, "flock", refuse)
     with pytest.raises(UserError, match=r"a\.lock: cannot be locked"):
-        Experiment(folder, chain()).run()
+        Pipeline(folder, chain()).run()
 
 
 def test_a_weight_changed_in_the_middle_of_a_large_file_is_noticed(tmp_path):

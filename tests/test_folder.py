@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from dataset_conversion.folder import ConvertFolder
+from dataset_conversion.folder import ConvertFolder, convert_folder
 from dataset_conversion.raw.dataset import RawDataset, read_dataset
 from dataset_conversion.raw.folds import read_splits
 from dataset_conversion.system.errors import UserError
@@ -48,7 +48,7 @@ def make_folders(root: Path, names: tuple[str, ...] = ("a", "b", "c"), mask_name
 
 def convert(root: Path, **options) -> RawDataset:
     options = {"images": root / "images", "masks": root / "masks", "out": root / "Dataset500_Test"} | options
-    ConvertFolder(**options).run()
+    convert_folder(ConvertFolder(**options))
     return read_dataset(options["out"])
 
 
@@ -331,7 +331,7 @@ def test_groups_and_cases_that_letter_case_alone_tells_apart_are_refused(tmp_pat
     refused(tmp_path, "found the cases 'a' and 'A'", groups=table)
     save(tmp_path / "images" / "A.png", picture())
     save(tmp_path / "masks" / "A.png", square(255))
-    refused(tmp_path, "found case id . twice, letter case aside")
+    refused(tmp_path, "found case id . twice .letter case does not count")
 
 
 def test_masks_are_found_in_the_other_unicode_form(tmp_path):
@@ -406,10 +406,10 @@ def test_groups_of_test_images_are_kept(tmp_path, caplog):
     table.write_text("case,group\n" + "".join(f"{name},patient {name}\n" for name in "abcdey"))
     dataset = convert(tmp_path, groups=table, test_images=tmp_path / "test" / "images")
     assert dataset.groups == {name: f"patient {name}" for name in "abcdey"} | {"z": "z"}
-    assert "of no image" not in caplog.text
+    assert "name no image" not in caplog.text
     table.write_text(table.read_text() + "zz,patient a\n")  # meant z: would be a leak
     convert(tmp_path, groups=table, test_images=tmp_path / "test" / "images", out=tmp_path / "Dataset501")
-    assert "groups.csv: 1 row(s) of no image left out: zz" in caplog.text
+    assert "groups.csv: 1 row(s) name no image, left out: zz" in caplog.text
 
 
 def test_groups_of_test_images_with_names_of_training_images(tmp_path):

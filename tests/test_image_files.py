@@ -16,12 +16,12 @@ import pytest
 import tifffile
 from PIL import Image
 
-from dataset_conversion.folder import ConvertFolder
+from dataset_conversion.folder import ConvertFolder, convert_folder
 from dataset_conversion.image_files import FORMATS, images_in, stored_size
 from dataset_conversion.images import is_grey, read_binary_mask, read_grey, read_index_mask, read_rgb
 from dataset_conversion.notes import Notes
 from dataset_conversion.raw.dataset import RawDataset, read_dataset
-from dataset_conversion.subset import ConvertSubset
+from dataset_conversion.subset import ConvertSubset, convert_subset
 from dataset_conversion.system.errors import UserError
 
 GREY = np.random.default_rng(0).integers(0, 256, (40, 46), dtype=np.uint8)
@@ -86,7 +86,9 @@ def make_folders(root: Path, masks: dict[str, bytes | np.ndarray]) -> None:
 
 def convert(root: Path, **options) -> RawDataset:
     out = root / "Dataset500_Test"
-    ConvertFolder(**{"images": root / "images", "masks": root / "masks", "out": out} | options).run()
+    convert_folder(
+        ConvertFolder(**{"images": root / "images", "masks": root / "masks", "out": out} | options)
+    )
     return read_dataset(out)
 
 
@@ -238,7 +240,7 @@ def test_subset_of_white_is_zero_files_has_their_values(tmp_path):
     content = {"channel_names": {"0": "grey"}, "labels": {"background": 0, "lesion": 1}, "numTraining": 5}
     (folder / "dataset.json").write_text(json.dumps(content | {"file_ending": ".tif"}))
     out = tmp_path / "Dataset501_Small"
-    ConvertSubset(dataset=str(folder), out=out, max_side=32).run()
+    convert_subset(ConvertSubset(dataset=str(folder), out=out, max_side=32))
     small = read_dataset(out)
     image, label = small.read_case(small.training_cases[3])
     assert image[0][label == 1].mean() > 230 > 40 > image[0][label == 0].mean()

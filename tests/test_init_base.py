@@ -17,7 +17,7 @@ import torch
 import tyro
 from PIL import Image
 
-from dataset_conversion.phantom import ConvertPhantom
+from dataset_conversion.phantom import ConvertPhantom, convert_phantom
 from dataset_conversion.raw.dataset import find_dataset
 from dataset_conversion.raw.folds import read_splits
 from dataset_conversion.system.errors import UserError
@@ -45,7 +45,7 @@ COMMAND = (
 @pytest.fixture(scope="module")
 def phantoms(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("raw") / "Dataset905_Phantom"
-    ConvertPhantom(out=folder, cases=12, test_cases=0, size=48).run()
+    convert_phantom(ConvertPhantom(out=folder, cases=12, test_cases=0, size=48))
     return folder
 
 
@@ -174,7 +174,7 @@ def test_checkpoint_interval_does_not_change_the_result(trained, phantoms, tmp_p
 
 
 def test_one_case(tmp_path, caplog):
-    ConvertPhantom(out=tmp_path / "Dataset906_One", cases=1, test_cases=0, size=40).run()
+    convert_phantom(ConvertPhantom(out=tmp_path / "Dataset906_One", cases=1, test_cases=0, size=40))
     options = training(tmp_path / "Dataset906_One", tmp_path / "base", fold="all", vae_steps=1, unet_steps=1)
     init_base(options)
     assert "too few to hold some back" in caplog.text
@@ -184,7 +184,7 @@ def test_one_case(tmp_path, caplog):
 
 def test_whole_patients_are_held_back(tmp_path):
     folder = tmp_path / "Dataset907_Patients"
-    ConvertPhantom(out=folder, cases=12, test_cases=0, size=40).run()
+    convert_phantom(ConvertPhantom(out=folder, cases=12, test_cases=0, size=40))
     cases = [case.id for case in find_dataset(folder).training_cases]
     patients = {case: f"patient {index // 2}" for index, case in enumerate(cases)}
     (folder / "groups.json").write_text(json.dumps(patients))

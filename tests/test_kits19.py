@@ -19,7 +19,7 @@ import SimpleITK as sitk
 from nibabel.orientations import axcodes2ornt, ornt_transform
 from PIL import Image
 
-from dataset_conversion.kits19 import ConvertKits19
+from dataset_conversion.kits19 import ConvertKits19, convert_kits19
 from dataset_conversion.raw.dataset import RawDataset, read_dataset
 from dataset_conversion.raw.folds import read_splits
 from dataset_conversion.system.errors import UserError
@@ -68,7 +68,7 @@ def save_case(root: Path, number: int, codes: str = KITS, labelled: bool = True,
 
 
 def convert(root: Path, name: str = "Dataset019_KiTS", source: Path | None = None, **options) -> RawDataset:
-    ConvertKits19(source=source or root / "kits19", out=root / name, **options).run()
+    convert_kits19(ConvertKits19(source=source or root / "kits19", out=root / name, **options))
     return read_dataset(root / name)
 
 
@@ -618,10 +618,10 @@ def test_slices_in_hu_keep_their_place_in_the_patient(tmp_path, codes, axis):
 CONVERT = """
 import sys
 from pathlib import Path
-from dataset_conversion.kits19 import ConvertKits19
+from dataset_conversion.kits19 import ConvertKits19, convert_kits19
 for source in sys.argv[2:]:
     out = Path(source) / "out" / "Dataset019_KiTS"
-    ConvertKits19(source=Path(source), out=out, slices=sys.argv[1] == "slices").run()
+    convert_kits19(ConvertKits19(source=Path(source), out=out, slices=sys.argv[1] == "slices"))
     peak = [line for line in open("/proc/self/status") if line.startswith("VmHWM")]
     print("PEAK", int(peak[0].split()[1]) * 1024)
 """
@@ -663,7 +663,7 @@ def test_a_killed_conversion_goes_on(tmp_path, kind):
 
     whole = tmp_path / out.name
     for target in (out, whole):
-        ConvertKits19(source=tmp_path / "kits19", out=target, slices=kind == "slices").run()
+        convert_kits19(ConvertKits19(source=tmp_path / "kits19", out=target, slices=kind == "slices"))
     for name, before in written.items():
         after = (out / name).stat()
         assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)

@@ -13,7 +13,7 @@ import pytest
 from dataset_conversion.raw.dataset import read_dataset
 from dataset_conversion.raw.folds import read_splits
 from dataset_conversion.raw.writer import RGB, RawDatasetWriter
-from dataset_conversion.subset import ConvertSubset
+from dataset_conversion.subset import ConvertSubset, convert_subset
 from dataset_conversion.system.errors import UserError
 from dataset_conversion.system.names import check_case_id, check_inside, match_key, refuse_lookalikes
 from dataset_conversion.system.resumable import Journal, resumable_folder
@@ -113,8 +113,8 @@ def test_nothing_is_written_outside_for_an_id_of_the_table(tmp_path, case_id, ma
     kept = tmp_path / "mine" / "labelsTr" / "x.png"
     kept.write_bytes(b"mine")
     out = tmp_path / "o" / "Dataset700_X"
-    verb = ConvertSubset(dataset=str(source), out=out, max_side=max_side)
-    refused("dataset.json: found the case id", verb.run)
+    options = ConvertSubset(dataset=str(source), out=out, max_side=max_side)
+    refused("dataset.json: found the case id", lambda: convert_subset(options))
     assert kept.read_bytes() == b"mine" and not out.parent.exists()
 
 
@@ -128,7 +128,7 @@ def test_files_of_the_table_may_lie_elsewhere(tmp_path, monkeypatch):
     path.write_text(json.dumps(content))
     monkeypatch.setenv("PLACE", str(tmp_path))
     out = tmp_path / "Dataset700_X"
-    ConvertSubset(dataset=str(source), out=out).run()
+    convert_subset(ConvertSubset(dataset=str(source), out=out))
     made = read_dataset(out)
     assert [case.id for case in made.training_cases] == sorted(
         [COMPOSED, *(f"case_{k}" for k in range(1, 6))]
@@ -167,7 +167,7 @@ def test_lists_name_files_in_the_other_unicode_form_or_with_spaces(tmp_path):
     assert read_splits(dataset) == [{"train": [COMPOSED, *ids[3:]], "val": ["case 1", "case_2"]}]
     assert [dataset.groups[case_id] for case_id in ids[:3]] == ["P0", COMPOSED, COMPOSED]
     assert dataset.test_sets == {"A": ["test_0"]}
-    ConvertSubset(dataset=str(folder), out=tmp_path / "Dataset601_R").run()
+    convert_subset(ConvertSubset(dataset=str(folder), out=tmp_path / "Dataset601_R"))
     assert (tmp_path / "Dataset601_R" / "labelsTr" / f"{COMPOSED}.png").is_file()
     assert read_splits(read_dataset(tmp_path / "Dataset601_R")) == read_splits(dataset)
     # Predictions have the names of the images, as nnU-Net saw them.
@@ -202,20 +202,29 @@ def test_a_damaged_journal_deletes_nothing_outside(tmp_path):
     out, kept = tmp_path / "Dataset600_R", tmp_path / "kept.txt"
     kept.write_text("mine")
     with pytest.raises(ZeroDivisionError), resumable_folder(out, {}) as folder:
-        journal = Journal(folder, {"a": [1]})
+        journal = Journal(folder, {"a": [1]}, dict)
         (folder / "a.txt").write_text("a")
         journal.add("a", [folder / "a.txt"], {})
         raise ZeroDivisionError
     record = tmp_path / ".Dataset600_R.partial" / ".journal" / "a.json"
     whole = record.read_text()
-    for content in ('{"stamp": [1], "files": ["../kept.txt"], "facts": {}}', "[]", "{}"):
-        record.write_text(content)
-        damaged = pytest.raises(UserError, match=r"a.json: found .*; remove that file")
+    whole_one = {"stamp": [1], "files": ["a.txt"], "facts": {}}
+    for content, words in (
+        ([], "array, expected object"),
+        ({}, "no key stamp, expected one"),
+        (whole_one | {"files": ["../kept.txt"]}, "the path '../kept.txt'"),
+        (whole_one | {"files": "a.txt"}, "str at files, expected array"),
+        (whole_one | {"files": [None]}, "null at files"),
+        (whole_one | {"stamp": 1}, "int at stamp, expected array"),
+        (whole_one | {"facts": None}, "null at facts, expected object"),
+    ):
+        record.write_text(json.dumps(content))
+        damaged = pytest.raises(UserError, match=rf"a.json: found {words}.*; remove that file")
         with damaged, resumable_folder(out, {}) as folder:
-            Journal(folder, {"a": [1]})
+            Journal(folder, {"a": [1]}, dict)
     record.write_text(whole)
     with resumable_folder(out, {}) as folder:
-        assert len(Journal(folder, {"a": [1]})) == 1
+        assert len(Journal(folder, {"a": [1]}, dict)) == 1
         (folder / "a.txt").unlink()
-        assert len(Journal(folder, {"a": [1]})) == 0  # its file is gone
+        assert len(Journal(folder, {"a": [1]}, dict)) == 0  # its file is gone
     assert kept.read_text() == "mine" and out.is_dir()

@@ -219,11 +219,11 @@ def test_plan_refuses_what_is_not_there(nnunet):
 @pytest.fixture
 def synthetic(nnunet):
     """Data set 905: 12 phantoms of 32 px, whose own plans would be others than those of 901 (64 px)."""
-    from dataset_conversion.phantom import ConvertPhantom
+    from dataset_conversion.phantom import ConvertPhantom, convert_phantom
 
     folder = nnunet.raw / "Dataset905_Synthetic"
     if not folder.exists():
-        ConvertPhantom(out=folder, cases=12, test_cases=0, size=32).run()
+        convert_phantom(ConvertPhantom(out=folder, cases=12, test_cases=0, size=32))
     return folder
 
 

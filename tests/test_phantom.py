@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dataset_conversion.phantom import LARGEST, SMALLEST, ConvertPhantom, phantom_case
+from dataset_conversion.phantom import LARGEST, SMALLEST, ConvertPhantom, convert_phantom, phantom_case
 from dataset_conversion.raw.dataset import read_dataset
 from dataset_conversion.system.errors import UserError
 
@@ -85,7 +85,7 @@ def test_convert_writes_a_data_set_that_nnunet_accepts(tmp_path, monkeypatch):
         monkeypatch.delenv(variable, raising=False)
     folders = [tmp_path / "a" / "Dataset900_Phantom", tmp_path / "b" / "Dataset900_Phantom"]
     for folder in folders:
-        ConvertPhantom(out=folder, cases=6, test_cases=2, size=64, seed=1).run()
+        convert_phantom(ConvertPhantom(out=folder, cases=6, test_cases=2, size=64, seed=1))
     verify_dataset_integrity(str(folders[0]), 1)
     assert folder_hash(folders[0]) == folder_hash(folders[1])
     dataset = read_dataset(folders[0])
@@ -96,8 +96,16 @@ def test_convert_writes_a_data_set_that_nnunet_accepts(tmp_path, monkeypatch):
     np.testing.assert_array_equal(mask[0], expected_mask)
 
 
-@pytest.mark.parametrize("options", [{"cases": 0}, {"test_cases": -1}, {"size": 8}, {"seed": -1}])
-def test_senseless_options_are_refused(tmp_path, options):
-    with pytest.raises(UserError, match="correct the option"):
-        ConvertPhantom(out=tmp_path / "Dataset900_Phantom", **options).run()
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"cases": 0}, "found --cases 0, expected 1 or more; change it"),
+        ({"test_cases": -1}, "found --test-cases -1, expected 0 or more; change it"),
+        ({"size": 8}, "found --size 8, expected 32 or more; change it"),
+        ({"seed": -1}, "found --seed -1, expected 0 to 4294967295; change it"),
+    ],
+)
+def test_senseless_options_are_refused(tmp_path, options, message):
+    with pytest.raises(UserError, match=message):
+        convert_phantom(ConvertPhantom(out=tmp_path / "Dataset900_Phantom", **options))
     assert list(tmp_path.iterdir()) == []

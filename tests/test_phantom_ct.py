@@ -9,7 +9,7 @@ import pytest
 import SimpleITK as sitk
 from scipy.ndimage import binary_dilation, label
 
-from dataset_conversion.phantom import ConvertPhantom
+from dataset_conversion.phantom import ConvertPhantom, convert_phantom
 from dataset_conversion.phantom_ct import phantom_ct_case
 from dataset_conversion.raw.dataset import read_dataset
 from dataset_conversion.system.errors import UserError
@@ -118,7 +118,9 @@ def test_convert_writes_the_same_volumes_that_nnunet_reads(tmp_path):
 
     folders = [tmp_path / name / "Dataset900_CT" for name in ("a", "b")]
     for folder in folders:
-        ConvertPhantom(out=folder, kind="ct", cases=3, test_cases=1, size=48, slices=8, seed=2).run()
+        convert_phantom(
+            ConvertPhantom(out=folder, kind="ct", cases=3, test_cases=1, size=48, slices=8, seed=2)
+        )
     files = sorted(path.relative_to(folders[0]) for path in folders[0].rglob("*.nii.gz"))
     assert len(files) == 8
     for file in files:
@@ -139,10 +141,15 @@ def test_convert_writes_the_same_volumes_that_nnunet_reads(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "options",
-    [{"kind": "ct", "slices": 3}, {"kind": "ct", "size": 16}, {"kind": "ct", "cases": 0}, {"slices": 8}],
+    ("options", "message"),
+    [
+        ({"kind": "ct", "slices": 3}, "found --slices 3, expected 4 or more; change it"),
+        ({"kind": "ct", "size": 16}, "found --size 16, expected 32 or more; change it"),
+        ({"kind": "ct", "cases": 0}, "found --cases 0, expected 1 or more; change it"),
+        ({"slices": 8}, "found --slices with endoscopy images, expected --kind ct"),
+    ],
 )
-def test_senseless_options_are_refused(tmp_path: Path, options):
-    with pytest.raises(UserError, match="correct"):
-        ConvertPhantom(out=tmp_path / "Dataset900_CT", **options).run()
+def test_senseless_options_are_refused(tmp_path: Path, options, message):
+    with pytest.raises(UserError, match=message):
+        convert_phantom(ConvertPhantom(out=tmp_path / "Dataset900_CT", **options))
     assert list(tmp_path.iterdir()) == []

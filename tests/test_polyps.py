@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dataset_conversion.polyps import ConvertPolyps, read_sequences, split_groups
+from dataset_conversion.polyps import ConvertPolyps, convert_polyps, pairs_of, read_sequences, split_groups
 from dataset_conversion.raw.dataset import read_dataset
 from dataset_conversion.system.errors import UserError
 
@@ -77,13 +77,15 @@ def test_default_protocol(tmp_path, caplog):
     save_pairs(colondb / "images", colondb / "masks", [1, 2, 3], ".png", ".png")
     out = tmp_path / "Dataset500_Polyps"
     with caplog.at_level(logging.WARNING):
-        ConvertPolyps(
-            out=out,
-            kvasir=make_kvasir(tmp_path / "kvasir"),
-            clinicdb=make_clinicdb(tmp_path / "clinicdb"),
-            colondb=colondb,
-            etis=etis,
-        ).run()
+        convert_polyps(
+            ConvertPolyps(
+                out=out,
+                kvasir=make_kvasir(tmp_path / "kvasir"),
+                clinicdb=make_clinicdb(tmp_path / "clinicdb"),
+                colondb=colondb,
+                etis=etis,
+            )
+        )
     verify_dataset_integrity(str(out), 1)
     dataset = read_dataset(out)
     assert Counter(case.id.split("_")[0] for case in dataset.training_cases) == {"kvasir": 8, "clinicdb": 40}
@@ -117,7 +119,9 @@ def test_clinicdb_as_unseen_test_set(tmp_path):
     clinicdb = tmp_path / "clinicdb"
     save_pairs(clinicdb / "PNG" / "Original", clinicdb / "PNG" / "Ground Truth", [1, 2], ".png", ".png")
     kvasir = make_kvasir(tmp_path / "kvasir")
-    ConvertPolyps(out=out, kvasir=kvasir, clinicdb=clinicdb, test_only=("clinicdb",), max_side=32).run()
+    convert_polyps(
+        ConvertPolyps(out=out, kvasir=kvasir, clinicdb=clinicdb, test_only=("clinicdb",), max_side=32)
+    )
     dataset = read_dataset(out)
     assert dataset.test_sets["CVC-ClinicDB"] == ["clinicdb_001", "clinicdb_002"]
     assert all(case.id.startswith("kvasir") for case in dataset.training_cases)
@@ -126,9 +130,11 @@ def test_clinicdb_as_unseen_test_set(tmp_path):
 
 def test_kvasir_without_lists_trains_on_all_and_says_so(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
-        ConvertPolyps(
-            out=tmp_path / "Dataset500_Polyps", kvasir=make_kvasir(tmp_path / "kvasir", with_lists=False)
-        ).run()
+        convert_polyps(
+            ConvertPolyps(
+                out=tmp_path / "Dataset500_Polyps", kvasir=make_kvasir(tmp_path / "kvasir", with_lists=False)
+            )
+        )
     dataset = read_dataset(tmp_path / "Dataset500_Polyps")
     assert (len(dataset.training_cases), len(dataset.test_cases)) == (10, 0)
     assert "no val.txt, so all 10 Kvasir-SEG images are training images" in caplog.text
@@ -142,7 +148,7 @@ def test_lists_are_found_beside_the_images_and_above_them(tmp_path):
         if moved:
             (tmp_path / "download" / "Kvasir-SEG" / moved).rename(tmp_path / "download" / moved)
         out = tmp_path / f"Dataset{number}_Polyps"
-        ConvertPolyps(out=out, kvasir=tmp_path / "download", clinicdb=tmp_path / "clinic").run()
+        convert_polyps(ConvertPolyps(out=out, kvasir=tmp_path / "download", clinicdb=tmp_path / "clinic"))
         dataset = read_dataset(out)
         assert dataset.test_sets["Kvasir"] == ["kvasir_cju08", "kvasir_cju09"]
         groups = {dataset.groups[f"clinicdb_{frame:03d}"] for frame in range(1, 21)}
@@ -155,16 +161,16 @@ def test_clinicdb_whose_names_tell_no_frame_does_not_train(tmp_path):
     save_pairs(clinicdb / "Original", clinicdb / "Ground Truth", stems, ".png", ".png")
     out, kvasir = tmp_path / "Dataset500_P", make_kvasir(tmp_path / "kvasir")
     with pytest.raises(UserError, match=r"CVC_001\.png: found 10 training images .* names tell no frame"):
-        ConvertPolyps(out=out, kvasir=kvasir, clinicdb=clinicdb).run()
+        convert_polyps(ConvertPolyps(out=out, kvasir=kvasir, clinicdb=clinicdb))
     assert not out.exists()
-    ConvertPolyps(out=out, kvasir=kvasir, clinicdb=clinicdb, test_only=("clinicdb",)).run()
+    convert_polyps(ConvertPolyps(out=out, kvasir=kvasir, clinicdb=clinicdb, test_only=("clinicdb",)))
     assert len(read_dataset(out).test_sets["CVC-ClinicDB"]) == 10
 
 
 def test_pranet(tmp_path, caplog):
     out = tmp_path / "Dataset500_PraNet"
     with caplog.at_level(logging.WARNING):
-        ConvertPolyps(out=out, pranet=make_pranet(tmp_path / "pranet")).run()
+        convert_polyps(ConvertPolyps(out=out, pranet=make_pranet(tmp_path / "pranet")))
     # Frames 2 and 3 are of the sequence of training frame 1.
     assert "2 test images are of video sequences that the published split trains on" in caplog.text
     dataset = read_dataset(out)
@@ -185,32 +191,32 @@ def test_kvasir_lists_must_fit_the_images(tmp_path, name):
     with (kvasir / name).open("a") as file:
         file.write("\ncju99")
     with pytest.raises(UserError, match="found cju99 in"):
-        ConvertPolyps(out=tmp_path / "Dataset500_P", kvasir=kvasir).run()
+        convert_polyps(ConvertPolyps(out=tmp_path / "Dataset500_P", kvasir=kvasir))
     (kvasir / "train.txt").write_text("\n".join(f"cju{i:02d}" for i in range(9)))
     (kvasir / "val.txt").write_text("cju08\ncju09")
     with pytest.raises(UserError, match="found cju08 in train"):
-        ConvertPolyps(out=tmp_path / "Dataset500_P", kvasir=kvasir).run()
+        convert_polyps(ConvertPolyps(out=tmp_path / "Dataset500_P", kvasir=kvasir))
     (kvasir / "train.txt").write_text("cju00")
     with pytest.raises(UserError, match="found cju01 in neither"):
-        ConvertPolyps(out=tmp_path / "Dataset500_P", kvasir=kvasir).run()
+        convert_polyps(ConvertPolyps(out=tmp_path / "Dataset500_P", kvasir=kvasir))
 
 
 def test_wrong_sources_are_refused(tmp_path):
     out, kvasir = tmp_path / "Dataset500_P", make_kvasir(tmp_path / "kvasir")
     with pytest.raises(UserError, match="found no source"):
-        ConvertPolyps(out=out).run()
+        convert_polyps(ConvertPolyps(out=out))
     with pytest.raises(UserError, match=r"expected one of: images \+ masks, .*Original \+ Ground Truth"):
-        ConvertPolyps(out=out, clinicdb=kvasir / "images").run()
+        convert_polyps(ConvertPolyps(out=out, clinicdb=kvasir / "images"))
     with pytest.raises(UserError, match="found no TrainDataset and no TestDataset"):
-        ConvertPolyps(out=out, pranet=kvasir).run()
+        convert_polyps(ConvertPolyps(out=out, pranet=kvasir))
     with pytest.raises(UserError, match="expected it alone"):
-        ConvertPolyps(out=out, pranet=make_pranet(tmp_path / "pranet"), kvasir=kvasir).run()
+        convert_polyps(ConvertPolyps(out=out, pranet=make_pranet(tmp_path / "pranet"), kvasir=kvasir))
     with pytest.raises(UserError, match="found no training image"):
-        ConvertPolyps(out=out, kvasir=kvasir, test_only=("kvasir",)).run()
+        convert_polyps(ConvertPolyps(out=out, kvasir=kvasir, test_only=("kvasir",)))
     save_pairs(kvasir / "images", kvasir / "masks", ["1", "001"], ".jpg", ".jpg")
     (kvasir / "val.txt").unlink()
     with pytest.raises(UserError, match="kvasir_001 twice"):
-        ConvertPolyps(out=out, kvasir=kvasir).run()
+        convert_polyps(ConvertPolyps(out=out, kvasir=kvasir))
     assert not out.exists()
 
 
@@ -220,16 +226,16 @@ def test_lists_name_images_in_the_other_unicode_form(tmp_path, caplog):
     kvasir = tmp_path / "kvasir"
     save_pairs(kvasir / "images", kvasir / "masks", names, ".jpg", ".jpg")
     (kvasir / "val.txt").write_text("\u00e90 \n\u00e91.jpg\n", encoding="utf-8")
-    verb = ConvertPolyps(out=tmp_path / "new" / "Dataset500_P", kvasir=kvasir)
-    verb.run()
-    made = read_dataset(verb.out)
+    options = ConvertPolyps(out=tmp_path / "new" / "Dataset500_P", kvasir=kvasir)
+    convert_polyps(options)
+    made = read_dataset(options.out)
     assert made.test_sets == {"Kvasir": ["kvasir_\u00e90", "kvasir_\u00e91"]}
     with caplog.at_level("INFO"):
-        verb.run()
+        convert_polyps(options)
     assert "is finished already" in caplog.text
     (kvasir / "val.txt").write_text("\u00e90\n", encoding="utf-8")
     with pytest.raises(UserError, match="found existing content"):
-        verb.run()
+        convert_polyps(options)
 
 
 def test_own_sequence_table_is_used(tmp_path):
@@ -237,7 +243,7 @@ def test_own_sequence_table_is_used(tmp_path):
     (clinicdb / "sequences.csv").write_text(
         "sequence,first,last\n" + "".join(f"{i},{4 * i - 3},{4 * i}\n" for i in range(1, 6))
     )
-    ConvertPolyps(out=tmp_path / "Dataset500_P", clinicdb=clinicdb).run()
+    convert_polyps(ConvertPolyps(out=tmp_path / "Dataset500_P", clinicdb=clinicdb))
     groups = json.loads((tmp_path / "Dataset500_P" / "groups.json").read_text())
     assert groups == {f"clinicdb_{i:03d}": f"clinicdb sequence {(i + 3) // 4}" for i in range(1, 21)}
     for split in json.loads((tmp_path / "Dataset500_P" / "splits_final.json").read_text()):
@@ -247,7 +253,7 @@ def test_own_sequence_table_is_used(tmp_path):
     for wrong in ("sequence,start\n1,1\n", "sequence,first,last\n"):
         (clinicdb / "sequences.csv").write_text(wrong)
         with pytest.raises(UserError, match="expected columns sequence,first,last"):
-            ConvertPolyps(out=tmp_path / "Dataset501_P", clinicdb=clinicdb).run()
+            convert_polyps(ConvertPolyps(out=tmp_path / "Dataset501_P", clinicdb=clinicdb))
 
 
 @needs_shared_data
@@ -260,11 +266,11 @@ def test_published_sequences_agree_with_the_release():
 
 
 @needs_shared_data
-def test_real_sources_are_understood(tmp_path):
+def test_real_sources_are_understood():
     data = SHARED / "data"
     pairs = [
-        *ConvertPolyps(out=tmp_path)._pairs_of("kvasir", data / "kvasir_seg"),
-        *ConvertPolyps(out=tmp_path)._pairs_of("clinicdb", data / "cvc_clinicdb"),
+        *pairs_of("kvasir", data / "kvasir_seg", ()),
+        *pairs_of("clinicdb", data / "cvc_clinicdb", ()),
     ]
     assert Counter((pair.case_id.split("_")[0], pair.is_test) for pair in pairs) == {
         ("kvasir", False): 880,

@@ -15,8 +15,9 @@ from rich.console import Console
 
 from dataset_conversion.system import terminal as module
 from dataset_conversion.system.terminal import pace, progress
-from nnunet_order.stages.run import StageFiles, StageRun
+from nnunet_order.stages.run import StageRun
 from nnunet_order.stages.stage import Stage
+from nnunet_order.stages.stage_files import StageFiles
 
 
 def work(steps: int, total: int) -> None:
@@ -106,10 +107,10 @@ def test_on_a_terminal_log_and_bars_keep_out_of_each_others_lines(tmp_path):
     code = f"""
 from pathlib import Path
 from dataset_conversion.system.errors import run_command
-from nnunet_order.stages.runner import Experiment
+from nnunet_order.stages.runner import Pipeline
 from nnunet_order.stages.stage import Stage
 stages = [Stage(name, (f"sh -c 'sleep 0.5; touch {{name}}'",), (name,)) for name in ("one", "two")]
-run_command(lambda: Experiment(Path({str(tmp_path)!r}), tuple(stages)).run())
+run_command(lambda: Pipeline(Path({str(tmp_path)!r}), tuple(stages)).run())
 """
     terminal, end = os.openpty()
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100"}

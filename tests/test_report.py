@@ -18,9 +18,9 @@ from scipy import stats
 from dataset_conversion.raw.dataset import read_dataset
 from dataset_conversion.system.errors import UserError
 from law_synth.experiment import statistics
-from law_synth.experiment.config import TABLES
 from law_synth.experiment.options import Report
 from law_synth.experiment.page import sentences
+from law_synth.experiment.page.report import TABLES, report
 from law_synth.experiment.page.sentences import MINUS
 from law_synth.experiment.results import read_results
 from nnunet_order.comparing.scores import CaseScores
@@ -138,7 +138,7 @@ def synthesise(folder: Path, run: Path) -> None:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, trained_run) -> Path:
     """An experiment's folder with everything in it, reported on."""
-    from nnunet_order.stages.runner import Experiment
+    from nnunet_order.stages.runner import Pipeline
 
     folder = tmp_path_factory.mktemp("experiment")
     shutil.copytree(
@@ -151,8 +151,8 @@ def finished(tmp_path_factory, trained_run) -> Path:
     for entry in content["segmentations"]:
         predict_and_score(folder, entry)
     synthesise(folder, trained_run)
-    Experiment(folder, (TRAINED,)).run()
-    Report(folder).run()
+    Pipeline(folder, (TRAINED,)).run()
+    report(Report(folder))
     return folder
 
 
@@ -327,16 +327,16 @@ def test_sentences_tell_what_the_numbers_say(finished):
     # The interval alone is not enough.
     assert not difference(0.03, 0.01, 0.05, 0.06).distinguishable
     both = sentences.headline(results, [unclear, clear], [None])
-    assert both == "Of 2 comparisons with real data alone, 1 is worse and 1 cannot be told from no effect."
+    assert both == "Of 2 comparisons with real data alone, 1 is worse and 1 shows no distinguishable effect."
     assert "None of 2" in sentences.headline(results, [unclear, unclear], [None])
     assert sentences.number(-0.04) == "0.0"
     worse = difference(-0.02, -0.05, 0.01, 0.2, "ratio")
     (group,) = sentences.group_sentences(results, [unclear, worse])
     assert [line["arm"] for line in group["lines"]] == ["ratio"]
-    assert group["note"] == "That is the largest of 2 differences."
+    assert group["note"] == "This is the largest of 2 differences."
     (group,) = sentences.group_sentences(results, [unclear, clear])
     assert [line["arm"] for line in group["lines"]] == ["ratio"]
-    assert group["note"] == "1 other arm is not distinguishable from no effect."
+    assert group["note"] == "1 other arm shows no distinguishable effect."
 
 
 def test_tables_hold_what_was_scored(finished):
@@ -366,7 +366,7 @@ def test_tables_hold_what_was_scored(finished):
 def test_tables_are_the_same_after_a_move_and_hold_no_places(finished, tmp_path, caplog):
     moved = copy_of(finished, tmp_path / "elsewhere")
     with caplog.at_level(logging.INFO):
-        Report(moved).run()
+        report(Report(moved))
     assert str(moved / "report.html") in caplog.text
     for name in TABLES:
         content = (finished / "results" / name).read_bytes()
@@ -382,7 +382,7 @@ def test_missing_parts_are_named_and_the_rest_is_shown(finished, tmp_path):
     for name in ("segment_x", "report", "train_of_an_arm_that_was_removed"):
         (folder / "stages" / f"{name}.begun.json").write_text("{}")
     describe(folder, stages={"train_law": stage_keys((TRAINED,))["train_law"], "segment_x": "", "report": ""})
-    Report(folder).run()
+    report(Report(folder))
     missing = read_results(folder).missing
     assert missing == [
         "stage segment_x (begun)",
@@ -390,7 +390,7 @@ def test_missing_parts_are_named_and_the_rest_is_shown(finished, tmp_path):
         "evaluation of uniform_fold_0_seed_0",
     ]
     page = (folder / "report.html").read_text()
-    assert all(part in page for part in missing) and "Not there yet" in page
+    assert all(part in page for part in missing) and "Missing parts" in page
     assert "1 of 12 segmentations is not scored yet" in page
     assert "Not there yet" not in (finished / "report.html").read_text()
 
@@ -399,20 +399,20 @@ def test_real_arm_alone_and_no_segmenters_give_pages(finished, tmp_path):
     real = copy_of(finished, tmp_path / "real")
     entries = [segmentation("real", trainer, 0) for trainer in TRAINERS]
     describe(real, arms=["real"], seeds=[0], segmentations=entries, syntheses=[])
-    Report(real).run()
+    report(Report(real))
     page = (real / "report.html").read_text()
-    assert "Nothing to compare with real data alone yet." in page and 'id="synthesis"' not in page
+    assert "There is nothing to compare with real data alone yet." in page and 'id="synthesis"' not in page
     assert (real / "results" / "differences.csv").read_text().strip() == ""
     images = copy_of(finished, tmp_path / "images")
     describe(images, arms=list(ARMS[1:]), trainers=[], segmentations=[])
-    Report(images).run()
+    report(Report(images))
     page = (images / "report.html").read_text()
-    assert "No segmenter belongs to this experiment" in page and 'id="segmentation"' not in page
+    assert "This experiment trains no segmenter" in page and 'id="segmentation"' not in page
     assert 'id="generated"' in page
     empty = tmp_path / "empty"
     empty.mkdir()
     describe(empty)
-    Report(empty).run()
+    report(Report(empty))
     assert "No segmenter has been scored yet." in (empty / "report.html").read_text()
 
 
@@ -440,13 +440,25 @@ def test_validation_pools_the_folds(tmp_path):
 
 def test_bad_folders_are_refused_in_a_line(tmp_path):
     with pytest.raises(UserError, match=r"no experiment\.json"):
-        Report(tmp_path).run()
+        report(Report(tmp_path))
     describe(tmp_path, format=2)
     with pytest.raises(UserError, match="found format 2, expected format 1"):
-        Report(tmp_path).run()
+        report(Report(tmp_path))
+    for changes, message in (
+        ({"on": "train"}, "found another value at on"),
+        ({"segmentations": [{"name": "x"}]}, r"found no key arm at segmentations\[0\], expected one"),
+        ({"arms": "real"}, "found str at arms, expected array"),
+        ({"syntheses": None}, "found null at syntheses, expected array"),
+        ({"stages": {"a": 3}}, r"found int at stages\[\.\.\.\], expected str"),
+        ({"stages": None}, "found a comparison"),
+    ):
+        describe(tmp_path, **changes)
+        with pytest.raises(UserError, match=message) as error:
+            read_results(tmp_path)
+        assert "\n" not in f"{error.value}"
     (tmp_path / "experiment.json").write_text("{")
     with pytest.raises(UserError, match="malformed"):
-        Report(tmp_path).run()
+        report(Report(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["experiment.json"]
 
 
@@ -528,7 +540,7 @@ def test_a_run_that_has_pictures_and_no_record_yet(finished, tmp_path):
     for run in (folder / "runs").iterdir():
         if list(run.glob("samples/delta_*.npy")):
             (run / "law_config.json").unlink()
-    Report(folder).run()
+    report(Report(folder))
     assert any(part.startswith("LAW training of") for part in read_results(folder).missing)
 
 

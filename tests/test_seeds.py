@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import pytest
 
-from dataset_conversion.phantom import ConvertPhantom
+import law_synth.verbs
+import nnunet_order.verbs
+from dataset_conversion.phantom import ConvertPhantom, convert_phantom
 from dataset_conversion.subset import ConvertSubset
 from dataset_conversion.system.errors import UserError
+from dataset_conversion.system.verbs import call
 from law_synth.base.options import InitBase
 from law_synth.evaluation.options import Evaluate as EvaluateSynthesis
 from law_synth.experiment.options import Demo as LawDemo
 from law_synth.experiment.options import Experiment
 from law_synth.generation.options import Generate
 from law_synth.training.options import Train
-from nnunet_order.benchmark import benchmark
-from nnunet_order.comparing.compare import Compare
-from nnunet_order.demo import demo
-from nnunet_order.evaluate import evaluate
+from nnunet_order.comparing.options import Compare
 from nnunet_order.options import Benchmark, Demo, Evaluate
 from nnunet_order.paper_recipe import environment_seed
 
@@ -30,11 +30,9 @@ def law_experiment(out, data, seed):
 VERBS = {
     "phantom": lambda out, data, seed: ConvertPhantom(out=out, seed=seed),
     "subset": lambda out, data, seed: ConvertSubset(dataset=str(data), out=out, seed=seed),
-    "evaluate": lambda out, data, seed: evaluate(
-        Evaluate(str(data), (str(data / "labelsTr"),), out, seed=seed)
-    ),
-    "benchmark": lambda out, data, seed: benchmark(Benchmark(seed=seed)),
-    "demo": lambda out, data, seed: demo(Demo(out=out, seed=seed)),
+    "evaluate": lambda out, data, seed: Evaluate(str(data), (str(data / "labelsTr"),), out, seed=seed),
+    "benchmark": lambda out, data, seed: Benchmark(seed=seed),
+    "demo": lambda out, data, seed: Demo(out=out, seed=seed),
     "compare": lambda out, data, seed: Compare(str(data), out, "paper-table3", seeds=(0, seed), device="cpu"),
     "init-base": lambda out, data, seed: InitBase(out=out, source=str(data), seed=seed),
     "train": lambda out, data, seed: Train(dataset=str(data), out=out, seed=seed),
@@ -44,11 +42,21 @@ VERBS = {
     "experiment": law_experiment,
 }
 
+COMMANDS = {
+    (command, name): verb
+    for command, verbs in (
+        ("nnunet-order convert", nnunet_order.verbs.CONVERSIONS),
+        ("nnunet-order", nnunet_order.verbs.VERBS),
+        ("law-synth", law_synth.verbs.VERBS),
+    )
+    for name, verb in verbs.items()
+}
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("raw") / "Dataset900_Phantom"
-    ConvertPhantom(out=folder, cases=6, test_cases=2, size=32).run()
+    convert_phantom(ConvertPhantom(out=folder, cases=6, test_cases=2, size=32))
     return folder
 
 
@@ -59,8 +67,7 @@ def test_a_seed_that_some_generator_refuses_is_found_before_the_work(data, tmp_p
     for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(UserError, match=f" {seed}, expected 0 to 4294967295; change it"):
-        made = VERBS[verb](tmp_path / "new" / "Dataset901_New", data, seed)
-        made.run()
+        call(COMMANDS, VERBS[verb](tmp_path / "new" / "Dataset901_New", data, seed))
     assert not [*tmp_path.iterdir()]
 
 

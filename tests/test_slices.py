@@ -12,7 +12,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 
-from dataset_conversion.phantom import ConvertPhantom
+from dataset_conversion.phantom import ConvertPhantom, convert_phantom
 from dataset_conversion.raw.cases import Case
 from dataset_conversion.raw.dataset import read_dataset
 from dataset_conversion.raw.folds import read_splits
@@ -286,7 +286,7 @@ class TestSlices:
             view_from(view.dataset, replace(view.record, window=window))
 
     def test_pictures_are_seen_as_they_are(self, tmp_path):
-        ConvertPhantom(out=tmp_path / "Dataset500_P", cases=2, test_cases=0, size=32).run()
+        convert_phantom(ConvertPhantom(out=tmp_path / "Dataset500_P", cases=2, test_cases=0, size=32))
         dataset = read_dataset(tmp_path / "Dataset500_P")
         view = view_of(dataset, [case.id for case in dataset.training_cases])
         slice_ = view.slices([dataset.training_cases[1].id])[0]

@@ -15,7 +15,7 @@ from dataset_conversion.images import resize_to
 from dataset_conversion.raw.dataset import read_dataset
 from dataset_conversion.raw.folds import drawn_cases, grouped_splits, read_splits, restricted_splits
 from dataset_conversion.raw.writer import RGB, RawDatasetWriter
-from dataset_conversion.subset import ConvertSubset
+from dataset_conversion.subset import ConvertSubset, convert_subset
 from dataset_conversion.system.errors import UserError
 from dataset_conversion.system.lock import alone
 from nnunet_order.stages.inputs import dataset_digest
@@ -58,7 +58,7 @@ def test_share_of_every_fold_with_all_test_cases(tmp_path, monkeypatch):
     monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path / "preprocessed"))
     source = read_dataset(write_source(tmp_path / "raw"))
     out = tmp_path / "raw" / "Dataset001_Real"
-    ConvertSubset(dataset=str(source.folder), out=out, fraction=0.5).run()
+    convert_subset(ConvertSubset(dataset=str(source.folder), out=out, fraction=0.5))
     verify_dataset_integrity(str(out), 1)
     made = read_dataset(out)
     assert made.json == source.json | {"numTraining": 10, "subset_of": source.name}
@@ -81,11 +81,11 @@ def test_share_of_every_fold_with_all_test_cases(tmp_path, monkeypatch):
     assert set(made.groups) == kept | {"test_0", "test_1", "test_2"}
     assert len({made.groups[case_id] for case_id in kept}) < 10  # and not each its own
     with pytest.raises(UserError, match="found existing content"):
-        ConvertSubset(dataset=str(source.folder), out=out, fraction=0.25).run()
+        convert_subset(ConvertSubset(dataset=str(source.folder), out=out, fraction=0.25))
     made_files = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
-    ConvertSubset(dataset=str(source.folder), out=out, fraction=0.5).run()  # is done
+    convert_subset(ConvertSubset(dataset=str(source.folder), out=out, fraction=0.5))  # is done
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == made_files
-    ConvertSubset(dataset=str(out), out=tmp_path / "raw" / "Dataset002_Less", fraction=0.5).run()
+    convert_subset(ConvertSubset(dataset=str(out), out=tmp_path / "raw" / "Dataset002_Less", fraction=0.5))
     assert read_dataset(tmp_path / "raw" / "Dataset002_Less").origin == source.name == source.origin
 
 
@@ -114,7 +114,7 @@ def test_no_fold_runs_empty():
 def test_source_without_folds_gets_nnunets_own(tmp_path):
     write_source(tmp_path, folds=False)
     out = tmp_path / "Dataset001_Real"
-    ConvertSubset(dataset=str(tmp_path / "Dataset500_Source"), out=out, fraction=0.5).run()
+    convert_subset(ConvertSubset(dataset=str(tmp_path / "Dataset500_Source"), out=out, fraction=0.5))
     made = read_dataset(out)
     assert len(made.training_cases) == 10
     assert json.loads((out / "splits_final.json").read_text()) == read_splits(made)
@@ -124,16 +124,16 @@ def test_folds_of_a_given_file(tmp_path):
     source = write_source(tmp_path, cases=8, folds=False)
     (tmp_path / "mine.json").write_text(json.dumps([{"train": ["case_001"], "val": ["case_000"]}]))
     convert = {"dataset": str(source), "out": tmp_path / "Dataset001_Real", "fraction": 0.5}
-    ConvertSubset(**convert, splits=tmp_path / "mine.json").run()
+    convert_subset(ConvertSubset(**convert, splits=tmp_path / "mine.json"))
     made = read_dataset(tmp_path / "Dataset001_Real")
     assert read_splits(made) == [{"train": ["case_001"], "val": ["case_000"]}]
     assert len(made.training_cases) == 2 + 3
     convert["out"] = tmp_path / "Dataset002_Real"
     with pytest.raises(UserError, match=r"no\.json: not found, expected a file like splits_final"):
-        ConvertSubset(**convert, splits=tmp_path / "no.json").run()
+        convert_subset(ConvertSubset(**convert, splits=tmp_path / "no.json"))
     (tmp_path / "mine.json").write_text(json.dumps([{"train": ["other"], "val": []}]))
     with pytest.raises(UserError, match=r"mine.json: found other .1 such., expected ids of training cases"):
-        ConvertSubset(**convert, splits=tmp_path / "mine.json").run()
+        convert_subset(ConvertSubset(**convert, splits=tmp_path / "mine.json"))
     assert not convert["out"].exists()
 
 
@@ -144,7 +144,7 @@ def test_other_splits_in_place_stop_it_before_anything_is_written(tmp_path, monk
     place.parent.mkdir(parents=True)
     place.write_text("[]")
     with pytest.raises(UserError, match="found other splits"):
-        ConvertSubset(dataset=str(source), out=tmp_path / "raw" / "Dataset001_Real").run()
+        convert_subset(ConvertSubset(dataset=str(source), out=tmp_path / "raw" / "Dataset001_Real"))
     assert [path.name for path in (tmp_path / "raw").iterdir()] == [source.name]
 
 
@@ -173,7 +173,7 @@ def test_volumes_listed_in_dataset_json(tmp_path, monkeypatch):
 
     for name, link in (("Dataset001_Linked", os.link), ("Dataset002_Copied", other_file_system)):
         monkeypatch.setattr(os, "link", link)
-        ConvertSubset(dataset=str(folder), out=tmp_path / name).run()
+        convert_subset(ConvertSubset(dataset=str(folder), out=tmp_path / name))
         made = read_dataset(tmp_path / name)
         assert "dataset" not in made.json and not (made.folder / "imagesTs").exists()
         assert [case.id for case in made.training_cases] == [f"patient {i}" for i in range(6)]
@@ -182,7 +182,7 @@ def test_volumes_listed_in_dataset_json(tmp_path, monkeypatch):
                 np.testing.assert_array_equal(a, b)
         assert os.path.samefile(made.training_cases[0].images[0], linked) == (name == "Dataset001_Linked")
     with pytest.raises(UserError, match=r"found \.nii\.gz volumes .* for --max-side"):
-        ConvertSubset(dataset=str(folder), out=tmp_path / "Dataset003_Small", max_side=32).run()
+        convert_subset(ConvertSubset(dataset=str(folder), out=tmp_path / "Dataset003_Small", max_side=32))
 
 
 @pytest.mark.parametrize("channels", [RGB, ("grey",), ("a", "b")], ids=["rgb", "grey", "two files"])
@@ -194,7 +194,7 @@ def test_shrunk_images_and_masks(tmp_path, channels):
         Image.fromarray(np.asarray(Image.open(deep)).astype(np.uint16) * 257).save(deep)
     files = {path: path.read_bytes() for path in folder.rglob("*.png")}
     out = tmp_path / "Dataset001_Small"
-    ConvertSubset(dataset=str(folder), out=out, max_side=40).run()
+    convert_subset(ConvertSubset(dataset=str(folder), out=out, max_side=40))
     made = read_dataset(out)
     assert made.json == source.json | {"subset_of": source.name}
     assert [case.label is None for case in made.test_cases][2]
@@ -220,13 +220,13 @@ def test_bad_input_leaves_nothing(tmp_path):
         ("Dataset001_Real", {"dataset": "nowhere"}, "found no folder nowhere"),
     ):
         with pytest.raises(UserError, match=message):
-            ConvertSubset(**{"dataset": str(source), "out": tmp_path / out, **options}).run()
+            convert_subset(ConvertSubset(**{"dataset": str(source), "out": tmp_path / out, **options}))
     Image.fromarray(np.full((40, 80), 7, np.uint8)).save(source / "labelsTr" / "case_002.png")
     with pytest.raises(UserError, match=r"case_002.png: found label values 7"):
-        ConvertSubset(dataset=str(source), out=tmp_path / "Dataset001_Real", max_side=40).run()
+        convert_subset(ConvertSubset(dataset=str(source), out=tmp_path / "Dataset001_Real", max_side=40))
     Image.fromarray(np.zeros((39, 80), np.uint8)).save(source / "labelsTr" / "case_002.png")
     with pytest.raises(UserError, match=r"case_002.png: found size \(39, 80\), expected"):
-        ConvertSubset(dataset=str(source), out=tmp_path / "Dataset001_Real", max_side=40).run()
+        convert_subset(ConvertSubset(dataset=str(source), out=tmp_path / "Dataset001_Real", max_side=40))
     assert [path.name for path in tmp_path.iterdir()] == [source.name]
 
 
@@ -240,7 +240,7 @@ def test_pixels_are_taken_as_stored_like_nnunet_does(tmp_path):
     with Image.open(path) as image:
         image.save(path, exif=tag)
     out = tmp_path / "Dataset005_Small"
-    ConvertSubset(dataset=str(folder), out=out, max_side=64).run()
+    convert_subset(ConvertSubset(dataset=str(folder), out=out, max_side=64))
     with Image.open(path) as image, Image.open(out / "imagesTr" / path.name) as small:
         stored = np.asarray(image.convert("RGB").resize(small.size, Image.Resampling.LANCZOS))
         assert np.array_equal(np.asarray(small), stored)
@@ -263,7 +263,7 @@ def test_3d_tiff_keeps_its_spacing(tmp_path):
     source = read_dataset(folder)
     assert source.holds_volumes
     out = tmp_path / "Dataset008_Copy"
-    ConvertSubset(dataset=str(folder), out=out).run()
+    convert_subset(ConvertSubset(dataset=str(folder), out=out))
     made = read_dataset(out)
     case = made.training_cases[0]
     for _, properties in (
@@ -275,7 +275,7 @@ def test_3d_tiff_keeps_its_spacing(tmp_path):
     (folder / "labelsTr" / "c3.json").write_text(json.dumps({"spacing": [1, 0.5, 0.5]}))
     assert dataset_digest(source, []) != before
     with pytest.raises(UserError, match=r"found \.tif volumes of 1 channel"):
-        ConvertSubset(dataset=str(folder), out=tmp_path / "Dataset009_Small", max_side=32).run()
+        convert_subset(ConvertSubset(dataset=str(folder), out=tmp_path / "Dataset009_Small", max_side=32))
 
 
 def test_only_one_process_writes_a_data_set(tmp_path):
@@ -284,6 +284,6 @@ def test_only_one_process_writes_a_data_set(tmp_path):
         alone(out),
         pytest.raises(UserError, match="Dataset005_Half: found another process that writes there"),
     ):
-        ConvertSubset(dataset=str(folder), out=out).run()
-    ConvertSubset(dataset=str(folder), out=out).run()
+        convert_subset(ConvertSubset(dataset=str(folder), out=out))
+    convert_subset(ConvertSubset(dataset=str(folder), out=out))
     assert not (tmp_path / ".Dataset005_Half.lock").exists()

@@ -41,9 +41,9 @@ def test_line_ends_of_all_systems(tmp_path, line_end):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("case,group\na,Müller\n".encode("latin-1"), "other text than UTF-8 in line 2"),
-        ("case,group\na,P1\n".encode("utf-16"), "other text than UTF-8 in line 1"),
-        ("case,group\na,P1\n".encode("utf-16-le"), "other text than UTF-8 in line 1"),
+        ("case,group\na,Müller\n".encode("latin-1"), "text that is not UTF-8 in line 2"),
+        ("case,group\na,P1\n".encode("utf-16"), "text that is not UTF-8 in line 1"),
+        ("case,group\na,P1\n".encode("utf-16-le"), "text that is not UTF-8 in line 1"),
         (f"case,group\na,{LONG}\n".encode(), "field larger than field limit .131072. in line 2"),
         (b"case;group\na;P1\n", "found .'case;group'. in the first line, expected columns case,group"),
         (b"case,group,group\na,P1,P1\n", "expected columns case,group"),

@@ -24,7 +24,7 @@ pytest.importorskip("accelerate", reason="needs the extra synth")
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
-from dataset_conversion.phantom import ConvertPhantom
+from dataset_conversion.phantom import ConvertPhantom, convert_phantom
 from dataset_conversion.system.errors import UserError
 from dataset_conversion.system.lock import hold
 from law_synth.base.held_back import hold_back_cases
@@ -47,7 +47,9 @@ def world(tmp_path_factory):
     """A folder with nnUNet_raw/Dataset910_Phantom (12 images of 64 px) and a tiny base."""
     root = tmp_path_factory.mktemp("law")
     (root / "nnUNet_raw").mkdir()
-    ConvertPhantom(out=root / "nnUNet_raw" / "Dataset910_Phantom", cases=12, test_cases=2, size=64).run()
+    convert_phantom(
+        ConvertPhantom(out=root / "nnUNet_raw" / "Dataset910_Phantom", cases=12, test_cases=2, size=64)
+    )
     write_tiny_base(root / "base")
     return root
 

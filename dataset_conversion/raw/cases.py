@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dataset_conversion.image_files import check_regular, opened
+from dataset_conversion.raw.description import DESCRIPTION, ListedFiles
 from dataset_conversion.system.errors import UserError
 from dataset_conversion.system.folders import visible_files
 from dataset_conversion.system.names import check_case_id, refuse_lookalikes, tidy_name
@@ -56,17 +57,17 @@ def named_cases(folder: Path, part: str, ending: str, channels: int) -> list[Cas
     return [Case(case_id, tuple(paths), labels.get(case_id)) for case_id, paths in sorted(files.items())]
 
 
-def listed_cases(folder: Path, table: Mapping[str, dict]) -> list[Case]:
+def listed_cases(folder: Path, table: Mapping[str, ListedFiles]) -> list[Case]:
     """Cases of the `dataset` table of a dataset.json, sorted by id. UserError: a file is not there."""
-    path = folder / "dataset.json"
+    path = folder / DESCRIPTION
     ids = {name: check_case_id(name, path) for name in table}
     refuse_lookalikes(table, "case ids", path)
     return [_listed_case(folder, ids[name], table[name]) for name in sorted(table, key=ids.get)]
 
 
-def _listed_case(folder: Path, case_id: str, files: dict) -> Case:
-    images = tuple(folder / os.path.expandvars(image) for image in files["images"])
-    label = folder / os.path.expandvars(files["label"])
+def _listed_case(folder: Path, case_id: str, files: ListedFiles) -> Case:
+    images = tuple(folder / os.path.expandvars(image) for image in files.images)
+    label = folder / os.path.expandvars(files.label)
     missing = [path for path in (*images, label) if not path.is_file()]
     if missing:
         raise UserError(f"{missing[0]}: not found, expected because dataset.json lists it; correct its path")

@@ -6,29 +6,25 @@ import contextlib
 import functools
 import io
 import os
-import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from dataset_conversion.raw.case_lists import GROUPS, listed_groups, listed_test_sets
 from dataset_conversion.raw.cases import COLOUR_ENDINGS, Case, check_file, listed_cases, named_cases
 from dataset_conversion.raw.description import (
-    check_channel_names,
+    DESCRIPTION,
+    Description,
     check_label_values,
-    check_labels,
+    description_of,
     label_values,
-    load_json,
 )
 from dataset_conversion.system.errors import UserError
-from dataset_conversion.system.names import (
-    check_case_id,
-    check_case_ids,
-    check_name,
-    match_key,
-    refuse_lookalikes,
-)
+from dataset_conversion.system.json_files import read_json
+from dataset_conversion.system.names import match_key, refuse_lookalikes
 
 
 @dataclass(frozen=True)
@@ -37,6 +33,12 @@ class RawDataset:
 
     folder: Path
     json: dict
+    """What dataset.json holds, for what is handed on to nnU-Net."""
+
+    @cached_property
+    def description(self) -> Description:
+        """What of it the project reads. UserError: as `description_of`."""
+        return description_of(self.json, self.folder / DESCRIPTION)
 
     @property
     def name(self) -> str:
@@ -46,52 +48,49 @@ class RawDataset:
     @property
     def origin(self) -> str:
         """Name of the data set whose cases these are: another one's where `convert subset` took them."""
-        return self.json.get("subset_of", self.name)
+        return self.description.subset_of or self.name
 
     @property
     def channel_names(self) -> list[str]:
         """Names in channel order."""
-        names = self.json["channel_names"]
+        names = self.description.channel_names
         return [names[str(i)] for i in range(len(names))]
 
     @property
     def file_ending(self) -> str:
         """Ending of images and labels, with its dot: `.png`, `.nii.gz`."""
-        return self.json["file_ending"]
+        return self.description.file_ending
 
     @property
     def regions(self) -> dict[str, tuple[int, ...]]:
         """Foreground name -> the label values it consists of; a plain label is a region of one value."""
         return {
             name: tuple(value) if isinstance(value, list) else (value,)
-            for name, value in self.json["labels"].items()
+            for name, value in self.description.labels.items()
             if name not in ("background", "ignore")
         }
 
     @property
     def ignore_label(self) -> int | None:
         """The value of pixels that count nowhere, or None."""
-        return self.json["labels"].get("ignore")
+        return self.description.labels.get("ignore")
 
     @property
     def label_values(self) -> list[int]:
         """Every value that a label file may hold, sorted; the ignore label is one of them."""
-        return label_values(self.json["labels"])
+        return label_values(self.description.labels)
 
     @cached_property
     def training_cases(self) -> list[Case]:
         """Cases of imagesTr (or of the `dataset` table of dataset.json), sorted by id; each has a label."""
         if "dataset" in self.json:
-            path, table = self.folder / "dataset.json", self.json["dataset"]
-            if not isinstance(table, dict):
-                raise UserError(f"{path}: found another dataset than a table of case ids; correct it")
-            cases = listed_cases(self.folder, table)
+            cases = listed_cases(self.folder, self.description.dataset)
         else:
             cases = self._named_cases("Tr")
         for case in cases:
             if case.label is None:
                 raise UserError(
-                    f"{self.folder}: training case {case.id} has no label file, "
+                    f"{self.folder}: found no label file of training case {case.id}, "
                     f"expected labelsTr/{case.id}{self.file_ending}; add it or remove the image"
                 )
         return cases
@@ -115,48 +114,19 @@ class RawDataset:
 
     @cached_property
     def test_sets(self) -> dict[str, list[str]]:
-        """Test set name -> case ids, from test_sets.json; empty when there is no such file."""
-        path = self.folder / "test_sets.json"
-        if not path.is_file():
-            return {}
-        sets = load_json(path)
-        if not isinstance(sets, dict) or not all(isinstance(ids, list) for ids in sets.values()):
-            raise UserError(
-                f'{path}: found other content, expected {{"test set": ["case id", ...], ...}}; correct it'
-            )
-        refuse_lookalikes(sets, "test sets", path)
-        sets = {check_name(name, "test set", path): check_case_ids(ids, path) for name, ids in sets.items()}
-        known = {case.id for case in self.test_cases}
-        unknown = sorted({case_id for ids in sets.values() for case_id in ids} - known)
-        if unknown:
-            raise UserError(
-                f"{path}: found {unknown[0]} ({len(unknown)} such), expected ids of imagesTs; correct it"
-            )
-        return sets
+        """Test set name -> case ids, from test_sets.json. UserError: as `listed_test_sets`."""
+        return listed_test_sets(self.folder, {case.id for case in self.test_cases})
 
     @cached_property
     def groups(self) -> dict[str, str]:
         """Training or test case id -> its patient or sequence, from groups.json; else the case's own id.
 
-        UserError: groups.json is malformed or names a case that is not there.
+        UserError: as `listed_groups`; groups that are too much alike.
         """
         groups = {case.id: case.id for case in (*self.training_cases, *self.test_cases)}
-        path = self.folder / "groups.json"
-        if not path.is_file():
-            return groups
-        named = load_json(path)
-        if not isinstance(named, dict) or not all(isinstance(g, str) and g for g in named.values()):
-            raise UserError(
-                f'{path}: found other content, expected {{"case id": "patient or sequence", ...}}; correct it'
-            )
-        refuse_lookalikes(named, "case ids", path)
-        named = {check_case_id(c, path): check_name(g, "group", path) for c, g in named.items()}
-        if unknown := sorted(set(named) - set(groups)):
-            raise UserError(
-                f"{path}: found {unknown[0]} ({len(unknown)} such), expected ids of cases; correct it"
-            )
-        groups |= named
-        refuse_lookalikes(sorted(set(groups.values())), "groups", path)
+        if listed := listed_groups(self.folder, groups):
+            groups |= listed
+            refuse_lookalikes(sorted(set(groups.values())), "groups", self.folder / GROUPS)
         return groups
 
     @cached_property
@@ -282,19 +252,11 @@ def dataset_folders(root: Path, name: str) -> list[Path]:
 def read_dataset(folder: Path) -> RawDataset:
     """Read and check dataset.json and file lists of a raw folder. UserError: what nnU-Net would refuse."""
     folder = Path(folder)
-    path = folder / "dataset.json"
-    content = load_json(path)
-    for key in ("channel_names", "labels", "numTraining", "file_ending"):
-        if key not in content:
-            raise UserError(f"{path}: found no {key}, expected it; see nnU-Net's dataset format")
-    check_channel_names(content["channel_names"], path)
-    check_labels(content["labels"], content.get("regions_class_order"), path)
-    if not re.fullmatch(r"\.[\w.]+", str(content["file_ending"])):
-        raise UserError(
-            f'{path}: found file_ending "{content["file_ending"]}", expected one with a dot, like ".png"'
-        )
-    dataset = RawDataset(folder, content)
-    found, expected = len(dataset.training_cases), content["numTraining"]
+    path = folder / DESCRIPTION
+    if not path.is_file():
+        raise UserError(f"{path}: not found, expected an nnU-Net raw data set; check the folder")
+    dataset = RawDataset(folder, read_json(path, dict[str, Any], "correct it"))
+    found, expected = len(dataset.training_cases), dataset.description.numTraining
     if found != expected:
         raise UserError(
             f"{path}: found {found} training cases, expected numTraining = {expected}; "

@@ -1,4 +1,4 @@
-"""By what a command knows again the data set that it has made: a kill may come just after its last rename."""
+"""How a command recognises the data set that it has made: a kill may come just after its last rename."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Conversion:
 
     out: Path
     digest: str
-    """Of everything that decides the files: options, sources, version."""
+    """Hash of everything that decides the files: options, sources and version."""
 
     def is_done(self) -> bool:
         """Whether `out` holds what this command has written, no file more or less; the log then says so."""
@@ -56,9 +56,9 @@ class Conversion:
 
 
 def conversion_of(verb: object, sources: Iterable[Path] = ()) -> Conversion:
-    """The command of a verb of `convert`, a dataclass with the option `out`, that reads the files `sources`.
+    """The command that options of `convert` give, a dataclass with the field `out`.
 
-    The sources count with path, size and date.
+    Of the files `sources`, which it reads, path, size and date count.
     """
     options = {name: value for name, value in asdict(verb).items() if name not in NOT_THE_RESULT}
     stats = {str(path.resolve()): path.stat() for path in sources}

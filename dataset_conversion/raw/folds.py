@@ -7,12 +7,11 @@ import random
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypedDict
 
 from dataset_conversion.raw.dataset import RawDataset, nnunet_folder
-from dataset_conversion.raw.description import load_json
 from dataset_conversion.system.errors import UserError
-from dataset_conversion.system.json_files import write_json
+from dataset_conversion.system.json_files import read_json, write_json
 from dataset_conversion.system.names import check_case_ids
 
 logger = logging.getLogger(__name__)
@@ -20,26 +19,31 @@ logger = logging.getLogger(__name__)
 Fold = int | Literal["all"]
 DEFAULT_FOLDS = 5  # of the splits that nnU-Net makes where there are none
 
-Split = dict[str, list[str]]  # {"train": [case ids], "val": [case ids]}, one fold of splits_final.json
+SIDES = ("train", "val")
+
+
+class Split(TypedDict):
+    """One fold of splits_final.json: the ids of its cases."""
+
+    train: list[str]
+    val: list[str]
 
 
 def read_folds(path: Path) -> list[Split]:
-    """Folds of a file like splits_final.json, with tidy ids. UserError: it holds none; as `check_case_id`."""
-    splits = load_json(path)
-    if (
-        not isinstance(splits, list)
-        or not splits
-        or not all(isinstance(fold, dict) for fold in splits)
-        or not all(isinstance(fold.get(side), list) for fold in splits for side in ("train", "val"))
-    ):
+    """Folds of a file like splits_final.json, with tidy ids.
+
+    UserError: a wrong type or a missing side; it holds none; as `check_case_id`.
+    """
+    splits = read_json(path, list[Split], "correct it")
+    if not splits:
         raise UserError(
             f'{path}: found no folds, expected [{{"train": [...], "val": [...]}}, ...]; correct it'
         )
-    return [fold | {side: check_case_ids(fold[side], path) for side in ("train", "val")} for fold in splits]
+    return [{side: check_case_ids(fold[side], path) for side in SIDES} for fold in splits]
 
 
 def read_splits(dataset: RawDataset) -> list[Split]:
-    """Folds as nnU-Net will use them: preprocessed folder's, else the raw folder's, else its default.
+    """The folds that nnU-Net will use: of its preprocessed folder, else of the raw folder, else its default.
 
     UserError: a damaged file, as `splits_in`; too few cases.
     """
@@ -49,7 +53,7 @@ def read_splits(dataset: RawDataset) -> list[Split]:
     case_ids = [case.id for case in dataset.training_cases]
     if len(case_ids) < DEFAULT_FOLDS:
         raise UserError(
-            f"{dataset.folder}: found {len(case_ids)} cases, expected 5 or more for 5 folds; add some"
+            f"{dataset.folder}: found {len(case_ids)} training cases, expected 5 or more for folds; add some"
         )
     return default_splits(case_ids)
 
@@ -57,7 +61,7 @@ def read_splits(dataset: RawDataset) -> list[Split]:
 def splits_in(dataset: RawDataset, path: Path) -> list[Split]:
     """Folds that a file like splits_final.json holds. UserError: it holds none, or unknown cases."""
     splits = read_folds(path)
-    named = {case_id for fold in splits for side in ("train", "val") for case_id in fold[side]}
+    named = {case_id for fold in splits for side in SIDES for case_id in fold[side]}
     if unknown := sorted(named - {case.id for case in dataset.training_cases}):
         raise UserError(
             f"{path}: found {unknown[0]} ({len(unknown)} such), expected ids of training cases; restore "
@@ -101,7 +105,7 @@ def leak_free_fold(dataset: RawDataset, fold: Fold) -> tuple[list[str], list[str
 
 
 def default_splits(case_ids: Sequence[str]) -> list[Split]:
-    """The five folds that nnU-Net makes of its own."""
+    """nnU-Net's five default folds."""
     from nnunetv2.utilities.crossval_split import generate_crossval_split
 
     # The call in nnUNetTrainer.do_split.
@@ -116,9 +120,10 @@ def splits_files(folder: Path) -> list[Path]:
 
 
 def grouped_splits(groups: Mapping[str, str], folds: int = 5, seed: int = 12345) -> list[Split]:
-    """Folds of near equal size with no group (sequence, patient) on both sides; `groups`: case id -> group.
+    """Folds of nearly equal size with no group (sequence, patient) on both sides; `groups`: case id -> group.
 
-    Largest group first into the smallest fold, ties in an order drawn from `seed`. UserError: too few groups.
+    The largest group goes first, into the smallest fold; `seed` decides the order of groups of one size.
+    UserError: too few groups.
     """
     members = defaultdict(list)
     for case_id, group in sorted(groups.items()):
@@ -142,9 +147,9 @@ def grouped_splits(groups: Mapping[str, str], folds: int = 5, seed: int = 12345)
 
 
 def drawn_cases(case_ids: Sequence[str], splits: Sequence[Split], fraction: float, seed: int) -> set[str]:
-    """A share of the cases, drawn among those that are in training and validation of the same folds.
+    """Draw a share of the cases among those that train in the same folds and validate in the same folds.
 
-    At least one case of each such part; without folds at least five, if there are so many.
+    At least one case of each such part is kept. Without folds at least five are kept, if there are so many.
     """
     sides = [(set(fold["train"]), set(fold["val"])) for fold in splits]
     parts = defaultdict(list)
@@ -161,16 +166,16 @@ def drawn_cases(case_ids: Sequence[str], splits: Sequence[Split], fraction: floa
 def restricted_splits(splits: Sequence[Split], kept: set[str]) -> list[Split]:
     """The same folds without the cases that are not `kept`, in their order."""
     return [
-        {side: [case_id for case_id in fold[side] if case_id in kept] for side in ("train", "val")}
-        for fold in splits
+        {side: [case_id for case_id in fold[side] if case_id in kept] for side in SIDES} for fold in splits
     ]
 
 
 def write_splits(folder: Path, splits: list[Split], unfinished: Path | None = None) -> None:
     """Write splits_final.json into a raw folder and, if it is set, $nnUNet_preprocessed/<name>/.
 
-    Before the raw folder takes its name: one without its folds would be trained on nnU-Net's own, which may
-    part patients. UserError, before anything is written: one of the two holds different splits.
+    This happens before the raw folder takes its name. Without these folds nnU-Net would use its default ones,
+    which may put one patient on both sides. UserError, before anything is written: one of the two folders
+    holds different splits.
 
     Args:
         folder: the raw folder under its final name.
@@ -191,7 +196,7 @@ def write_splits(folder: Path, splits: list[Split], unfinished: Path | None = No
 def refuse_other_splits(folder: Path, splits: list[Split]) -> None:
     """UserError when a splits_final.json of data set `folder` exists and differs from `splits`."""
     for path in splits_files(folder):
-        if path.is_file() and load_json(path) != splits:
+        if path.is_file() and read_json(path, list, "correct it") != splits:
             raise UserError(
                 f"{path}: found other splits than the {len(splits)} folds to write, expected the same; "
                 "delete that file (and the models trained with it) or choose another --out"

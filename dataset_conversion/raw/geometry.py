@@ -86,8 +86,8 @@ def read_grid(dataset: RawDataset, path: Path) -> Grid:
 def check_places(dataset: RawDataset, truths: Mapping[str, Path], pairs: Sequence[tuple[Path, Path]]) -> None:
     """UserError when predicted volumes lie elsewhere in space than their labels, with other axes or voxels.
 
-    nnU-Net gives a prediction the place of its image. Where that is not the label's own, a warning names the
-    case: nnU-Net itself compares the two voxel by voxel.
+    nnU-Net gives a prediction the place of its image. If the label lies elsewhere, a warning names the case,
+    because nnU-Net itself compares the two voxel by voxel.
 
     Args:
         truths: case id -> label file.
@@ -135,7 +135,8 @@ def label_spacing(dataset: RawDataset, path: Path) -> tuple[float, float, float]
 def slice_axis(spacing: Sequence[float], shape: Sequence[int]) -> int:
     """The axis between slices, spacing and shape being (Z, Y, X).
 
-    That of a single slice; of a volume the one of the largest spacing, along which nnU-Net's 2d slices, too.
+    Of a single slice it is the axis of length 1. Of a volume it is the axis with the largest spacing, along
+    which nnU-Net's 2d configuration slices, too.
     """
     if 1 in shape:
         return shape.index(1)

@@ -14,12 +14,19 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from dataset_conversion.raw.case_lists import write_groups, write_test_sets
 from dataset_conversion.raw.dataset import nnunet_folder
-from dataset_conversion.raw.description import check_label_values, check_labels, label_values
+from dataset_conversion.raw.description import (
+    DESCRIPTION,
+    check_label_values,
+    check_labels,
+    description_bytes,
+    label_values,
+)
 from dataset_conversion.raw.folds import Split, refuse_other_splits, write_splits
 from dataset_conversion.system.errors import UserError
+from dataset_conversion.system.files import write_atomically
 from dataset_conversion.system.folders import new_folder
-from dataset_conversion.system.json_files import write_json
 from dataset_conversion.system.names import check_case_id, match_key
 
 logger = logging.getLogger(__name__)
@@ -45,7 +52,7 @@ class RawDatasetWriter:
         sign: Callable[[Path], None] | None = None,
         **about: str,
     ):
-        """`unfinished`: makes `.<name>.partial`, here one that can be taken up again (`resumable_folder`).
+        """`unfinished`: makes `.<name>.partial`; that of `resumable_folder` outlives a kill.
 
         `sign`: called with that folder once its files are complete, see `finished.Conversion`.
 
@@ -138,15 +145,17 @@ class RawDatasetWriter:
         with self._lock:
             if match_key(case_id) in self._ids:
                 raise UserError(
-                    f"found case id {case_id} twice, letter case aside, expected unique ids; rename or "
-                    "remove one of the two"
+                    f"found case id {case_id} twice (letter case does not count), expected unique ids; "
+                    "rename or remove one of the two"
                 )
             self._ids.add(match_key(case_id))
 
     def _write_image(self, part: str, case_id: str, image: np.ndarray) -> None:
         channels = 1 if image.ndim == 2 else image.shape[2]
         if channels != len(self.channel_names):
-            raise UserError(f"case {case_id}: found {channels} channels, expected {self.channel_names}")
+            raise UserError(
+                f"case {case_id}: found {channels} channels, expected {self.channel_names}; convert the image"
+            )
         if not np.isfinite(image).all():
             raise UserError(
                 f"case {case_id}: found NaN or Inf in the image, expected finite values; replace them"
@@ -193,10 +202,8 @@ class RawDatasetWriter:
             case_id for fold in self._splits for ids in fold.values() for case_id in ids
         } <= self._training
         assert set(map(match_key, self._groups)) <= self._ids
-        from nnunetv2.dataset_conversion.generate_dataset_json import generate_dataset_json
-
-        generate_dataset_json(
-            str(self.folder),
+        content = description_bytes(
+            self.folder,
             channel_names={str(i): name for i, name in enumerate(self.channel_names)},
             labels=self.labels,
             num_training_cases=len(self._training),
@@ -205,13 +212,12 @@ class RawDatasetWriter:
             dataset_name=self.out.name,
             **{"license": "that of the source data", "converted_by": "law-order", **self.about},
         )
+        write_atomically(self.folder / DESCRIPTION, content)
         if self._test_sets:
             sets = {name: sorted(ids) for name, ids in sorted(self._test_sets.items())}
-            write_json(self.folder / "test_sets.json", sets)
+            write_test_sets(self.folder, sets)
         if self._groups:
-            write_json(self.folder / "groups.json", self._groups)
-        if self._splits:
-            write_json(self.folder / "splits_final.json", self._splits)
+            write_groups(self.folder, self._groups)
 
 
 def check_out(out: Path) -> None:

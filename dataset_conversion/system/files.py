@@ -78,7 +78,7 @@ def feed(digest: _Hash, path: Path) -> None:
 
 
 def read_lines(path: Path) -> list[str]:
-    """Lines of a text file, each as `tidy_name` leaves it, without empty ones. UserError: as `read_text`."""
+    """Lines of a text file that are not empty, each as `tidy_name` leaves it. UserError: as `read_text`."""
     lines = map(tidy_name, io.StringIO(read_text(path), newline=None))
     return [line for line in lines if line]
 
@@ -96,8 +96,8 @@ def read_table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
         names = [tidy_name(name) for name in next(rows, [])]
         if any(names.count(column) != 1 for column in columns):
             raise UserError(
-                f"{path}: found {_shown(names)} in the first line, expected columns {wanted}, parted by "
-                "commas; correct the file"
+                f"{path}: found {_shown(names)} in the first line, expected columns {wanted}, "
+                "separated by commas; correct the file"
             )
         for row in rows:
             values = [tidy_name(value) for value in row]
@@ -138,8 +138,8 @@ def read_text(path: Path) -> str:
         place, before = error.start, content[: error.start].decode("utf-8", errors="replace")
     if place >= 0:
         raise UserError(
-            f"{path}: found other text than UTF-8 in line {before.count(chr(10)) + 1}, expected UTF-8; save "
-            "it anew with that encoding (Excel calls it CSV UTF-8)"
+            f"{path}: found text that is not UTF-8 in line {before.count(chr(10)) + 1}, expected UTF-8; save "
+            "it with that encoding (Excel calls it CSV UTF-8)"
         )
     return text
 

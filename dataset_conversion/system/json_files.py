@@ -46,10 +46,15 @@ def parse_json(content: bytes | str, kind: type[Kind], path: Path | str, remedy:
         raise UserError(f"{path}: {_explained(error)}; {remedy}") from None
 
 
-def converted(content: Any, kind: type[Kind], path: Path | str, remedy: str = RESTORE) -> Kind:
-    """As `read_json`, of what another reader has made of a file: TOML, or JSON as dicts and lists."""
+def converted(
+    content: Any, kind: type[Kind], path: Path | str, remedy: str = RESTORE, quoted_numbers: bool = False
+) -> Kind:
+    """As `read_json`, of what another reader has made of a file: TOML, or JSON as dicts and lists.
+
+    `quoted_numbers`: a text such as "3e-4" counts as the number where one is expected.
+    """
     try:
-        return msgspec.convert(content, type=kind)
+        return msgspec.convert(content, type=kind, strict=not quoted_numbers)
     except msgspec.MsgspecError as error:
         raise UserError(f"{path}: {_explained(error)}; {remedy}") from None
 
@@ -71,7 +76,8 @@ def _explained(error: Exception) -> str:
     if match := PLACE.search(text):
         text, place = text[: match.start()], f" at {match['place']}" if match["place"] else ""
     if match := WRONG_TYPE.fullmatch(text):
-        return f"found {match['found']}{place}, expected {match['expected'].replace('` or `', ' or ')}"
+        kinds = match["expected"].replace("` or `", " or ").replace(" | ", " or ")
+        return f"found {match['found']}{place}, expected {kinds}"
     if match := re.fullmatch(r"Object missing required field `(.+)`", text):
         return f"found no key {match[1]}{place}, expected one"
     if isinstance(error, msgspec.ValidationError):

@@ -39,8 +39,9 @@ def lock_path(out: Path) -> Path:
 
 @contextmanager
 def alone(out: Path, wait: bool = False) -> Iterator[None]:
-    """Hold a lock beside `out` during the block; nothing is left of it, nor new folders above where `out` is
-    not made. UserError: as `hold`.
+    """Hold a lock beside `out` during the block. UserError: as `hold`.
+
+    The block leaves no lock behind, and no new empty folder above `out`.
     """
     path = lock_path(out)
     with leaving_no_empty_parents(out):
@@ -55,7 +56,7 @@ def alone(out: Path, wait: bool = False) -> Iterator[None]:
 
 @contextmanager
 def leaving_no_empty_parents(path: Path) -> Iterator[None]:
-    """Remove the folders above `path` that are made in the block, where nothing is in them at its end."""
+    """At the end of the block, remove the folders above `path` that it has made and left empty."""
     new = [*takewhile(lambda folder: not folder.exists(), path.parents)]
     try:
         yield

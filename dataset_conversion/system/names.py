@@ -24,9 +24,9 @@ def tidy_name(text: str) -> str:
 
 
 def match_key(name: str) -> str:
-    """Equal for names that people and file systems take for one.
+    """A key that is equal for names which people or file systems take for the same name.
 
-    They differ at most in letter case, in their spaces' number, or in the form of a letter.
+    Such names differ only in letter case, in the number of spaces, or in the form of a letter.
     """
     return " ".join(unicodedata.normalize("NFKC", tidy_name(name)).casefold().split())
 
@@ -35,7 +35,7 @@ def check_name(name: object, what: str, source: Path) -> str:
     """A name as `tidy_name` leaves it. UserError: not a text, empty, with control characters.
 
     Args:
-        what: it names, for the message: "group".
+        what: what it names, for the message, such as "group".
         source: file or folder that it was read from.
     """
     tidy = tidy_name(name) if isinstance(name, str) else ""
@@ -92,7 +92,7 @@ def refuse_lookalikes(names: Iterable[str], what: str, source: Path) -> None:
 
 
 def _shown(name: object) -> str:
-    """On one line and not too long; two forms of a letter look different."""
+    """A name on one line that is not too long; two forms of a letter look different."""
     text = repr(name)
     if isinstance(name, str) and unicodedata.normalize("NFC", name) != name:
         text = ascii(name)

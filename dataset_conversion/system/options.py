@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple, get_type_hints
 
 from dataset_conversion.system.errors import UserError
@@ -35,17 +36,25 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def check_ranges(options: Any) -> None:
+def check_ranges(options: Any, name_of: Callable[[str], str] = flag) -> None:
     """Check every field of a dataclass that has a `Range`; of a tuple each number, None never.
 
-    UserError: one lies outside.
+    UserError: one lies outside. `name_of` makes the name in its message of the field's.
     """
     for name, kind in get_type_hints(type(options), include_extras=True).items():
         for allowed in (one for one in getattr(kind, "__metadata__", ()) if isinstance(one, Range)):
             value = getattr(options, name)
             for number in value if isinstance(value, tuple) else (value,):
                 if number is not None and number not in allowed:
-                    raise UserError(f"found {flag(name)} {number}, expected {allowed}; change it")
+                    raise UserError(f"found {name_of(name)} {number}, expected {allowed}; change it")
+
+
+def check_window(window: tuple[float, float] | None) -> None:
+    """UserError unless the option --window is a range of two finite numbers."""
+    if window is not None and not 0 < window[1] - window[0] < math.inf:
+        raise UserError(
+            f"found --window {window[0]:g} {window[1]:g}, expected two numbers, LOW below HIGH; change it"
+        )
 
 
 def check_seed(seed: int, name: str = "--seed") -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import re
 from pathlib import Path
+from typing import Any
 
-from dataset_conversion.raw.description import load_table
 from dataset_conversion.system.errors import UserError
 from dataset_conversion.system.files import feed
+from dataset_conversion.system.json_files import read_json
 
 MODELS = ("unet", "vae", "text_encoder")
 PARTS = (*MODELS, "tokenizer", "scheduler")
@@ -55,7 +56,7 @@ def is_hub_id(source: str) -> bool:
 
 
 def is_unfinished(folder: Path) -> bool:
-    """Whether init-base was interrupted there: weights may lie there that nothing tells the cases of."""
+    """Whether init-base was interrupted there: there may be weights, but no record of the cases they saw."""
     return (folder / ".training").is_dir() and not (folder / "base_config.json").is_file()
 
 
@@ -68,9 +69,9 @@ def hash_base(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def read_json(path: Path) -> dict:
-    """UserError: missing or malformed."""
-    return load_table(path, "JSON of a model in diffusers layout", "get the model again")
+def read_settings(path: Path) -> dict[str, Any]:
+    """A JSON file of a model in diffusers layout. UserError: missing, malformed, or no table."""
+    return read_json(path, dict[str, Any], "get the model again")
 
 
 def _files(part: Path) -> list[Path]:
@@ -84,7 +85,7 @@ def _files(part: Path) -> list[Path]:
 def _check(folder: Path, source: str) -> None:
     if is_unfinished(folder):
         raise UserError(
-            f"{source}: found a base that is not finished, expected all of it; give its init-base again"
+            f"{source}: found an unfinished base, expected a finished one; give its init-base command again"
         )
     index = folder / "model_index.json"
     if not index.is_file():
@@ -92,7 +93,7 @@ def _check(folder: Path, source: str) -> None:
             f"{source}: found no model_index.json, expected a model in diffusers layout; single-file "
             "checkpoints must be converted first"
         )
-    content = read_json(index)
+    content = read_settings(index)
     if "text_encoder_2" in content or not set(PARTS) <= content.keys():
         raise UserError(
             f"{source}: found a {content.get('_class_name')}, expected a model like Stable Diffusion 1.x "
@@ -116,12 +117,12 @@ def check_weights(part: Path) -> None:
     odd = [name for name in names if not name.endswith(".json")] if not weights else []
     for name in names:
         if name.endswith(".safetensors.index.json"):
-            shards = read_json(part / name).get("weight_map")
+            shards = read_settings(part / name).get("weight_map")
             shards = [*map(str, shards.values())] if isinstance(shards, dict) else ["no weight_map"]
             odd += [f"{shard} (by {name})" for shard in shards if not WEIGHTS.fullmatch(shard)]
     if "adapter_config.json" in names:
         odd.append("adapter_config.json")
-    if "config.json" in names and (named := read_json(part / "config.json").get("transformers_weights")):
+    if "config.json" in names and (named := read_settings(part / "config.json").get("transformers_weights")):
         odd.append(f"{named} (by config.json)")
     if odd or not weights:
         found = ", ".join(dict.fromkeys(odd)) or "no weights"
@@ -166,6 +167,6 @@ def _probe_network(source: str) -> None:
         get_session().head(ENDPOINT, timeout=PROBE_SECONDS)
     except Exception as error:  # whatever it was, the hub cannot be reached
         raise UserError(
-            f"{source}: not a folder, not in the cache, and {ENDPOINT} cannot be reached; on a machine with "
-            f"network run: hf download {source} --local-dir DIR, then give --base DIR"
+            f"{source}: found neither a folder nor a cached model, and {ENDPOINT} cannot be reached; on a "
+            f"machine with network run: hf download {source} --local-dir DIR, then give --base DIR"
         ) from error

@@ -9,12 +9,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import Tensor
+
 from dataset_conversion.system.errors import UserError
+from dataset_conversion.system.json_files import read_json
 from dataset_conversion.system.provenance import require
-from law_synth.base.files import check_weights, find_base, hash_base, read_json
+from law_synth.base.files import check_weights, find_base, hash_base, read_settings
 
 if TYPE_CHECKING:
-    import torch
     from diffusers import (
         AutoencoderKL,
         AutoencoderTiny,
@@ -22,7 +25,6 @@ if TYPE_CHECKING:
         DDPMScheduler,
         UNet2DConditionModel,
     )
-    from torch import Tensor
     from transformers import CLIPTextModel, CLIPTokenizer
 
 logger = logging.getLogger(__name__)
@@ -41,6 +43,14 @@ FOREIGN_OPTIONS = (
     "center_input_sample",
     "time_embedding_act_fn",
 )
+
+
+@dataclass(frozen=True)
+class _Index:
+    """What is read of model_index.json."""
+
+    vae: tuple[str, str]
+    """Library and class."""
 
 
 @dataclass
@@ -79,9 +89,7 @@ class BaseModel:
         )
 
     def encode_prompts(self, prompts: list[str]) -> Tensor:
-        """Text embeddings (N, L, D) fp32, L = 77 as a rule; longer prompts are cut, which is said once."""
-        import torch
-
+        """Text embeddings (N, L, D) fp32, L = 77 as a rule; longer prompts are cut, with one warning."""
         length = self.tokenizer.model_max_length
         uncut = self.tokenizer(prompts, verbose=False)["input_ids"]
         if not self._warned and max(map(len, uncut)) > length:
@@ -98,8 +106,6 @@ class BaseModel:
 
         The std is 0 for an AutoencoderTiny, which has no posterior.
         """
-        import torch
-
         shift, scale = self._shift_and_scale
         with torch.no_grad():
             encoded = self.vae.encode(images.to(self.vae.device, self.vae.dtype))
@@ -111,8 +117,6 @@ class BaseModel:
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents (N, C, S/f, S/f) of the UNet's space -> images (N, 3, S, S) fp32 in [-1, 1]."""
-        import torch
-
         shift, scale = self._shift_and_scale
         with torch.no_grad():
             images = self.vae.decode((latents / scale + shift).to(self.vae.device, self.vae.dtype)).sample
@@ -132,13 +136,15 @@ def load_base(source: str, device: str | torch.device = "cpu", dtype: torch.dtyp
     """
     require("synth", "diffusers", "transformers", "accelerate")
     import diffusers
-    import torch
     from transformers import CLIPTextModel, CLIPTokenizer
 
     folder = find_base(source)
-    vae_class = read_json(folder / "model_index.json")["vae"][1]
+    vae_class = read_json(folder / "model_index.json", _Index, "get the model again").vae[1]
     if vae_class not in ("AutoencoderKL", "AutoencoderTiny"):
-        raise UserError(f"{source}: found a VAE {vae_class}, expected AutoencoderKL or AutoencoderTiny")
+        raise UserError(
+            f"{source}: found a VAE {vae_class}, expected AutoencoderKL or AutoencoderTiny; choose another "
+            "base"
+        )
     with quiet():
         models = {
             "unet": load_model(diffusers.UNet2DConditionModel, folder / "unet"),
@@ -150,7 +156,7 @@ def load_base(source: str, device: str | torch.device = "cpu", dtype: torch.dtyp
             model.to(device, dtype or torch.float32).requires_grad_(False).eval()
     # The noise levels only; a sampler makes its own scheduler from this one's configuration.
     scheduler = diffusers.DDPMScheduler.from_config(
-        read_json(folder / "scheduler" / "scheduler_config.json"), clip_sample=False
+        read_settings(folder / "scheduler" / "scheduler_config.json"), clip_sample=False
     )
     if (local := Path(source).expanduser()).is_dir():
         source = str(local.resolve())  # whoever reads it later may be in another folder
@@ -228,12 +234,13 @@ def _check_architecture(base: BaseModel) -> None:
     if config.cross_attention_dim != width:
         raise UserError(
             f"{source}: found a text encoder of width {width}, expected the UNet's cross-attention width "
-            f"{config.cross_attention_dim}; the parts are of different models"
+            f"{config.cross_attention_dim}; get the base again, as its parts are of different models"
         )
     if len(base.tokenizer) > base.text_encoder.config.vocab_size:
         raise UserError(
             f"{source}: found a tokenizer of {len(base.tokenizer)} tokens, expected at most the text "
-            f"encoder's {base.text_encoder.config.vocab_size}; the parts are of different models"
+            f"encoder's {base.text_encoder.config.vocab_size}; get the base again, as its parts are of "
+            "different models"
         )
     prediction = base.scheduler.config.prediction_type
     if prediction not in PREDICTION_TYPES:

@@ -8,14 +8,13 @@ from dataset_conversion.raw.dataset import RawDataset
 from dataset_conversion.raw.folds import Fold, fold_cases
 from law_synth.experiment.config import Config
 from law_synth.view.slices import slice_axis, volume_grid
+from nnunet_order.paper_recipe import PaperRecipeTrainer as Recipe
+from nnunet_order.schedule import one_pass
+from nnunet_order.trainer_options import trainer_options
 
 
 def iterations_per_epoch(config: Config, source: RawDataset) -> int:
-    """Training steps per epoch of this package's trainers: as without LAW, one pass over the real cases."""
-    from nnunet_order.paper_recipe import PaperRecipeTrainer as Recipe
-    from nnunet_order.schedule import one_pass
-    from nnunet_order.trainer_options import trainer_options
-
+    """Training steps per epoch of this package's trainers: one pass over the real cases, as without LAW."""
     options = trainer_options(Recipe, config.trainer_options)
     batch = options.get("samples_per_step", Recipe.samples_per_step)
     cases = min(len(fold_cases(source, fold)[0]) for fold in config.folds) * config.fraction
@@ -36,8 +35,8 @@ def median_slices(dataset: RawDataset) -> float:
 def samples(config: Config, source: RawDataset, fold: Fold) -> dict[str, int]:
     """--samples of law-synth generate where the experiment settles it, else nothing.
 
-    nnU-Net draws a case first and one of its slices then, so that a synthetic case of one slice is seen as
-    often as a whole volume: of volumes, each gets one.
+    nnU-Net draws a case first and then one of its slices, so a synthetic case of one slice is seen as often
+    as a whole volume. Therefore each real volume gets one synthetic case.
     """
     per_real = config.synthetic_per_real
     if per_real is None and source.holds_volumes and "samples" not in config.generate:
@@ -45,8 +44,3 @@ def samples(config: Config, source: RawDataset, fold: Fold) -> dict[str, int]:
     if per_real is None:
         return {}
     return {"samples": max(1, round(per_real * config.fraction * len(fold_cases(source, fold)[0])))}
-
-
-def synthetic_share(real: float, synthetic: float) -> float:
-    """Share of a training's batches that is synthetic: cases are drawn alike, whatever they hold."""
-    return synthetic / max(real + synthetic, 1)

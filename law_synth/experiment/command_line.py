@@ -1,20 +1,11 @@
-"""Verbs as command lines and back: the tables of a configuration become the flags of stock commands."""
+"""Options of a verb as its command line: what a stage runs can be run by hand."""
 
 from __future__ import annotations
 
-import contextlib
-import difflib
-import io
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from typing import Any, TypeVar
-
-import tyro
-
-from dataset_conversion.system.errors import UserError
-
-Verb = TypeVar("Verb")
+from typing import Any
 
 
 def command_line(program: str, verb: Any, positional: Sequence[str] = (), **names: str) -> str:
@@ -30,25 +21,6 @@ def command_line(program: str, verb: Any, positional: Sequence[str] = (), **name
         if field.name not in positional and getattr(verb, field.name) != field.default
     }
     return shlex.join(words + flags(changed, type(verb)))
-
-
-def parse(kind: type[Verb], options: Mapping[str, Any], where: str, positional: Sequence[str] = ()) -> Verb:
-    """A verb from a table of its options, read as its command line would be. UserError: it is wrong.
-
-    `where` is what the message calls the table.
-    """
-    known = [field.name for field in fields(kind)]
-    for name in options:
-        if name not in known:
-            close = ", ".join(difflib.get_close_matches(name, known)) or ", ".join(known)
-            raise UserError(f"{where}: found {name}, expected an option such as {close}; correct it")
-    told = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(told):
-            return tyro.cli(kind, args=[*positional, *flags(options, kind)], add_help=False)
-    except SystemExit:
-        words = " ".join(line.strip("│─ ") for line in told.getvalue().splitlines()[1:3])
-        raise UserError(f"{where}: {words}; correct it") from None
 
 
 def flags(options: Mapping[str, Any], kind: type) -> list[str]:

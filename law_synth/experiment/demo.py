@@ -10,8 +10,8 @@ from dataset_conversion.system.provenance import METRICS, require
 from law_synth.experiment.config import make_config
 from law_synth.experiment.options import Demo
 from law_synth.experiment.stages import make_plan
-from nnunet_order.stages.options import begin, begun_record
-from nnunet_order.stages.runner import Experiment, make_workers
+from nnunet_order.stages.experiment_record import begin, claim_folder
+from nnunet_order.stages.runner import Pipeline, make_workers
 from nnunet_order.stages.stage import Stage
 
 logger = logging.getLogger(__name__)
@@ -60,16 +60,16 @@ def demo(options: Demo) -> None:
     """Draw data, run the experiment on them, and say where the report is. UserError: a failed stage."""
     options.check()
     require("metrics", *METRICS)
-    workers = make_workers(options.jobs, ())
+    workers = make_workers(options.jobs)
     began = time.perf_counter()
     folder = options.folder.resolve()
     kind = f"law-synth demo --kind {options.kind}"
-    begin(folder, {**begun_record(folder), "kind": kind})
+    claim_folder(folder, kind)
     draw = Stage("draw", (draw_command(options),), (DRAWINGS[options.kind].dataset,))
-    Experiment(folder / "drawn", (draw,)).run(again=options.again)
+    Pipeline(folder / "drawn", (draw,)).run(again=options.again)
     plan = make_plan(make_config(demo_content(options), "demo"), folder)
     begin(folder, plan.record("law-synth demo", kind))
-    Experiment(folder, plan.stages).run(workers, options.again)
+    Pipeline(folder, plan.stages).run(workers, options.again)
     minutes = (time.perf_counter() - began) / 60
     logger.info("the demo took %.1f minutes; the report is %s", minutes, folder / "report.html")
 

@@ -12,7 +12,8 @@ from law_synth.experiment.config import Config, make_config, read_config
 from law_synth.experiment.options import Experiment
 from law_synth.experiment.presets import preset_content
 from law_synth.experiment.stages import make_plan
-from nnunet_order.stages.runner import Experiment as Stages
+from nnunet_order.stages.execution import carry_out
+from nnunet_order.stages.runner import Pipeline
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +27,7 @@ def experiment(options: Experiment) -> None:
         require("metrics", *METRICS)
     options.execution.check_device(plan.device)
     record = plan.record(shlex.join(["law-synth", *sys.argv[1:]]))
-    if options.execution.carry_out(Stages(folder, plan.stages), record):
+    if carry_out(options.execution, Pipeline(folder, plan.stages), record):
         logger.info("the report is %s", folder / "report.html")
 
 

@@ -47,6 +47,7 @@ class Experiment:
             raise UserError(
                 f"found --preset {self.preset} without --dataset, expected the real data set; add --dataset"
             )
+        self.execution.check()
 
     @property
     def folder(self) -> Path:
@@ -100,6 +101,7 @@ class Demo:
         check_seed(self.seed)
         if self.slices is not None and self.kind != "ct":
             raise UserError(f"found --slices {self.slices} with pictures, expected --kind ct; drop it")
+        Execution(jobs=self.jobs).check()
 
     @property
     def folder(self) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,27 +15,16 @@ from dataset_conversion.raw.cases import Case
 from dataset_conversion.raw.dataset import RawDataset, read_dataset
 from dataset_conversion.raw.description import load_table
 from dataset_conversion.system.errors import UserError
+from dataset_conversion.system.json_files import read_json
 from law_synth.records.run import CONFIG, RunConfig, read_config
 from law_synth.records.synthetic import SynthesisRow, read_rows
 from law_synth.view.slices import slice_axis
 from nnunet_order.comparing.scores import CaseScores, read_csv, read_scores
 from nnunet_order.metrics import FOREGROUND_MEAN
-from nnunet_order.stages.options import FORMAT
+from nnunet_order.stages.experiment_record import ExperimentRecord, SynthesisEntry, read_experiment
+from nnunet_order.stages.stage_record import StageRecord
 
 LOG = "log.jsonl"  # law_synth.training.state.LOG, whose module needs torch
-KEYS = (
-    "title",
-    "real",
-    "on",
-    "reference",
-    "arms",
-    "trainers",
-    "folds",
-    "seeds",
-    "segmentations",
-    "syntheses",
-    "stages",
-)
 
 
 @dataclass(frozen=True)
@@ -66,10 +55,10 @@ class Results:
     """Everything that the report is made of; `read_results` makes it."""
 
     folder: Path
-    description: dict
+    description: ExperimentRecord
     scores: list[CaseScores]
     syntheses: list[Synthesis]
-    stages: list[dict]
+    stages: list[StageRecord]
     """Records of finished stages in the order of their starts."""
     missing: list[str]
     """Parts that are not there yet, in words."""
@@ -77,18 +66,18 @@ class Results:
     @property
     def arms(self) -> list[str]:
         """Arms in the order of experiment.json."""
-        parts = [*self.description["segmentations"], *self.description["syntheses"]]
-        return list(dict.fromkeys([*self.description["arms"], *(part["arm"] for part in parts)]))
+        parts = [*self.description.segmentations, *self.description.syntheses]
+        return list(dict.fromkeys([*self.description.arms, *(part.arm for part in parts)]))
 
     @property
     def reference(self) -> str:
         """The arm that the others are compared with."""
-        return self.description["reference"]
+        return self.description.reference
 
     @cached_property
     def real(self) -> RawDataset | None:
         """The real data set, once it has been made."""
-        folder = self.folder / self.description["real"]
+        folder = self.folder / self.description.real
         return read_dataset(folder) if (folder / "dataset.json").is_file() else None
 
     @cached_property
@@ -150,43 +139,38 @@ class Results:
 
 def read_results(folder: Path) -> Results:
     """Read an experiment's folder. UserError: no experiment, another format, a damaged file."""
-    path = folder / "experiment.json"
-    if not path.is_file():
+    description = read_experiment(folder)
+    if description.stages is None:
         raise UserError(
-            f"{folder}: found no experiment.json, expected the folder of an experiment; correct the path"
+            f"{folder}: found a comparison, expected what law-synth experiment has begun; correct the path"
         )
-    description = _load_json(path)
-    absent = [key for key in KEYS if key not in description]
-    if description.get("format") != FORMAT or absent:
-        found = f"format {description.get('format')}" + (f" without {absent[0]}" if absent else "")
-        raise UserError(f"{path}: found {found}, expected format {FORMAT}; run `law-synth experiment` again")
     missing: list[str] = []
-    stages = read_stages(folder / "stages", description["stages"], missing)
-    outdated = {record["name"] for record in stages if record["key"] != description["stages"][record["name"]]}
+    stages = read_stages(folder / "stages", description.stages, missing)
+    outdated = {record.name for record in stages if record.key != description.stages.get(record.name)}
     scores = read_scores(folder, description, missing, outdated)
-    syntheses = [read_synthesis(folder, entry, missing, outdated) for entry in description["syntheses"]]
+    syntheses = [read_synthesis(folder, entry, missing, outdated) for entry in description.syntheses]
     return Results(folder, description, scores, syntheses, stages, missing)
 
 
 def read_synthesis(
-    folder: Path, entry: Mapping, missing: list[str], outdated: Collection[str] = ()
+    folder: Path, entry: SynthesisEntry, missing: list[str], outdated: Collection[str] = ()
 ) -> Synthesis:
     """One entry of `syntheses`, as far as it is there and its evaluation is not `outdated`."""
-    dataset, evaluation, run = (folder / entry[key] for key in ("dataset", "evaluation", "run"))
+    dataset, evaluation, run = (folder / part for part in (entry.dataset, entry.evaluation, entry.run))
     finished, judged = dataset / "dataset.json", evaluation / "evaluation.json"
     parts = {"LAW training": run / CONFIG, "synthetic data set": finished, "evaluation": judged}
-    missing += [f"{what} of {entry['name']}" for what, path in parts.items() if not path.is_file()]
+    missing += [f"{what} of {entry.name}" for what, path in parts.items() if not path.is_file()]
     is_judged = judged.is_file()
-    if is_judged and f"evaluate_{entry['name']}" in outdated:
+    if is_judged and f"evaluate_{entry.name}" in outdated:
         is_judged = False
-        missing.append(f"evaluation of {entry['name']} (there is one of an earlier configuration)")
+        missing.append(f"evaluation of {entry.name} (there is one of an earlier configuration)")
     deltas = {int(path.stem.split("_")[1]): path for path in sorted(run.glob("samples/delta_*.npy"))}
     return Synthesis(
-        name=entry["name"],
-        arm=entry["arm"],
-        fold=entry["fold"],
-        seed=entry["seed"],
-        run=entry["run"],
+        name=entry.name,
+        arm=entry.arm,
+        fold=entry.fold,
+        seed=entry.seed,
+        run=entry.run,
         dataset=dataset,
         manifest=read_rows(dataset) if finished.is_file() else [],
         evaluation=_load_json(judged) if is_judged else {},
@@ -197,16 +181,16 @@ def read_synthesis(
     )
 
 
-def read_stages(folder: Path, names: Iterable[str], missing: list[str]) -> list[dict]:
+def read_stages(folder: Path, names: Iterable[str], missing: list[str]) -> list[StageRecord]:
     """Records of the finished ones of `names` by start; others that have begun go into `missing`."""
     records = []
     for name in names:
         if (folder / f"{name}.json").is_file():
-            records.append(_load_json(folder / f"{name}.json"))
+            records.append(read_json(folder / f"{name}.json", StageRecord, "run its stage again"))
         # The stage that runs this very command has not finished, either.
         elif name != "report" and (folder / f"{name}.begun.json").is_file():
             missing.append(f"stage {name} (begun)")
-    return sorted(records, key=lambda record: (record["started"], record["name"]))
+    return sorted(records, key=lambda record: (record.started, record.name))
 
 
 def _load_json(path: Path) -> dict:

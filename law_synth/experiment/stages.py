@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -10,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 
 from dataset_conversion.raw.dataset import RawDataset, find_dataset
-from dataset_conversion.raw.folds import Fold, drawn_cases, fold_cases, read_splits
+from dataset_conversion.raw.folds import Fold, drawn_cases, fold_cases
 from dataset_conversion.subset import ConvertSubset, source_splits
 from dataset_conversion.system.errors import UserError
 from law_synth.audit.options import Audit
@@ -26,15 +27,16 @@ from law_synth.records.base import read_base_config
 from law_synth.training.options import Train
 from law_synth.view.classes import lesion_classes
 from law_synth.view.slices import refuse_shared_ids
+from nnunet_order.comparing.measurement import Measured, chosen_device, chosen_folds, measured_cases
 from nnunet_order.comparing.segmentation import (
     REAL_DATASET,
     Segmentation,
-    check_trainers,
     prepare_real,
     refuse_shared_groups,
 )
+from nnunet_order.comparing.trainer_lookup import check_trainers
+from nnunet_order.stages.experiment_record import ExperimentRecord, SynthesisEntry, recorded_datasets
 from nnunet_order.stages.inputs import files_digest
-from nnunet_order.stages.options import FORMAT, begun_record
 from nnunet_order.stages.stage import Stage, stage_keys
 
 RAW = Path("nnUNet_raw")
@@ -43,14 +45,17 @@ FIRST_NUMBER = 101  # of the synthetic data sets
 
 @dataclass(frozen=True)
 class ExperimentPlan:
-    """A configuration, its data and its device; `make_plan` makes it."""
+    """A configuration whose folds and device are settled, and its data; `make_plan` makes it."""
 
     config: Config
     source: RawDataset
     folder: Path
-    device: str
-    on: str
+    on: Measured
     iterations: int
+
+    @property
+    def device(self) -> str:
+        return self.config.device
 
     @cached_property
     def syntheses(self) -> list[Synthesis]:
@@ -66,10 +71,11 @@ class ExperimentPlan:
     @cached_property
     def datasets(self) -> dict[Synthesis, str]:
         """Names of the synthetic data sets; one that exists keeps its number when arms come and go."""
-        recorded = [Path(entry["dataset"]) for entry in begun_record(self.folder).get("syntheses", [])]
         # Also of arms that were removed, whose data are still there.
-        there = sorted((self.folder / RAW).glob("Dataset[0-9][0-9][0-9]_*"))
-        known = {path.name[11:]: int(path.name[7:10]) for path in (*there, *recorded)}
+        there = sorted(path.name for path in (self.folder / RAW).glob("Dataset*"))
+        recorded = [Path(dataset).name for dataset in recorded_datasets(self.folder)]
+        names = [re.fullmatch(r"Dataset([0-9]{3})_(.+)", name) for name in (*there, *recorded)]
+        known = {name[2]: int(name[1]) for name in names if name}
         numbers = {}
         for synthesis in self.syntheses:
             taken = {*known.values(), *numbers.values()}
@@ -99,7 +105,8 @@ class ExperimentPlan:
         last += [f"{kind}_{one.name}" for one in self.syntheses for kind in ("audit", "evaluate")]
         outputs = ("report.html", "results")
         # What the page shows besides the files of the stages.
-        shown = json.dumps([self._description[name] for name in ("title", "reference", "arms", "trainers")])
+        config = self.config
+        shown = json.dumps([config.title, config.reference, self.arms, config.segmenters])
         # law-synth report may have written them before, for a look at what there is so far.
         command = ("law-synth report .",)
         yield Stage("report", command, outputs, tuple(last), inputs=shown, replaces_outputs=True)
@@ -155,7 +162,7 @@ class ExperimentPlan:
         else:
             verb = InitBase(out=out, source=str(RAW / REAL_DATASET), fold=fold, **options)
             command = command_line("law-synth init-base", verb, source="from") + self._device
-        return Stage(f"base_fold_{fold}", (command,), (str(out),), ("plan",))
+        return Stage(f"base_fold_{fold}", (command,), (str(out),), ("plan",), resumes=True)
 
     def _synthesis(self, one: Synthesis) -> Iterator[Stage]:
         """train, (mine,) generate, audit, evaluate and preprocess."""
@@ -164,7 +171,8 @@ class ExperimentPlan:
             verb = self._train(one)
             after = ("plan", after_base)
             base = files_digest([Path(self.config.base)]) if self.config.base else ""
-            yield Stage(f"train_{one.model}", (self._command(verb),), (str(one.run),), after, inputs=base)
+            command, out = self._command(verb), str(one.run)
+            yield Stage(f"train_{one.model}", (command,), (out,), after, inputs=base, resumes=True)
         dataset = RAW / self.datasets[one]
         judged = self._judged_by(one)
         if one.round > 1:
@@ -207,8 +215,11 @@ class ExperimentPlan:
         if one.fold != "all":  # written for nnU-Net, too
             outputs.append(f"nnUNet_preprocessed/{dataset.name}/splits_final.json")
         read = self._user_files(self.config.generate)
-        command = (self._command(verb),)
-        return Stage(f"generate_{one.name}", command, tuple(outputs), tuple(after), inputs=read)
+        return Stage(
+            *(f"generate_{one.name}", (self._command(verb),), tuple(outputs), tuple(after)),
+            inputs=read,
+            resumes=True,
+        )
 
     def _audit(self, one: Synthesis, dataset: Path, judged: Segmentation | None) -> Stage:
         filtered = judged and (self.config.generate.get("min_agreement") or one.round > 1)
@@ -253,41 +264,44 @@ class ExperimentPlan:
         positional = ("dataset",) if isinstance(verb, Evaluate | Audit) else ()
         return command_line(f"law-synth {type(verb).__name__.lower()}", verb, positional) + self._device
 
-    def record(self, command: str, kind: str = "law-synth experiment") -> dict:
+    def record(self, command: str, kind: str = "law-synth experiment") -> ExperimentRecord:
         """Content of experiment.json."""
-        about = {"format": FORMAT, "kind": kind, "command": command}
-        return about | self._description | {"stages": stage_keys(self.stages)}
+        config = self.config
+        return ExperimentRecord(
+            kind=kind,
+            command=command,
+            title=config.title,
+            config=asdict(config),
+            real=str(RAW / REAL_DATASET),
+            on=self.on,
+            iterations=self.iterations,
+            reference=config.reference,
+            arms=self.arms,
+            trainers=list(config.segmenters),
+            folds=list(config.folds),
+            seeds=list(config.seeds),
+            segmentations=[one.entry() for one in self.segmentations],
+            syntheses=[self._entry(one) for one in self.syntheses],
+            stages=stage_keys(self.stages),
+        )
 
     @property
-    def _description(self) -> dict:
-        config = self.config
-        rounds = range(2, config.rounds + 1)
-        return {
-            "title": config.title,
-            "config": asdict(config),
-            "real": str(RAW / REAL_DATASET),
-            "on": self.on,
-            "iterations": self.iterations,
-            "reference": config.reference,
-            "arms": [*config.arms, *(f"{arm}-round{n}" for n in rounds for arm in config.synthetic_arms)],
-            "trainers": list(config.segmenters),
-            "folds": list(config.folds),
-            "seeds": list(config.seeds),
-            "segmentations": [one.entry() for one in self.segmentations],
-            "syntheses": [
-                {
-                    "name": one.name,
-                    "arm": one.label,
-                    "fold": one.fold,
-                    "seed": one.seed,
-                    "round": one.round,
-                    "run": str(one.run),
-                    "dataset": str(RAW / self.datasets[one]),
-                    "evaluation": str(one.evaluation),
-                }
-                for one in self.syntheses
-            ],
-        }
+    def arms(self) -> list[str]:
+        """Arms of all rounds in the order of the tables."""
+        config, later = self.config, range(2, self.config.rounds + 1)
+        return [*config.arms, *(f"{arm}-round{n}" for n in later for arm in config.synthetic_arms)]
+
+    def _entry(self, one: Synthesis) -> SynthesisEntry:
+        return SynthesisEntry(
+            name=one.name,
+            arm=one.label,
+            fold=one.fold,
+            seed=one.seed,
+            round=one.round,
+            run=str(one.run),
+            dataset=str(RAW / self.datasets[one]),
+            evaluation=str(one.evaluation),
+        )
 
 
 def make_plan(config: Config, folder: Path) -> ExperimentPlan:
@@ -295,29 +309,16 @@ def make_plan(config: Config, folder: Path) -> ExperimentPlan:
     source = find_dataset(config.dataset)
     lesion_classes(source)
     refuse_shared_ids(source)
-    tested = bool(source.test_cases) and all(case.label is not None for case in source.test_cases)
-    if not config.folds:
-        config = replace(config, folds=("all",) if tested else tuple(range(len(read_splits(source)))))
-    on = ("test" if "all" in config.folds else "validation") if config.on == "auto" else config.on
-    if on == "test" and not tested:
-        raise UserError(
-            f"{source.folder}: found no labelled test cases, expected imagesTs and labelsTs to measure on; "
-            "give numbered folds, which are measured on their validation cases"
-        )
-    if on == "validation" and "all" in config.folds:
-        raise UserError("found fold all, expected numbered folds to measure on validation; give folds")
-    device = config.device
-    if device == "auto":
-        import torch
-
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    folds = chosen_folds(source, config.folds)
+    on = measured_cases(source, folds, config.on)
+    config = replace(config, folds=folds, device=chosen_device(folder, config.device))
     judge = [config.judging_trainer] if config.judging_trainer else []
     check_trainers({*config.segmenters, *judge}, config.trainer_options, on)
     iterations = iterations_per_epoch(config, source)
     refuse_shared_groups(source, config.folds, on)
     if config.base and config.synthetic_arms:
         refuse_base_of_others(config, source)
-    plan = ExperimentPlan(config, source, folder, device, on, iterations)
+    plan = ExperimentPlan(config, source, folder, on, iterations)
     for one in plan.syntheses:
         plan._train(one).check()
     Generate(out=Path("out"), segmenter=Path("judge"), **config.generate).check()

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from dataset_conversion.raw.folds import fold_cases
-from law_synth.experiment.budget import synthetic_share
 from law_synth.experiment.results import Results, Synthesis
 from law_synth.experiment.statistics import Difference, Estimate, Score
 
@@ -105,7 +104,7 @@ def synthetic_shares(results: Results) -> list[dict]:
 
     The mean over its syntheses. nnU-Net draws cases, whatever the number of their slices.
     """
-    if results.real is None or not results.description["segmentations"]:
+    if results.real is None or not results.description.segmentations:
         return []
     rows = []
     for arm in results.arms:
@@ -116,9 +115,8 @@ def synthetic_shares(results: Results) -> list[dict]:
         ]
         if numbers:
             real, synthetic = np.mean(numbers, axis=0)
-            rows.append(
-                {"arm": arm, "real": real, "synthetic": synthetic, "share": synthetic_share(real, synthetic)}
-            )
+            share = synthetic / max(real + synthetic, 1)
+            rows.append({"arm": arm, "real": real, "synthetic": synthetic, "share": share})
     return rows
 
 

@@ -11,8 +11,7 @@ import tyro
 
 from dataset_conversion.raw.folds import Fold
 from dataset_conversion.system.errors import UserError
-from dataset_conversion.system.options import Range, check_ranges, check_seed, flag
-from dataset_conversion.volumes import check_window
+from dataset_conversion.system.options import Range, check_ranges, check_seed, check_window, flag
 from law_synth.base.options import SLICES_PER_CASE
 from law_synth.weightings import WEIGHTINGS, WeightingName
 

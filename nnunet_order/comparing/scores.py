@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from nnunet_order.metrics import FOREGROUND_MEAN, METRICS
+from nnunet_order.stages.experiment_record import ExperimentRecord
 
 VALIDATION = "validation"  # name of the pooled validation cases of all folds
 
@@ -42,27 +43,27 @@ class CaseScores:
 
 
 def read_scores(
-    folder: Path, description: Mapping, missing: list[str], outdated: Collection[str] = ()
+    folder: Path, record: ExperimentRecord, missing: list[str], outdated: Collection[str] = ()
 ) -> list[CaseScores]:
     """Scores by trainer, test set and label, in the order of experiment.json.
 
-    What is not there, or comes from one of the `outdated` stages, goes into `missing`.
+    Scores that are not there, or that come from one of the `outdated` stages, are added to `missing`.
     """
-    pooled = description["on"] == VALIDATION
+    pooled = record.on == VALIDATION
     found: dict[tuple[str, str], dict[tuple[str, tuple, str], dict[str, np.ndarray]]] = {}
-    for entry in description["segmentations"]:
-        path = folder / entry["scores"] / "per_case.csv"
+    for entry in record.segmentations:
+        path = folder / entry.scores / "per_case.csv"
         if not path.is_file():
-            missing.append(f"scores of {entry['name']}")
+            missing.append(f"scores of {entry.name}")
             continue
-        if f"score_{entry['name']}" in outdated:
-            missing.append(f"scores of {entry['name']} (there are some of an earlier configuration)")
+        if f"score_{entry.name}" in outdated:
+            missing.append(f"scores of {entry.name} (there are some of an earlier configuration)")
             continue
-        training = (entry["seed"],) if pooled else (entry["fold"], entry["seed"])
+        training = (entry.seed,) if pooled else (entry.fold, entry.seed)
         for (test_set, case), labels in read_case_scores(path).items():
-            group = found.setdefault((entry["trainer"], VALIDATION if pooled else test_set), {})
-            group[entry["arm"], training, case] = labels
-    order = {trainer: position for position, trainer in enumerate(description["trainers"])}
+            group = found.setdefault((entry.trainer, VALIDATION if pooled else test_set), {})
+            group[entry.arm, training, case] = labels
+    order = {trainer: position for position, trainer in enumerate(record.trainers)}
     ranked = sorted(found.items(), key=lambda item: order.get(item[0][0], len(order)))
     return [one for (trainer, test_set), group in ranked for one in _of_labels(trainer, test_set, group)]
 

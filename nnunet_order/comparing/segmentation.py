@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import logging
-import os
-import re
 import shlex
-import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 
 from dataset_conversion.raw.dataset import RawDataset
 from dataset_conversion.raw.folds import Fold, leak_free_fold, splits_files
 from dataset_conversion.subset import source_splits
-from dataset_conversion.system.errors import UserError
-from nnunet_order.registration import VARIABLE
+from nnunet_order.comparing.trainer_lookup import takes_options, users_files
+from nnunet_order.stages.experiment_record import SegmentationEntry
 from nnunet_order.stages.inputs import dataset_digest, files_digest
 from nnunet_order.stages.stage import Stage
-from nnunet_order.trainer_options import OPTIONS_VARIABLE, trainer_options
+from nnunet_order.trainer_options import OPTIONS_VARIABLE
 
 REAL_DATASET = "Dataset001_Real"
 PREDICT_PROCESSES = "-npp 1 -nps 1"
@@ -74,7 +67,9 @@ class Segmentation:
         trained = f"segment_{self.name}"
         code = files_digest(users_files(self.trainer))
         segment = Stage(
-            trained, (self._train,), self._trained, after, self._training_environment, inputs=code
+            *(trained, (self._train,), self._trained, after, self._training_environment),
+            inputs=code,
+            resumes=True,  # by --c
         )
         if self.on == "validation":
             return [segment, self._score(trained)]
@@ -82,10 +77,10 @@ class Segmentation:
         predict = Stage(predicted, (self._predict,), (self.predictions,), (trained,), self._environment)
         return [segment, predict, self._score(predicted)]
 
-    def entry(self) -> dict:
+    def entry(self) -> SegmentationEntry:
         """Its line in experiment.json."""
         names = ("name", "arm", "trainer", "fold", "seed", "dataset", "predictions", "scores")
-        return {name: getattr(self, name) for name in names}
+        return SegmentationEntry(**{name: getattr(self, name) for name in names})
 
     @property
     def _train(self) -> str:
@@ -164,63 +159,6 @@ def prepare_real(source: RawDataset, fraction: float, max_side: int | None) -> l
         Stage("real", (shlex.join(convert),), (raw,), environment=unset, inputs=inputs, places=read),
         Stage("plan", tuple(plan), (preprocessed,), ("real",), {"nnUNet_n_proc_DA": "1"}),
     ]
-
-
-def check_trainers(trainers: Iterable[str], options: str, on: str) -> None:
-    """UserError: a trainer that nnUNetv2_train would not find, or options that ours do not know or that do
-    not predict the validation cases which are measured `on`.
-    """
-    from nnunet_order.paper_recipe import PaperRecipeTrainer
-
-    given = trainer_options(PaperRecipeTrainer, options)
-    for trainer in trainers:
-        own = getattr(trainer_class(trainer), "final_validation", None)
-        if on == "validation" and takes_options(trainer) and given.get("final_validation", own) == "none":
-            raise UserError(
-                f"found final_validation=none for {trainer}, expected full, since its validation cases are "
-                "measured; leave it out, or measure on test cases"
-            )
-
-
-@cache
-def trainer_class(name: str) -> type:
-    """The trainer that nnUNetv2_train -tr finds. UserError: none."""
-    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
-
-    try:
-        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():  # it tells each step
-            warnings.simplefilter("ignore")
-            return recursive_find_trainer_class_by_name(name)
-    except RuntimeError as error:
-        raise UserError(
-            f"found no trainer {name}, expected one that nnUNetv2_train -tr finds; correct the name or see "
-            "nnunet-order doctor"
-        ) from error
-
-
-def takes_options(trainer: str) -> bool:
-    """Whether NNUNET_ORDER_OPTIONS means something to it."""
-    from nnunet_order.paper_recipe import PaperRecipeTrainer
-
-    return issubclass(trainer_class(trainer), PaperRecipeTrainer)
-
-
-def users_files(trainer: str) -> list[Path]:
-    """Files in the folders of nnUNet_extTrainer that define a trainer or a class that it is made of.
-
-    Not ours and not nnU-Net's, which change with their versions alone.
-    """
-    packages = ("builtins", "nnunetv2", "nnunet_order")
-    own = [
-        one.__name__ for one in trainer_class(trainer).__mro__ if one.__module__.split(".")[0] not in packages
-    ]
-    if not own:
-        return []
-    # nnU-Net loads these modules without leaving them where `inspect` would look.
-    defined = re.compile(rf"^class ({'|'.join(own)})\b", re.MULTILINE)
-    folders = [Path(folder) for folder in os.environ.get(VARIABLE, "").split(os.pathsep) if folder]
-    files = sorted(path for folder in folders for path in folder.rglob("*.py"))
-    return [path for path in files if defined.search(path.read_text(encoding="utf-8", errors="replace"))]
 
 
 def refuse_shared_groups(dataset: RawDataset, folds: Sequence[Fold], on: str) -> None:

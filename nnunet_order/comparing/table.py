@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from rich.box import SIMPLE_HEAD
@@ -15,6 +14,7 @@ from rich.text import Text
 from dataset_conversion.system.folders import report_folder
 from dataset_conversion.system.terminal import verbatim
 from nnunet_order.bootstrap import mean_over_cases, resampled_means, with_interval
+from nnunet_order.comparing.comparison import Comparison
 from nnunet_order.comparing.scores import CaseScores, read_scores
 from nnunet_order.complexity import gflops, parameters
 from nnunet_order.evaluation_output import per_label, write_csv
@@ -22,20 +22,19 @@ from nnunet_order.metrics import FOREGROUND_MEAN, MEANS
 from nnunet_order.model_folder import open_model_folder
 from nnunet_order.registry import counting_options
 
-if TYPE_CHECKING:
-    from nnunet_order.comparing.compare import Comparison
-
 TABLE = Path("results") / "table.csv"
 COUNTED_SIDE = 256  # px, as the paper's GFLOPs
 SHOWN = ("mDice", "mIoU")
 
 
-def table_rows(out: Path, plan: Comparison) -> list[dict]:
+def table_rows(out: Path, comparison: Comparison) -> list[dict]:
     """`score_rows` with the sizes of the networks, also written to results/table.csv."""
-    scores = read_scores(out, plan.record(), missing=[])
-    models = {one.trainer: out / one.model for one in plan.segmentations}
+    scores = read_scores(out, comparison.record(), missing=[])
+    models = {one.trainer: out / one.model for one in comparison.segmentations}
     sizes = {trainer: network_size(model, trainer) for trainer, model in models.items()}
-    rows = [row | sizes[row["trainer"]] for row in score_rows(scores, plan.paper, plan.source.groups)]
+    rows = [
+        row | sizes[row["trainer"]] for row in score_rows(scores, comparison.paper, comparison.source.groups)
+    ]
     with report_folder(out / TABLE.parent, [TABLE.name]) as partial:
         write_csv(partial / TABLE.name, rows)
     return rows

@@ -1,4 +1,4 @@
-"""Run an experiment's stages: in parallel, resumable after a kill, skipped when nothing changed."""
+"""Run the stages of a pipeline: in parallel, resumed after a kill, skipped when nothing has changed."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from dataset_conversion.system.errors import UserError
 from dataset_conversion.system.files import write_atomically
 from nnunet_order.registration import VARIABLE
-from nnunet_order.stages.run import StageFiles, StageRun, find_program
-from nnunet_order.stages.stage import OURS, Stage, stage_keys, versions
-
-__all__ = ["Experiment", "find_program", "make_workers"]
+from nnunet_order.stages.run import StageRun
+from nnunet_order.stages.stage import Stage, stage_keys
+from nnunet_order.stages.stage_files import StageFiles
+from nnunet_order.stages.stage_record import OURS, versions
 
 logger = logging.getLogger(__name__)
 
@@ -30,8 +30,8 @@ Worker = Mapping[str, str]  # variables that send a command to its processor
 
 
 @dataclass(frozen=True)
-class Experiment:
-    """A folder, and the stages that fill it; inside it their commands use relative paths only."""
+class Pipeline:
+    """A folder and the stages that fill it. Their commands run in it and use relative paths only."""
 
     folder: Path
     stages: tuple[Stage, ...]
@@ -50,8 +50,8 @@ class Experiment:
     def run(self, workers: Sequence[Worker] = ({},), again: bool = False) -> None:
         """Run what is not done, one stage per worker at a time. UserError: a stage failed; the others end.
 
-        A stage that other versions of the packages finished is kept, with a warning; `again` runs it and all
-        that follow it once more.
+        Stages that other versions of the packages finished are kept, with a warning. With `again`, they and
+        all that follow them run once more.
         """
         self._look_at_versions(self.stages, again)
         self._write_script()
@@ -82,12 +82,12 @@ class Experiment:
             sys.stdout.write(f"{stage.name}\t{self.state(stage)}\t{','.join(dict.fromkeys(stage.after))}\n")
 
     def state(self, stage: Stage) -> str:
-        """done, waiting (for stages before it), begun (and will go on) or ready."""
+        """done, waiting (for stages before it), begun (and not finished) or ready."""
         if self.files(stage).is_done():
             return "done"
         if not all(self.files(one).is_done() for one in self._before(stage)):
             return "waiting"
-        return "begun" if self.files(stage).has_begun() else "ready"
+        return "ready" if self.files(stage).attempts() is None else "begun"
 
     def script(self) -> str:
         """A shell script of all commands, which does what `run` does, one stage after the other."""
@@ -103,7 +103,7 @@ class Experiment:
     def _look_at_versions(self, stages: Sequence[Stage], again: bool) -> None:
         """Say which of these stages are kept though other versions finished them; `again`: forget those."""
         done = [stage for stage in stages if self.files(stage).is_done()]
-        found = {stage.name: self.files(stage).other_versions() for stage in done}
+        found = {stage.name: self.files(stage).read().other_versions() for stage in done}
         kept = {name: other for name, other in found.items() if other != []}
         if not kept:
             return
@@ -117,7 +117,7 @@ class Experiment:
         now = [f"{package} {versions()[package] or 'missing'}" for package in packages or [OURS]]
         logger.warning(
             "kept %d of %d stages that other versions finished (%s; now %s): their results may have faults "
-            "that were mended since; give --again to run them, and all that follow them, once more",
+            "that have since been mended; give --again to rerun these stages and all that follow them",
             *(len(kept), len(self.stages), ", ".join(made_by), ", ".join(now)),
         )
 
@@ -131,7 +131,7 @@ class Experiment:
         for stage in reversed(self.stages):
             if stage.name in behind and self.files(stage).is_done():
                 self.files(stage).forget()
-        logger.info("%d of %d stages run again", len(behind), len(self.stages))
+        logger.info("%d of %d stages will run again", len(behind), len(self.stages))
 
     def _script(self, place: str) -> str:
         programs = shlex.quote(str(Path(sys.executable).parent))
@@ -152,7 +152,7 @@ class Experiment:
         if os.name != "posix":  # locks and process groups that outlive a kill
             raise UserError(
                 "found Windows, expected Linux or macOS for demos, compare and experiment; use WSL, or run "
-                "the commands of --dry-run by hand"
+                "the commands that --dry-run prints"
             )
         columns = (
             TextColumn("{task.description}", markup=False),
@@ -174,8 +174,8 @@ class Experiment:
 class _Crew:
     """Workers, what runs on them, and the bars that show it."""
 
-    def __init__(self, experiment: Experiment, idle: list[Worker], progress: Progress, stages: int):
-        self._experiment, self._idle, self._progress = experiment, idle, progress
+    def __init__(self, pipeline: Pipeline, idle: list[Worker], progress: Progress, stages: int):
+        self._pipeline, self._idle, self._progress = pipeline, idle, progress
         self._total = progress.add_task("stages", total=stages, note=f"0 of {stages}")
         self._held_elsewhere: set[str] = set()
         self.running: dict[str, tuple[StageRun, Worker, TaskID]] = {}
@@ -184,9 +184,9 @@ class _Crew:
         """Start a stage; False when no worker is idle or another process has it."""
         if not self._idle:
             return False
-        worker, experiment = self._idle[0], self._experiment
-        settings = {"PYTHONUNBUFFERED": "1", **user_trainers(), **experiment.environment, **stage.environment}
-        run = StageRun(experiment.files(stage), {**os.environ, **settings, **worker})
+        worker, pipeline = self._idle[0], self._pipeline
+        settings = {"PYTHONUNBUFFERED": "1", **user_trainers(), **pipeline.environment, **stage.environment}
+        run = StageRun(pipeline.files(stage), {**os.environ, **settings, **worker})
         try:
             started = run.start()
         except BaseException:
@@ -225,20 +225,13 @@ class _Crew:
             run.end()
 
 
-def make_workers(jobs: int, gpus: tuple[int, ...]) -> list[dict[str, str]]:
+def make_workers(jobs: int, gpus: Sequence[int] = ()) -> list[dict[str, str]]:
     """Variables of each worker: one per GPU, or `jobs` that share the processor's cores.
 
-    OMP_NUM_THREADS stays as the user set it. UserError: both, or impossible numbers.
+    OMP_NUM_THREADS stays as the user set it.
     """
     if gpus:
-        if jobs != 1 or len(set(gpus)) < len(gpus) or min(gpus) < 0:
-            raise UserError(
-                f"found --gpus {' '.join(map(str, gpus))} and --jobs {jobs}, expected numbers of different "
-                "GPUs, one stage at a time on each; correct them"
-            )
         return [{"CUDA_VISIBLE_DEVICES": str(gpu)} for gpu in gpus]
-    if jobs < 1:
-        raise UserError(f"found --jobs {jobs}, expected at least 1; correct it")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores // jobs))
     # Stock nnU-Net takes all cores whatever the number says. Threads that spin while they wait for one

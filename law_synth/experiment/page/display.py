@@ -75,21 +75,22 @@ def display_of(results: Results) -> Display:
 
 
 def display_note(results: Results, display: Display) -> str:
-    """Which slices and which grey values are shown, in words; empty for colour pictures."""
+    """Which slices and which grey values are shown, in a sentence; empty for colour pictures."""
     if results.real is None:
         return ""
     notes = []
     if results.real.holds_volumes:
-        notes.append("Of a volume: the slice with the most of its rarest label.")
+        notes.append("A volume is shown by the slice that has the most of its rarest label.")
     if display.window is not None:
         low, high = (f"{end:.0f}".replace("-", MINUS) for end in display.window)
         notes.append(
-            f"Grey values of {results.real.channel_names[0]} from {low} (black) to {high} (white), as LAW's "
-            "models see them."
+            f"Values of {results.real.channel_names[0]} are shown from {low} (black) to {high} (white), as "
+            "LAW's models see them."
         )
     elif results.real.holds_volumes:
         notes.append(
-            "Grey values: of CT around those of the labels, else the 0.5th to 99.5th percentile of the slice."
+            "CT is shown in a window around the values of its labels, other images from the 0.5th to the "
+            "99.5th percentile of the slice."
         )
     return " ".join(notes)
 

@@ -20,6 +20,7 @@ from law_synth.records.synthetic import SynthesisRow, source_slice
 from law_synth.view.slices import Slice
 from nnunet_order.comparing.scores import CaseScores, nan_mean
 from nnunet_order.metrics import FOREGROUND_MEAN
+from nnunet_order.stages.experiment_record import SegmentationEntry
 
 SHOWN_MASKS = 4
 SHOWN_STEPS = 6
@@ -209,9 +210,9 @@ def _prediction(
 ) -> Tile:
     """An arm's outline over the truth's; with an empty frame where the prediction is not there."""
     results, group = painter.results, labels[FOREGROUND_MEAN]
-    for entry in results.description["segmentations"]:
-        path = results.folder / entry["predictions"] / f"{case.id}{results.real.file_ending}"
-        if entry["arm"] != arm or entry["trainer"] != group.trainer or not path.is_file():
+    for entry in results.description.segmentations:
+        path = results.folder / entry.predictions / f"{case.id}{results.real.file_ending}"
+        if entry.arm != arm or entry.trainer != group.trainer or not path.is_file():
             continue
         found = painter.display.labels(results.real, path, plane.index)
         dice = _dice_of(labels, arm, entry, case.id)
@@ -222,9 +223,11 @@ def _prediction(
     return Tile(None, arm, f"{arm}: no prediction of {case.id}", arm)
 
 
-def _dice_of(labels: Mapping[str, CaseScores], arm: str, entry: Mapping, case: str) -> dict[str, float]:
+def _dice_of(
+    labels: Mapping[str, CaseScores], arm: str, entry: SegmentationEntry, case: str
+) -> dict[str, float]:
     """Label -> Dice in percent of one training on a case; NaN where it is not known."""
-    keys = [(entry["seed"],), (entry["fold"], entry["seed"])]
+    keys = [(entry.seed,), (entry.fold, entry.seed)]
     dice = {}
     for label, group in labels.items():
         training = next((index for index, key in enumerate(group.trainings) if key in keys), None)

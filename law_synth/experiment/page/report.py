@@ -19,7 +19,7 @@ from law_synth.experiment.results import Results, read_results
 from nnunet_order.bootstrap import RESAMPLES
 from nnunet_order.comparing.scores import CaseScores
 from nnunet_order.evaluation_output import write_csv
-from nnunet_order.metrics import FOREGROUND_MEAN
+from nnunet_order.metrics import FOREGROUND_MEAN, METRIC_TABLE
 
 logger = logging.getLogger(__name__)
 
@@ -104,6 +104,7 @@ def render(results: Results, scores: Sequence, differences: Sequence, mixtures: 
         by_size=any(panel["strata"] for group in groups for panel in group["labels"].values()),
         labels=results.labels,
         mean_label=FOREGROUND_MEAN,
+        metrics=METRIC_TABLE,
         resamples=RESAMPLES,
         mixtures=mixtures,
         volumetric=results.real is not None and results.real.holds_volumes,
@@ -215,21 +216,20 @@ def provenance(results: Results) -> dict:
     seconds: Counter[str] = Counter()
     number: Counter[str] = Counter()
     for stage in results.stages:
-        kind = stage["name"].split("_")[0]
-        seconds[kind] += stage["seconds"]
+        kind = stage.name.split("_")[0]
+        seconds[kind] += stage.seconds
         number[kind] += 1
     versions: dict[str, set[str]] = {}
     for stage in results.stages:
-        for package, version in stage["versions"].items():
+        for package, version in stage.versions.items():
             versions.setdefault(package, set()).add(version or "not installed")
-    machines = {json.dumps(stage["machine"], sort_keys=True): stage["machine"] for stage in results.stages}
     return {
         "costs": [(kind, number[kind], total) for kind, total in seconds.most_common()],
         "versions": {package: sorted(found) for package, found in sorted(versions.items())},
-        "commits": sorted({stage["commit"] for stage in results.stages if stage["commit"]}),
-        "machines": list(machines.values()),
+        "commits": sorted({stage.commit for stage in results.stages if stage.commit}),
+        "machines": list(dict.fromkeys(stage.machine for stage in results.stages)),
         "hashes": hashes(results.syntheses),
-        "config": json.dumps(results.description.get("config", {}), indent=2),
+        "config": json.dumps(results.description.config, indent=2),
     }
 
 

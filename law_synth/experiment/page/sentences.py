@@ -13,7 +13,7 @@ MINUS = "\N{MINUS SIGN}"
 
 
 def number(value: float | None, digits: int = 1, sign: bool = False) -> str:
-    """A number for people; an en dash for one that is not there."""
+    """A number for readers; an en dash for a missing one."""
     if value is None or not math.isfinite(value):
         return "\N{EN DASH}"
     text = f"{value:{'+' if sign else ''}.{digits}f}"
@@ -23,7 +23,7 @@ def number(value: float | None, digits: int = 1, sign: bool = False) -> str:
 
 
 def interval(found: Estimate, scale: float = 100, digits: int = 1, sign: bool = False) -> str:
-    """[low, high]; of a single case nothing is known."""
+    """[low, high]; a single case has no interval."""
     if not math.isfinite(found.low):
         return "[interval unknown]"
     low, high = (number(scale * end, digits, sign) for end in (found.low, found.high))
@@ -31,12 +31,12 @@ def interval(found: Estimate, scale: float = 100, digits: int = 1, sign: bool = 
 
 
 def p_value(value: float) -> str:
-    """A p-value for people."""
+    """A p-value for readers."""
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def verdict(one: Difference) -> str:
-    """Better, worse, or not to be told."""
+    """Whether the arm is better, worse, or neither can be said."""
     if one.estimate.trainings == 1:
         return "one training per arm cannot tell an effect from chance"
     if not one.distinguishable:
@@ -77,26 +77,24 @@ def headline(results: Results, differences: Sequence[Difference], scores: Sequen
     """The whole experiment in one sentence."""
     main = main_differences(differences)
     against = "real data alone" if results.reference == "real" else results.reference
-    if not results.description["segmentations"]:
-        return (
-            "No segmenter belongs to this experiment: it shows the synthetic images, not whether they help."
-        )
+    if not results.description.segmentations:
+        return "This experiment trains no segmenter: it shows the synthetic images, not whether they help."
     if not scores:
         return "No segmenter has been scored yet."
     if not main:
-        return f"Nothing to compare with {against} yet."
+        return f"There is nothing to compare with {against} yet."
     if len(main) == 1:
         return difference_sentence(main[0], results.reference) + "."
     better = sum(one.distinguishable and one.estimate.value > 0 for one in main)
     worse = sum(one.distinguishable and one.estimate.value < 0 for one in main)
     if not better + worse:
         if all(one.estimate.trainings == 1 for one in main):
-            return f"One training per arm: {len(main)} comparisons with {against} that cannot tell an effect."
-        return f"None of {len(main)} comparisons with {against} can be told from no effect."
+            return f"With one training per arm, {len(main)} comparisons with {against} cannot show an effect."
+        return f"None of {len(main)} comparisons with {against} shows a distinguishable effect."
     rest = len(main) - better - worse
     parts = [f"{better} {'is' if better == 1 else 'are'} better"] * bool(better)
     parts += [f"{worse} {'is' if worse == 1 else 'are'} worse"] * bool(worse)
-    parts += [f"{rest} cannot be told from no effect"] * bool(rest)
+    parts += [f"{rest} {'shows' if rest == 1 else 'show'} no distinguishable effect"] * bool(rest)
     listed = parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
     return f"Of {len(main)} comparisons with {against}, {listed}."
 
@@ -123,30 +121,31 @@ def group_sentences(results: Results, differences: Sequence[Difference]) -> list
         rest = len(of_group) - len(told)
         note = ""
         if rest and told[0].distinguishable:
-            note = f"{rest} other {'arm is' if rest == 1 else 'arms are'} not distinguishable from no effect."
+            note = f"{rest} other {'arm shows' if rest == 1 else 'arms show'} no distinguishable effect."
         elif rest:
-            note = f"That is the largest of {len(of_group)} differences."
+            note = f"This is the largest of {len(of_group)} differences."
         sentences.append({"trainer": group[0], "test_set": group[1], "lines": lines, "note": note})
     return sentences
 
 
 def caveats(results: Results, differences: Sequence[Difference]) -> list[str]:
-    """What the intervals do not hold, and what is not there."""
+    """What the intervals leave out, and what is missing."""
     found = []
     counts = {one.estimate.trainings for one in main_differences(differences)}
     if 1 in counts:
-        where = "" if counts == {1} else " where N says one training"
+        where = "Each arm" if counts == {1} else "Where N says so, an arm"
         found.append(
-            f"One training per arm{where}: the intervals there come from the cases alone and leave out how "
-            "much one training differs from the next."
+            f"{where} has only one training. Its interval comes from the cases alone and does not include "
+            "how much one training differs from the next."
         )
     elif counts and min(counts) < 5:
         found.append(
-            f"The intervals resample {min(counts)} trainings per arm; so few say little about their spread."
+            f"The intervals resample only {min(counts)} trainings per arm, which say little about their "
+            "spread."
         )
     missing = [part for part in results.missing if part.startswith("scores of ")]
     if missing:
-        total = len(results.description["segmentations"])
+        total = len(results.description.segmentations)
         are = "is" if len(missing) == 1 else "are"
         found.append(f"{len(missing)} of {total} segmentations {are} not scored yet; the numbers may change.")
     return found
