@@ -177,7 +177,7 @@ def refused_or_read(form: Format, folder: Path) -> str:
         (run.CONFIG, ("view", "axis"), 0, "found slices or view.axis without the other"),
         (base.CONFIG, ("format",), 7, "found format 7, expected 1"),
         (base.CONFIG, ("train_cases", 0), "../x", "found the case id '../x'"),
-        (synthetic.DESCRIPTION, ("run", "format"), 1, "found format 1, expected 2"),
+        (synthetic.DESCRIPTION, ("run", "format"), 1, "found format 1 at run, expected 2"),
         (synthetic.DESCRIPTION, ("run", "monitor_cases"), ["/x"], "found the case id '/x'"),
         (synthetic.DESCRIPTION, ("options", "samples"), None, "found null at options.samples, expected int"),
         (synthetic.DESCRIPTION, ("hard_cases", "dice"), {"..": 1}, "found the case id '..'"),

@@ -183,12 +183,12 @@ def read_config(folder: Path) -> RunConfig:
     return checked_config(converted(content, RunConfig, path, REMEDY), path)
 
 
-def check_format(content: Mapping[str, Any], path: Path) -> None:
+def check_format(content: Mapping[str, Any], path: Path, place: str = "") -> None:
     """UserError: the record of a run was written by another version, whose keys may differ."""
     if content.get("format") != FORMAT:
         raise UserError(
-            f"{path}: found format {content.get('format')}, expected {FORMAT}; use the version of law-order "
-            "that trained it or train again"
+            f"{path}: found format {content.get('format')}{place}, expected {FORMAT}; use the version of "
+            "law-order that trained it or train again"
         )
 
 

@@ -155,7 +155,7 @@ def read_synthesis(folder: Path) -> SynthesisRecord:
     path = folder / DESCRIPTION
     content = read_json(path, dict[str, Any], REMEDY)
     if isinstance(content.get("run"), dict):
-        check_format(content["run"], path)
+        check_format(content["run"], path, " at run")
     found = converted(content, SynthesisRecord, path, REMEDY)
     hard = found.hard_cases and with_checked_ids(found.hard_cases, path)
     return replace(found, run=checked_config(found.run, path), hard_cases=hard)
