@@ -79,7 +79,7 @@ class HeldOutMasks:
         return [replace(source, group=self._group(source) or source.group) for source in kept]
 
     def _held_out_hashes(self, view: SliceView) -> dict[str, str]:
-        """sha256 at model size -> case, of held-out masks; one of a single class is nobody's."""
+        """sha256 at model size -> case of each held-out mask that is not of a single class."""
         labelled = [case.id for case in self._unseen.values() if case.label is not None]
         quick = not view.is_volumetric and len(labelled) < MANY
         hashes = {}
