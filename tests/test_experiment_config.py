@@ -222,7 +222,7 @@ def test_an_infinite_bound_of_an_earlier_version_is_read(tmp_path):
         real="r",
         on="test",
         reference="real",
-        **dict.fromkeys(("arms", "trainers", "folds", "seeds", "segmentations", "syntheses"), []),
+        **{name: [] for name in ("arms", "trainers", "folds", "seeds", "segmentations", "syntheses")},
     )
     (tmp_path / "experiment.json").write_text(json.dumps(as_json(record), indent=2))
     assert "Infinity" in (tmp_path / "experiment.json").read_text()
