@@ -327,9 +327,9 @@ def test_places_are_those_of_the_data_sets_reader(tmp_path, reader):
     verb = Evaluate(str(folder), (str(tmp_path / "predicted"),), tmp_path / "out")
     if reader == "NibabelIO":
         with pytest.raises(UserError, match=r"c.nii.gz: found direction -1 0 0 0 1 0 0 0 1, expected 1 0 0"):
-            verb.run()
+            evaluate(verb)
         return
-    verb.run()
+    evaluate(verb)
     assert [float(row["Dice"]) for row in read_csv(tmp_path / "out" / "per_case.csv")] == [1, 1]
     write_cube(path, direction=(-1.0, *STRAIGHT[1:]))
     with pytest.raises(UserError, match=r"c.nii.gz: found origin"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shlex
 from dataclasses import fields
@@ -11,6 +12,7 @@ import pytest
 import tyro
 
 from dataset_conversion.system.errors import UserError
+from dataset_conversion.system.json_files import as_json
 from law_synth.evaluation.options import Evaluate
 from law_synth.experiment.command_line import command_line
 from law_synth.experiment.config import PATHS, TABLES, make_config, read_config
@@ -19,6 +21,7 @@ from law_synth.experiment.options import Demo
 from law_synth.experiment.presets import PRESETS, SCALES, preset_content
 from law_synth.generation.options import Generate
 from law_synth.training.options import DEFAULT_BASE, Train
+from nnunet_order.stages.experiment_record import ExperimentRecord, read_experiment
 
 
 @pytest.mark.parametrize(
@@ -209,3 +212,18 @@ def test_a_switch_that_settles_itself_takes_its_value(tmp_path):
 def test_what_would_fail_at_its_stage_is_refused_at_once(change, message):
     with pytest.raises(UserError, match=message):
         make_config({"dataset": "500", **change}, "x.toml")
+
+
+def test_an_infinite_bound_of_an_earlier_version_is_read(tmp_path):
+    """Table 4 of the paper has arms without a highest weight; JSON has no infinity."""
+    record = ExperimentRecord(
+        title="t",
+        config={"arm": {"delta": {"w_max": math.inf}}},
+        real="r",
+        on="test",
+        reference="real",
+        **{name: [] for name in ("arms", "trainers", "folds", "seeds", "segmentations", "syntheses")},
+    )
+    (tmp_path / "experiment.json").write_text(json.dumps(as_json(record), indent=2))
+    assert "Infinity" in (tmp_path / "experiment.json").read_text()
+    assert read_experiment(tmp_path).config == {"arm": {"delta": {"w_max": "inf"}}}

@@ -28,7 +28,7 @@ LOG = "log.jsonl"  # law_synth.training.state.LOG, whose module needs torch
 
 
 @dataclass(frozen=True)
-class Synthesis:
+class SynthesisResult:
     """One LAW training with the data set generated from it; a part that is not there yet is empty."""
 
     name: str
@@ -57,7 +57,7 @@ class Results:
     folder: Path
     description: ExperimentRecord
     scores: list[CaseScores]
-    syntheses: list[Synthesis]
+    syntheses: list[SynthesisResult]
     stages: list[StageRecord]
     """Records of finished stages in the order of their starts."""
     missing: list[str]
@@ -154,7 +154,7 @@ def read_results(folder: Path) -> Results:
 
 def read_synthesis(
     folder: Path, entry: SynthesisEntry, missing: list[str], outdated: Collection[str] = ()
-) -> Synthesis:
+) -> SynthesisResult:
     """One entry of `syntheses`, as far as it is there and its evaluation is not `outdated`."""
     dataset, evaluation, run = (folder / part for part in (entry.dataset, entry.evaluation, entry.run))
     finished, judged = dataset / "dataset.json", evaluation / "evaluation.json"
@@ -165,7 +165,7 @@ def read_synthesis(
         is_judged = False
         missing.append(f"evaluation of {entry.name} (there is one of an earlier configuration)")
     deltas = {int(path.stem.split("_")[1]): path for path in sorted(run.glob("samples/delta_*.npy"))}
-    return Synthesis(
+    return SynthesisResult(
         name=entry.name,
         arm=entry.arm,
         fold=entry.fold,

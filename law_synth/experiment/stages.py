@@ -271,7 +271,7 @@ class ExperimentPlan:
             kind=kind,
             command=command,
             title=config.title,
-            config=asdict(config),
+            config=json.loads(json.dumps(asdict(config)), parse_constant=lambda _: "inf"),  # JSON has none
             real=str(RAW / REAL_DATASET),
             on=self.on,
             iterations=self.iterations,

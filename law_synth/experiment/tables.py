@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dataset_conversion.raw.folds import fold_cases
-from law_synth.experiment.results import Results, Synthesis
+from law_synth.experiment.results import Results, SynthesisResult
 from law_synth.experiment.statistics import Difference, Estimate, Score
 
 DIGITS = 6
@@ -90,7 +90,7 @@ def synthesis_rows(results: Results) -> list[dict]:
     return _sorted(rows, "synthesis", "section", "name", "images", "against")
 
 
-def filter_counts(syntheses: Sequence[Synthesis]) -> dict[str, int]:
+def filter_counts(syntheses: Sequence[SynthesisResult]) -> dict[str, int]:
     """generated, kept, and each reason of the quality filter -> number of images; empty without images."""
     rows = [row for one in syntheses for row in one.manifest]
     if not rows:
@@ -138,7 +138,7 @@ def synthesis_table(results: Results) -> dict:
     return {"columns": shown, "rows": cells, "real": real, "images": images, "of_arm": of_arm}
 
 
-def _cell(syntheses: Sequence[Synthesis], column: Column, key: tuple[str, str] | None) -> dict | None:
+def _cell(syntheses: Sequence[SynthesisResult], column: Column, key: tuple[str, str] | None) -> dict | None:
     """Mean, lowest and highest of a measure over syntheses; None where none has it."""
     values = [
         column.scale * found["value"]

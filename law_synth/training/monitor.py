@@ -17,7 +17,7 @@ from law_synth.base.pipeline import new_pipeline
 from law_synth.objective import Batch, TrainingObjective, add_noise, velocity
 from law_synth.records.run import PICTURED
 from law_synth.training.data import Sampler, TrainingData
-from law_synth.training.settle import Plan
+from law_synth.training.settle import TrainingPlan
 from law_synth.training.state import LOG
 from law_synth.view.classes import colours
 from law_synth.weighting import joined_delta
@@ -35,7 +35,7 @@ class Monitor:
 
     def __init__(
         self,
-        plan: Plan,
+        plan: TrainingPlan,
         base: BaseModel,
         fixed: TrainingData,
         accelerator: Accelerator,

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 DEFAULT_SIZE, DEFAULT_GUIDANCE = 384, 9.0  # ADC's code
 
 
-class Plan(NamedTuple):
+class TrainingPlan(NamedTuple):
     """What a training will do."""
 
     options: Train
@@ -64,7 +64,7 @@ def chosen_dataset(options: Train) -> RawDataset:
     return dataset
 
 
-def settle(options: Train, dataset: RawDataset, base: BaseModel, processes: int) -> Plan:
+def settle(options: Train, dataset: RawDataset, base: BaseModel, processes: int) -> TrainingPlan:
     """Settle cases, run folder and configuration. UserError: whatever does not fit together."""
     trained, _ = leak_free_fold(dataset, options.fold)
     of_base = read_base_config(base.source)
@@ -109,7 +109,7 @@ def settle(options: Train, dataset: RawDataset, base: BaseModel, processes: int)
         trains_decoder=not options.freeze_decoder,
     )
     folder = options.out or default_run_folder(dataset.name, options.weighting, options.fold)
-    return Plan(options, view, folder, config)
+    return TrainingPlan(options, view, folder, config)
 
 
 def _guidance_scale(options: Train, of_base: BaseConfig | None) -> float:
@@ -133,7 +133,7 @@ def _indices(slices: list[Slice], case_ids: list[str]) -> dict[str, list[int]]:
     return indices
 
 
-def describe(plan: Plan) -> None:
+def describe(plan: TrainingPlan) -> None:
     """Say in one line what is going to happen."""
     config, options = plan.config, plan.options
     if plan.view.is_volumetric:

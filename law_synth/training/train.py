@@ -23,7 +23,7 @@ from law_synth.training.build import new_accelerator, new_objective, new_optimiz
 from law_synth.training.data import Draw, Sampler, TrainingData, load_training_data
 from law_synth.training.monitor import Monitor
 from law_synth.training.options import Train
-from law_synth.training.settle import Plan, chosen_dataset, describe, settle
+from law_synth.training.settle import TrainingPlan, chosen_dataset, describe, settle
 from law_synth.training.state import (
     WORK,
     check_same_options,
@@ -137,7 +137,7 @@ def train(options: Train) -> Path:
 
 
 def load_data(
-    options: Train, plan: Plan, base: BaseModel, accelerator: Accelerator
+    options: Train, plan: TrainingPlan, base: BaseModel, accelerator: Accelerator
 ) -> tuple[TrainingData, TrainingData]:
     """What is trained on, and what the fixed-noise loss and the pictures show. UserError: no lesion."""
 
@@ -160,7 +160,7 @@ def load_data(
 
 
 @contextmanager
-def claimed(plan: Plan, accelerator: Accelerator) -> Iterator[None]:
+def claimed(plan: TrainingPlan, accelerator: Accelerator) -> Iterator[None]:
     """Hold the run folder as the only training that writes there, and record what it trains.
 
     Entered only when the data have been read: what is wrong with them leaves no run behind.

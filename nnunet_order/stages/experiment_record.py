@@ -9,7 +9,8 @@ from typing import Any, Literal, TypeVar
 
 from dataset_conversion.raw.folds import Fold
 from dataset_conversion.system.errors import UserError, check_writable
-from dataset_conversion.system.json_files import as_json, read_json, write_json
+from dataset_conversion.system.files import read_text
+from dataset_conversion.system.json_files import as_json, parse_json, write_json
 
 FORMAT = 1
 NAME = "experiment.json"
@@ -83,10 +84,10 @@ def read_experiment(folder: Path) -> ExperimentRecord:
     if not path.is_file():
         raise UserError(f"{folder}: found no {NAME}, expected the folder of an experiment; correct the path")
     remedy = "run `law-synth experiment` again"
-    found = read_json(path, _Format, remedy).format
+    found = _read(path, _Format, remedy).format
     if found != FORMAT:
         raise UserError(f"{path}: found format {found}, expected format {FORMAT}; {remedy}")
-    return read_json(path, ExperimentRecord, remedy)
+    return _read(path, ExperimentRecord, remedy)
 
 
 def claim_folder(folder: Path, kind: str) -> None:
@@ -104,7 +105,7 @@ def claim_folder(folder: Path, kind: str) -> None:
         if not all(re.fullmatch(r"\.experiment\.json\..*\.partial", name) for name in names):
             raise UserError(f"{folder}: found other content, expected an experiment or nothing; {ELSEWHERE}")
         write_json(path, {"kind": kind})
-    found = read_json(path, _Kind, ELSEWHERE).kind
+    found = _read(path, _Kind, ELSEWHERE).kind
     if found != kind:
         found = found or "an unknown kind"
         raise UserError(f"{path}: found an experiment of {found}, expected one of {kind}; {ELSEWHERE}")
@@ -162,4 +163,9 @@ class _Syntheses:
 
 def _read_part(folder: Path, kind: type[Part]) -> Part:
     path = folder / NAME
-    return read_json(path, kind, ELSEWHERE) if path.is_file() else kind()
+    return _read(path, kind, ELSEWHERE) if path.is_file() else kind()
+
+
+def _read(path: Path, kind: type[Part], remedy: str) -> Part:
+    """As `read_json`. Earlier versions wrote an infinite bound as Infinity, which JSON does not have."""
+    return parse_json(re.sub(r"(?<=: )Infinity\b", '"inf"', read_text(path)), kind, path, remedy)

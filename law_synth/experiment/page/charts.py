@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from law_synth.experiment.results import Results, Synthesis
+from law_synth.experiment.results import Results, SynthesisResult
 from law_synth.experiment.statistics import Estimate
 from nnunet_order.comparing.scores import CaseScores, nan_mean
 from nnunet_order.metrics import FOREGROUND_MEAN
@@ -170,10 +170,10 @@ def cases_by_arm(results: Results) -> dict[str, list[dict]]:
     return {arm: rows for arm, rows in found.items() if rows}
 
 
-def runs_by_arm(results: Results) -> dict[str, list[Synthesis]]:
+def runs_by_arm(results: Results) -> dict[str, list[SynthesisResult]]:
     """Syntheses of an arm whose run has a log; the rounds of an experiment share runs, which count once."""
     seen: set[tuple] = set()
-    runs: dict[str, list[Synthesis]] = {}
+    runs: dict[str, list[SynthesisResult]] = {}
     for one in results.syntheses:
         key = (one.run, one.seed, one.fold)
         if one.log and key not in seen:

@@ -15,7 +15,7 @@ from law_synth.experiment.page.charts import label_suffixes, runs_by_arm
 from law_synth.experiment.page.data_uris import SMALLEST, map_picture, mask_picture, photo
 from law_synth.experiment.page.display import Display, Plane
 from law_synth.experiment.page.sentences import number
-from law_synth.experiment.results import Results, Synthesis
+from law_synth.experiment.results import Results, SynthesisResult
 from law_synth.records.synthetic import SynthesisRow, source_slice
 from law_synth.view.slices import Slice
 from nnunet_order.comparing.scores import CaseScores, nan_mean
@@ -40,7 +40,7 @@ class Tile:
     """Below the caption."""
 
 
-def first_syntheses(results: Results) -> list[Synthesis]:
+def first_syntheses(results: Results) -> list[SynthesisResult]:
     """The first finished synthesis of each arm, in the order of the arms."""
     ready = [one for one in results.syntheses if one.manifest]
     first = {one.arm: one for one in reversed(ready)}
@@ -247,7 +247,7 @@ def _mask_name(row: SynthesisRow) -> str:
     return row.source_mask if slice_ is None else f"{row.source_mask}, slice {slice_ + 1}"
 
 
-def _judged(one: Synthesis) -> list[tuple[SynthesisRow, dict]]:
+def _judged(one: SynthesisResult) -> list[tuple[SynthesisRow, dict]]:
     """(Row of the manifest, row of the evaluation) of each case that has both."""
     rows = {row.case: row for row in one.manifest}
     return [(rows[case["case"]], case) for case in one.cases if case["case"] in rows]
