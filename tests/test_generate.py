@@ -418,7 +418,8 @@ def test_real_cases_validate_and_synthetic_ones_train(trained_run, tmp_path, cap
     assert "fold 0 is fold 0 of Dataset950_Phantom" in caplog.text
     assert "nnUNetv2_train 951 2d 0" in caplog.text
     generate(out, samples=3, with_real=True)
-    (tmp_path / "nnUNet_preprocessed" / "Dataset951" / "splits_final.json").write_text("[]")
+    others = json.dumps([{"train": ["other"], "val": []}])
+    (tmp_path / "nnUNet_preprocessed" / "Dataset951" / "splits_final.json").write_text(others)
     with pytest.raises(UserError, match="found other splits"):
         generate(out, samples=3, with_real=True)
 
