@@ -27,7 +27,7 @@ from dataset_conversion.user_error import UserError
 from law_synth.base.model import load_base
 from law_synth.generation.generate import Generate
 from law_synth.generation.leaks import refuse_leaks
-from law_synth.generation.manifest import open_generation
+from law_synth.generation.manifest import no_ruins, open_generation
 from law_synth.generation.masks import case_masks, mask_hash
 from law_synth.generation.quality import QualityFilter, training_thumbnails
 from law_synth.generation.sampling import ImageSampler, Sampling
@@ -816,3 +816,21 @@ def test_a_judge_of_fold_all_saw_every_case(trained_run, tmp_path, monkeypatch):
     folds.write_text('{"train": []}')
     with pytest.raises(UserError, match="found no folds"):
         _ = Segmenter(judge).train_cases
+
+
+@pytest.mark.parametrize(
+    ("record", "stays"),
+    [
+        ('{"files": {}, "rows": []}', False),
+        ('{"files": {"imagesTr/a.png": "0"}, "rows": []}', True),
+        ("{", True),
+    ],
+)
+def test_only_a_generation_without_images_is_removed(tmp_path, record, stays):
+    """What a chunk holds whose record is damaged nobody knows: it stays."""
+    out = tmp_path / "Dataset951"
+    (out / ".generation").mkdir(parents=True)
+    (out / ".generation" / "chunk_000000.json").write_text(record)
+    with pytest.raises(UserError, match="refused"), no_ruins(out, is_alone=True):
+        raise UserError("refused")
+    assert out.exists() == stays

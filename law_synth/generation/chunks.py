@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from dataset_conversion.folder_lock import leaving_no_empty_parents
 from dataset_conversion.user_error import UserError, writing
 from law_synth.base.model import load_base, quiet
 from law_synth.devices import pick_device
@@ -57,8 +59,10 @@ def generate(verb: Generate, part: int, parts: int) -> None:
         missing = [chunk for chunk in mine if read_chunk(out, chunk) is None]
         # What does not fit is refused while they load, before anything is written.
         networks = _load_networks(plan) if missing else None
-        with no_ruins(out, is_alone=parts * world == 1):
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(leaving_no_empty_parents(out))
             open_generation(out, description)
+            stack.enter_context(no_ruins(out, is_alone=parts * world == 1))
             if networks:
                 logger.info("%d of this process's %d chunks are to be generated", len(missing), len(mine))
                 _generate_chunks(plan, missing, *networks, show_progress=rank == 0)

@@ -17,7 +17,6 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from dataset_conversion.folder_lock import leaving_no_empty_parents
 from dataset_conversion.names import check_case_id, check_inside
 from dataset_conversion.raw_writer import check_out, write_atomically, write_json
 from dataset_conversion.user_error import UserError, check_writable
@@ -129,18 +128,23 @@ def read_chunk(out: Path, chunk: int) -> list[dict] | None:
 
 @contextmanager
 def no_ruins(out: Path, is_alone: bool) -> Iterator[None]:
-    """Where the block ends in a UserError and no image has been kept so far, remove the generation.
+    """Remove the generation in `out` when the block ends in a UserError and no image has been kept so far.
 
-    Not where other processes may be at work there, unless `is_alone`.
+    Enter it only after `open_generation`, which proves that `out` holds this generation and nothing else. It
+    stays where other processes may be at work there (not `is_alone`), and where a chunk file is damaged.
     """
-    with leaving_no_empty_parents(out):
-        try:
-            yield
-        except UserError:
-            records = [_read(path) or {} for path in (out / FOLDER).glob("chunk_*.json")]
-            if is_alone and not any(row.get("kept") for record in records for row in record.get("rows", [])):
-                shutil.rmtree(out, ignore_errors=True)
-            raise
+    try:
+        yield
+    except UserError:
+        records = [_read(path) for path in (out / FOLDER).glob("chunk_*.json")]
+        if is_alone and all(record is not None and not _keeps_images(record) for record in records):
+            shutil.rmtree(out, ignore_errors=True)
+        raise
+
+
+def _keeps_images(record: dict) -> bool:
+    """Whether a chunk's record lists files."""
+    return bool(record.get("files", True))
 
 
 def count_chunks(out: Path) -> int:
