@@ -98,7 +98,11 @@ def write_judge(
         "normalization_schemes": ["NoNormalization"],
         "use_mask_for_norm": [False],
         "batch_dice": True,
-        "architecture": {"network_class_name": "", "arch_kwargs": {}, "_kw_requires_import": []},
+        "architecture": {  # as nnU-Net plans it; the trainer builds another
+            "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
+            "arch_kwargs": {},
+            "_kw_requires_import": [],
+        },
         **resampling,
     }
     order = [first_axis, *(axis for axis in range(3) if axis != first_axis)]

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.text import Text
 from small_records import small_row, small_run, small_synthesis
 
 from dataset_conversion.raw.dataset import read_dataset
@@ -141,7 +142,8 @@ def judge(environment) -> Path:
             "_kwargs": {"is_seg": kind == "seg", "order": 1, "order_z": 0, "force_separate_z": None},
         }.items()
     }
-    architecture = {"network_class_name": "torch.nn.Conv2d", "arch_kwargs": {}, "_kw_requires_import": []}
+    planned = "dynamic_network_architectures.architectures.unet.PlainConvUNet"  # the trainer builds another
+    architecture = {"network_class_name": planned, "arch_kwargs": {}, "_kw_requires_import": []}
     settings = {
         "data_identifier": "nnUNetPlans_2d",
         "preprocessor_name": "DefaultPreprocessor",
@@ -384,7 +386,7 @@ def test_folder_of_unknown_origin_needs_the_real_set(real, tmp_path):
         evaluated(folder)
     content = evaluated(folder, real="700", out=tmp_path / "here")
     assert content["sets"]["train"]["N"] == TRAIN + HELD_OUT and "held-out" not in content["sets"]
-    assert content["skipped"]["CLIP-I"].startswith("no synthetic image is known")
+    assert content["skipped"]["CLIP-I"].startswith("no synthetic image has the own mask")
     assert "HF_HUB_OFFLINE" in content["skipped"]["FID and KID"]
     contrast = content["rows"]["contrast", "synthetic", "own mask"]
     assert contrast["n"] == {"synthetic": 5} and "1 empty or full masks left out" in contrast["protocol"]
@@ -472,5 +474,5 @@ def test_broken_synthetic_folders_are_one_line(synthesise, tmp_path):
 
 def test_a_column_without_a_value_is_drawn():
     """One synthetic image has no intervals."""
-    table = _table(["measure", "95 % interval"], [["mDice", ""]], left=1)
-    assert [column.header for column in table.columns] == ["measure", "95\n%\ninterval"]
+    table = _table(["measure", "95 % interval"], [[Text("mDice"), Text()]], left=1)
+    assert [f"{column.header}" for column in table.columns] == ["measure", "95\n%\ninterval"]

@@ -32,7 +32,7 @@ from law_synth.base.student import load_student
 from law_synth.generation.generate import generate as run_generate
 from law_synth.generation.options import Generate
 from law_synth.generation.quality import QualityFilter, training_thumbnails
-from law_synth.generation.resuming import open_generation
+from law_synth.generation.resuming import no_ruins, open_generation
 from law_synth.generation.sampling import ImageSampler, Sampling
 from law_synth.leaks import refuse_leaks
 from law_synth.records.run import (
@@ -435,7 +435,8 @@ def test_real_cases_validate_and_synthetic_ones_train(trained_run, tmp_path, cap
     assert "fold 0 is fold 0 of Dataset950_Phantom" in caplog.text
     assert "nnUNetv2_train 951 2d 0" in caplog.text
     generate(out, samples=3, with_real=True)
-    (tmp_path / "nnUNet_preprocessed" / "Dataset951" / "splits_final.json").write_text("[]")
+    others = json.dumps([{"train": ["other"], "val": []}])
+    (tmp_path / "nnUNet_preprocessed" / "Dataset951" / "splits_final.json").write_text(others)
     with pytest.raises(UserError, match="found other splits"):
         generate(out, samples=3, with_real=True)
 
@@ -832,3 +833,21 @@ def test_a_judge_of_fold_all_saw_every_case(trained_run, tmp_path, monkeypatch):
     folds.write_text('{"train": []}')
     with pytest.raises(UserError, match="found no folds"):
         _ = Segmenter(judge).train_cases
+
+
+@pytest.mark.parametrize(
+    ("record", "stays"),
+    [
+        ('{"chunk": 0, "files": {}, "rows": []}', False),
+        ('{"chunk": 0, "files": {"imagesTr/a.png": "0"}, "rows": []}', True),
+        ("{", True),
+    ],
+)
+def test_only_a_generation_without_images_is_removed(tmp_path, record, stays):
+    """What a chunk holds whose record is damaged nobody knows: it stays."""
+    out = tmp_path / "Dataset951"
+    (out / ".generation").mkdir(parents=True)
+    (out / ".generation" / "chunk_000000.json").write_text(record)
+    with pytest.raises(UserError, match="refused"), no_ruins(out, is_alone=True):
+        raise UserError("refused")
+    assert out.exists() == stays

@@ -282,9 +282,10 @@ def renamed(name: str, table: list) -> str:
 
 
 @pytest.mark.parametrize(
-    ("file", "channels"), [("mkunet_t", (4, 8, 16, 24, 32)), ("mkunet", (16, 32, 64, 96, 160))]
+    ("file", "channels", "rounding"),
+    [("mkunet_t", (4, 8, 16, 24, 32), 2e-6), ("mkunet", (16, 32, 64, 96, 160), 2e-4)],
 )
-def test_mk_unet_reproduces_the_official_outputs(file, channels, two_threads):
+def test_mk_unet_reproduces_the_official_outputs(file, channels, rounding, two_threads):
     path = REFERENCE / f"{file}.safetensors"
     if not path.is_file():
         pytest.skip("the reference weights (../shared/reference) are not here")
@@ -299,15 +300,22 @@ def test_mk_unet_reproduces_the_official_outputs(file, channels, two_threads):
     }
     network = MKUNet(3, 1, channels=channels).eval()
     network.load_state_dict(weights)
-    # In the reference's own order of sums (NCHW, two threads): in any other the large network's fp32 rounding
-    # is already 1e-4 of the range, theirs like ours against float64.
     network.encoder[0].register_forward_pre_hook(lambda module, inputs: inputs[0].contiguous())
-    for size in (256, 128):
-        expected = tensors[f"output_{size}"]
+
+    def error(size: int, dtype: torch.dtype) -> float:
+        """Largest difference to the published output, in terms of its range."""
+        expected = tensors[f"output_{size}"].to(dtype)
         with torch.no_grad():
-            found = network(tensors[f"input_{size}"])
-        scale = expected.max() - expected.min()
-        assert (found - expected).abs().max() / scale < 1e-5
+            found = network.to(dtype)(tensors[f"input_{size}"].to(dtype))
+        return ((found - expected).abs().max() / (expected.max() - expected.min())).item()
+
+    for size in (256, 128):
+        # In the reference's own order of sums (NCHW, two threads, AVX-512), fp32 hardly differs.
+        if torch.backends.cpu.get_cpu_capability() == "AVX512":
+            assert error(size, torch.float32) < 1e-5
+    for size in (256, 128):
+        # On any processor, float64 differs by the rounding of the published fp32 outputs.
+        assert error(size, torch.float64) < rounding
 
 
 def load_reference(network: torch.nn.Module, tensors: dict, table: list) -> None:

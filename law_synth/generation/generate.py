@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import numpy as np
 import torch
 
 from dataset_conversion.system.errors import writing
+from dataset_conversion.system.lock import leaving_no_empty_parents
 from law_synth.devices import pick_device
 from law_synth.generation.chunks import generate_chunks, load_networks
 from law_synth.generation.finish import finish_dataset, refuse_splits_in_the_way
@@ -44,8 +45,10 @@ def generate(options: Generate) -> None:
         missing = [chunk for chunk in mine if read_chunk(out, chunk) is None]
         # Loading refuses what does not fit before anything is written.
         networks = load_networks(plan) if missing else None
-        with no_ruins(out, is_alone=parts * world == 1):
+        with ExitStack() as stack:
+            stack.enter_context(leaving_no_empty_parents(out))
             open_generation(out, description)
+            stack.enter_context(no_ruins(out, is_alone=parts * world == 1))
             if networks:
                 logger.info("%d of this process's %d chunks are to be generated", len(missing), len(mine))
                 generate_chunks(plan, missing, *networks, show_progress=rank == 0)
@@ -69,9 +72,8 @@ def _processes(device: str) -> Iterator[tuple[int, int, torch.device]]:
         return
     from accelerate import PartialState
 
-    state = PartialState(
-        cpu=chosen.type == "cpu"
-    )  # without this there would be one process where there is no GPU
+    # Without cpu=True there would be one process where there is no GPU.
+    state = PartialState(cpu=chosen.type == "cpu")
     try:
         yield state.process_index, state.num_processes, state.device
     finally:

@@ -14,13 +14,12 @@ from pathlib import Path
 from dataset_conversion.raw.writer import check_out
 from dataset_conversion.system.errors import UserError, check_writable
 from dataset_conversion.system.json_files import write_json
-from dataset_conversion.system.lock import leaving_no_empty_parents
 from law_synth.records.synthetic import (
     DESCRIPTION,
     FOLDER,
     Begun,
     SynthesisRecord,
-    has_kept_images,
+    may_hold_images,
     read_begun,
 )
 
@@ -87,17 +86,17 @@ def _start(out: Path, description: SynthesisRecord) -> None:
 
 @contextmanager
 def no_ruins(out: Path, is_alone: bool) -> Iterator[None]:
-    """Where the block ends in a UserError and no image has been kept so far, remove the generation.
+    """Remove the generation in `out` when the block ends in a UserError and no image has been kept so far.
 
-    Not where other processes may be at work there, unless `is_alone`.
+    Enter it only after `open_generation`, which proves that `out` holds this generation and nothing else. It
+    stays where other processes may be at work there (not `is_alone`), and where a chunk file is damaged.
     """
-    with leaving_no_empty_parents(out):
-        try:
-            yield
-        except UserError:
-            if is_alone and not has_kept_images(out):
-                shutil.rmtree(out, ignore_errors=True)
-            raise
+    try:
+        yield
+    except UserError:
+        if is_alone and not may_hold_images(out):
+            shutil.rmtree(out, ignore_errors=True)
+        raise
 
 
 def remove_leftovers(out: Path, prefix: str, kept: Collection[str]) -> None:

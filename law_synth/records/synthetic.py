@@ -212,10 +212,10 @@ def read_chunk(out: Path, chunk: int) -> list[SynthesisRow] | None:
     return record.rows
 
 
-def has_kept_images(out: Path) -> bool:
-    """Whether some chunk has an image that was kept."""
-    records = filter(None, map(_read, (out / FOLDER).glob("chunk_*.json")))
-    return any(row.kept for record in records for row in record.rows)
+def may_hold_images(out: Path) -> bool:
+    """Whether some chunk lists files, or has a damaged chunk file, so that nobody knows."""
+    records = [_read(path) for path in (out / FOLDER).glob("chunk_*.json")]
+    return any(record is None or record.files for record in records)
 
 
 def count_chunks(out: Path) -> int:
