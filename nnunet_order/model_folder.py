@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dataset_conversion.raw.description import load_table
 from dataset_conversion.system.errors import UserError
-from dataset_conversion.system.json_files import converted
+from dataset_conversion.system.json_files import converted, read_lenient_json
 from nnunet_order.torch_file import load_torch
 from nnunet_order.trusted_networks import check_architecture, find_trainer
 
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
     from torch import nn
 
 CHECKPOINT = "checkpoint_final.pth"
-EXPECTED = "a file of an nnU-Net results folder"
 RESTORE = "restore it from the training, or train again"
 
 
@@ -215,8 +213,10 @@ def open_model_folder(path: Path) -> ModelFolder:
 
     UserError: one is not there or malformed, or a key that we read is missing or has a wrong type.
     """
-    # As dicts first, which nnU-Net takes, and by Python's reader, which takes nnU-Net's NaN.
-    plans, data = (load_table(path / f"{name}.json", EXPECTED, RESTORE) for name in ("plans", "dataset"))
+    # As dicts first, which nnU-Net takes.
+    plans, data = (
+        read_lenient_json(path / f"{name}.json", dict[str, Any], RESTORE) for name in ("plans", "dataset")
+    )
     return ModelFolder(
         path,
         converted(plans, Plans, path / "plans.json", RESTORE),

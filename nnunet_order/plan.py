@@ -6,11 +6,11 @@ import json
 import logging
 import os
 from pathlib import Path
+from typing import Any
 
 from dataset_conversion.raw.dataset import RawDataset, dataset_folders, find_dataset, nnunet_folder
-from dataset_conversion.raw.description import load_json, load_table
 from dataset_conversion.system.errors import UserError
-from dataset_conversion.system.json_files import write_json
+from dataset_conversion.system.json_files import read_lenient_json, write_json
 from nnunet_order.network_plans import with_network
 from nnunet_order.options import Plan
 from nnunet_order.registry import NETWORKS, network_path
@@ -57,7 +57,7 @@ def reuse_plans(options: Plan) -> None:
     plans = plans_for(target, read_planned(source, f"{options.source}.json"))
     check_same_task(target, read_planned(source, "dataset.json"), source)
     path = folder / f"{options.source}.json"
-    if path.is_file() and load_json(path) != plans:
+    if path.is_file() and read_lenient_json(path, dict, "correct the file") != plans:
         raise UserError(
             f"{path}: found other plans, expected none or those of {source.name}; delete that folder "
             "(and the models trained with it) or choose another data set"
@@ -100,7 +100,7 @@ def read_planned(folder: Path, name: str) -> dict:
             f"found no {path}, expected it from nnU-Net's planning; run: nnUNetv2_plan_and_preprocess "
             f"-d {folder.name[7:10]} -c 2d --verify_dataset_integrity"
         )
-    return load_table(path, "what nnU-Net's planning wrote", "plan the data set again")
+    return read_lenient_json(path, dict[str, Any], "plan the data set again")
 
 
 def preprocessed_folder(dataset: str) -> Path:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+import numpy as np
 import pytest
 
 from dataset_conversion.system.errors import UserError
-from dataset_conversion.system.json_files import as_json, converted, parse_json, read_json
+from dataset_conversion.system.json_files import as_json, converted, parse_json, read_json, read_lenient_json
 from dataset_conversion.system.options import Range, check_ranges
 
 
@@ -35,6 +37,27 @@ def test_a_record_comes_back_as_it_was_written(tmp_path):
     record = read_json(path, Record)
     assert record == Record("all", ["a"], Part("x", (1.0, 2.5)))
     assert converted(as_json(record), Record, path) == record
+
+
+def test_numbers_of_numpy_are_written_as_those_of_python():
+    """nnU-Net's default folds hold its texts, means and Dice its numbers."""
+    record = Record(np.int64(2), [np.str_("a")], Part("x", (np.float32(0.5),)))
+    assert json.dumps(as_json(record)) == (
+        '{"fold": 2, "cases": ["a"], "part": {"name": "x", "values": [0.5]}}'
+    )
+    with pytest.raises(TypeError):
+        as_json({"x": object()})
+
+
+def test_files_of_nnunet_may_hold_nan(tmp_path):
+    path = tmp_path / "dataset_fingerprint.json"
+    path.write_text('{"mean": NaN}')
+    assert math.isnan(read_lenient_json(path, dict[str, float])["mean"])
+    with pytest.raises(UserError, match=r"found float at mean, expected str; restore the file"):
+        read_lenient_json(path, dict[str, str])
+    path.write_text("{")
+    with pytest.raises(UserError, match="malformed"):
+        read_lenient_json(path, dict)
 
 
 @pytest.mark.parametrize(

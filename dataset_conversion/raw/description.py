@@ -152,33 +152,3 @@ def check_label_values(label: np.ndarray, allowed: list[int], name: str) -> None
         raise UserError(
             f"{name}: found label values {', '.join(outside[:5])}, expected only {allowed}; {remedy}"
         )
-
-
-def load_table(path: Path, expected: str, remedy: str) -> dict:
-    """A JSON file that holds an object; `expected` and `remedy` say what it should be and what to do.
-
-    UserError: not there, unreadable, empty, truncated, malformed, or another kind of JSON.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: not found, expected {expected}; {remedy}") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: malformed ({error}), expected {expected}; {remedy}") from None
-    if not isinstance(content, dict):
-        kind = type(content).__name__
-        raise UserError(f"{path}: malformed ({kind}, not an object), expected {expected}; {remedy}")
-    return content
-
-
-def load_json(path: Path) -> dict | list:
-    """A JSON file of a data set. UserError: not there, malformed."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: not found, expected an nnU-Net raw data set; check the folder") from None
-    except (ValueError, OSError, RecursionError) as error:
-        raise UserError(f"{path}: malformed ({error}), expected JSON; correct the file") from None
-    if not isinstance(content, (dict, list)):
-        raise UserError(f"{path}: found {content!r:.40}, expected an object or a list; correct the file")
-    return content

@@ -11,7 +11,8 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from dataset_conversion.system.json_files import write_json
+from dataset_conversion.system.errors import UserError
+from dataset_conversion.system.json_files import read_json, write_json
 from dataset_conversion.system.lock import alone, lock_path
 from dataset_conversion.system.resumable import JOURNAL
 
@@ -33,8 +34,8 @@ class Conversion:
         """Whether `out` holds what this command has written, no file more or less; the log then says so."""
         out = self.out.resolve()
         try:
-            record = json.loads((out / RECORD).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            record = read_json(out / RECORD, dict)
+        except UserError:
             return False
         if record != self._record(out):
             return False

@@ -29,13 +29,17 @@ def read_json(path: Path, kind: type[Kind], remedy: str = RESTORE) -> Kind:
     Keys that `kind` does not know are left out. UserError: no such file, no JSON, a wrong type or a missing
     key; it names the file and the key and ends in `remedy`.
     """
+    return parse_json(_read_bytes(path, remedy), kind, path, remedy)
+
+
+def read_lenient_json(path: Path, kind: type[Kind], remedy: str = RESTORE) -> Kind:
+    """As `read_json`, by Python's own reader: it takes the NaN and Infinity that nnU-Net's files may hold."""
+    content = _read_bytes(path, remedy)
     try:
-        content = Path(path).read_bytes()
-    except FileNotFoundError:
-        raise UserError(f"{path}: not found, expected a JSON file; {remedy}") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); {remedy}") from error
-    return parse_json(content, kind, path, remedy)
+        found = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: malformed ({error}), expected JSON; {remedy}") from None
+    return converted(found, kind, path, remedy)
 
 
 def parse_json(content: bytes | str, kind: type[Kind], path: Path | str, remedy: str = RESTORE) -> Kind:
@@ -66,7 +70,23 @@ def write_json(path: Path, content: dict | list) -> None:
 
 def as_json(record: Any) -> Any:
     """A dataclass, and what it holds, as the dicts, lists, numbers and texts of JSON."""
-    return msgspec.to_builtins(record)
+    return msgspec.to_builtins(record, enc_hook=_number)
+
+
+def _number(scalar: Any) -> int | float | bool | str:
+    """numpy's scalar as Python has it."""
+    if hasattr(scalar, "item"):
+        return scalar.item()
+    raise TypeError(f"{type(scalar).__name__} has no form in JSON")
+
+
+def _read_bytes(path: Path, remedy: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"{path}: not found, expected a JSON file; {remedy}") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); {remedy}") from error
 
 
 def _explained(error: Exception) -> str:

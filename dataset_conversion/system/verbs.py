@@ -43,9 +43,6 @@ def run_verb(verbs: Mapping[str, Verb], program: str, description: str) -> None:
 def call(verbs: Mapping[str, Verb], options: Any) -> None:
     """Do the work of the verb that these options are of, after what is wrong with them is told at once."""
     verb = next(verb for verb in verbs.values() if verb.options is type(options))
-    if not verb.function:
-        options.run()
-        return
     options.check()
     require(verb.extra, *verb.modules)
     module, _, name = verb.function.partition(":")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 from pathlib import Path
 
 from dataset_conversion.system.errors import UserError, check_writable
+from dataset_conversion.system.json_files import read_json
 from law_synth.audit.audited_data import read_audited_data
 from law_synth.audit.checks import run_checks
 from law_synth.audit.options import Audit
@@ -50,8 +50,8 @@ def _check_out(out: Path, folder: Path) -> None:
     if not out.exists():
         return
     try:
-        known = "checks" in json.loads(out.read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError):
+        known = "checks" in read_json(out, dict)
+    except UserError:
         known = False
     if not known:
         raise UserError(f"{out}: found another file, expected none or one of law-synth audit; change --out")

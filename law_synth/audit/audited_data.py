@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from dataset_conversion.raw.cases import COLOUR_ENDINGS, Case
 from dataset_conversion.raw.dataset import (
@@ -14,9 +15,9 @@ from dataset_conversion.raw.dataset import (
     nnunet_folder,
     read_dataset,
 )
-from dataset_conversion.raw.description import load_table
 from dataset_conversion.raw.folds import fold_cases
 from dataset_conversion.system.errors import UserError
+from dataset_conversion.system.json_files import read_json
 from law_synth.audit.finding import NotPossible
 from law_synth.audit.options import Audit
 from law_synth.leaks import unseen_cases
@@ -142,7 +143,7 @@ class AuditedData:
 def read_audited_data(options: Audit) -> AuditedData:
     """Find the data set, its manifest and its source. UserError: generate has not finished it."""
     folder = _find_folder(options.dataset)
-    content = load_table(folder / "dataset.json", "a raw data set", REMEDY)
+    content = read_json(folder / "dataset.json", dict[str, Any], REMEDY)
     if "file_ending" not in content or "labels" not in content or "channel_names" not in content:
         read_dataset(folder)  # says what is wrong
     record, rows = read_synthesis(folder), read_rows(folder)

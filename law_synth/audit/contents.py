@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
 import numpy as np
 
-from dataset_conversion.raw.folds import splits_files
+from dataset_conversion.raw.folds import read_folds, splits_files
 from dataset_conversion.system.errors import UserError
 from dataset_conversion.system.files import hash_file
 from law_synth.audit.audited_data import AuditedData
@@ -146,11 +145,9 @@ def check_splits(audited: AuditedData, options: Audit) -> tuple[list[Finding], s
 def _check_splits_file(audited: AuditedData, path: Path) -> list[Finding]:
     training, validation = audited.split
     try:
-        folds = [
-            (set(fold["train"]), set(fold["val"])) for fold in json.loads(path.read_text(encoding="utf-8"))
-        ]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return [changed(f"{path}", f"malformed ({error})")]
+        folds = [(set(fold["train"]), set(fold["val"])) for fold in read_folds(path)]
+    except UserError as error:
+        return [changed(f"{path}", f"not as written ({error})")]
     findings = []
     for train, val in folds:
         for case in sorted(val & set(audited.kept)):

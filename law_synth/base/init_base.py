@@ -13,7 +13,6 @@ import numpy as np
 from rich.progress import track
 
 from dataset_conversion.raw.dataset import find_dataset
-from dataset_conversion.raw.description import load_json
 from dataset_conversion.raw.folds import leak_free_fold
 from dataset_conversion.system.errors import UserError, check_writable, writing
 from dataset_conversion.system.json_files import as_json, read_json, write_json
@@ -176,7 +175,7 @@ def claim(out: Path, options: dict, sources: dict | None = None) -> None:
     """
     record = {"options": options, "sources": json.loads(json.dumps(as_json(sources)))}  # as it is read back
     path = out / WORK / OPTIONS
-    if path.is_file() and load_json(path) != record:
+    if path.is_file() and read_json(path, dict, "remove the folder") != record:
         raise UserError(
             f"{out}: found a base begun on other training cases or intensities, expected those of now; "
             "restore the data set and its folds, or remove the folder"

@@ -7,15 +7,15 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.progress import track
 
 from dataset_conversion.raw.cases import Case
 from dataset_conversion.raw.dataset import RawDataset, read_dataset
-from dataset_conversion.raw.description import load_table
 from dataset_conversion.system.errors import UserError
-from dataset_conversion.system.json_files import read_json
+from dataset_conversion.system.json_files import read_json, read_lenient_json
 from law_synth.records.run import CONFIG, RunConfig, read_config
 from law_synth.records.synthetic import SynthesisRow, read_rows
 from law_synth.view.slices import slice_axis
@@ -173,7 +173,7 @@ def read_synthesis(
         run=entry.run,
         dataset=dataset,
         manifest=read_rows(dataset) if finished.is_file() else [],
-        evaluation=_load_json(judged) if is_judged else {},
+        evaluation=read_lenient_json(judged, dict[str, Any], "run its stage again") if is_judged else {},
         cases=read_csv(evaluation / "per_case.csv") if is_judged else [],
         log=_load_lines(run / LOG),
         deltas=deltas,
@@ -191,10 +191,6 @@ def read_stages(folder: Path, names: Iterable[str], missing: list[str]) -> list[
         elif name != "report" and (folder / f"{name}.begun.json").is_file():
             missing.append(f"stage {name} (begun)")
     return sorted(records, key=lambda record: (record.started, record.name))
-
-
-def _load_json(path: Path) -> dict:
-    return load_table(path, "the record of a stage", "run its stage again")
 
 
 def _load_lines(path: Path) -> list[dict]:

@@ -6,14 +6,14 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from dataset_conversion.raw.description import load_table
 from dataset_conversion.system.errors import UserError, check_writable, writing
-from dataset_conversion.system.json_files import write_json
+from dataset_conversion.system.json_files import read_json, write_json
 from law_synth.objective import TrainingObjective
 from law_synth.records.run import CONFIG, RunSettings, read_config, weights_hash, write_config
 from nnunet_order.torch_file import load_torch
@@ -101,7 +101,7 @@ def check_same_options(folder: Path, content: dict) -> None:
                 "remove it or choose another --out"
             )
         return
-    before = load_table(path, "the options of a training", "choose another --out")
+    before = read_json(path, dict[str, Any], "choose another --out")
     now = json.loads(json.dumps(content))  # tuples as JSON has them
     for key in sorted(before.keys() | now.keys()):
         if before.get(key) != now.get(key):
