@@ -108,11 +108,9 @@ def default_splits(case_ids: Sequence[str]) -> list[Split]:
     """nnU-Net's five default folds."""
     from nnunetv2.utilities.crossval_split import generate_crossval_split
 
-    # The call in nnUNetTrainer.do_split.
+    # The call in nnUNetTrainer.do_split; the ids are numpy's texts, which JSON does not know.
     folds = generate_crossval_split(sorted(case_ids), seed=12345, n_splits=DEFAULT_FOLDS)
-    return [
-        {side: [f"{case}" for case in fold[side]] for side in SIDES} for fold in folds
-    ]  # not numpy's str_
+    return [{side: [f"{case}" for case in fold[side]] for side in SIDES} for fold in folds]
 
 
 def splits_files(folder: Path) -> list[Path]:
