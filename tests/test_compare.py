@@ -111,8 +111,8 @@ def test_scales_change_sizes_and_steps_only(options):
         stages = comparison(verb).pipeline().stages
         shapes.add(tuple((stage.name, stage.after, stage.outputs) for stage in stages))
         train = next(stage for stage in stages if stage.name.startswith("segment_"))
-        options = train.environment["NNUNET_ORDER_OPTIONS"]
-        assert options == ("" if scale == "paper" else SCALES[scale].options)
+        changes = train.environment["NNUNET_ORDER_OPTIONS"]
+        assert changes == ("" if scale == "paper" else SCALES[scale].options)
     assert len(shapes) == 1
 
 

@@ -68,11 +68,11 @@ def measure_images(options: Evaluate, sets: ComparedSets, references: Sequence[s
     with_train = compared | {"train": sets.references["train"]}
     features, mirrored = {}, {}
     for kind, extractor in extractors.items():
-        sets = compared if kind == "inception" else with_train
+        described = compared if kind == "inception" else with_train
         copied = "train" if kind in SIMILARITIES else None
         found = {
             name: features_of(extractor, images, options.batch_size, mirror=name == copied)
-            for name, images in sets.items()
+            for name, images in described.items()
         }
         features[kind] = {name: of_set[0] for name, of_set in found.items()}
         mirrored |= {kind: found[copied]} if copied else {}
