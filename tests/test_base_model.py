@@ -380,7 +380,9 @@ def test_hub_model_without_network_is_one_line_at_once(tmp_path):
     nowhere = {"HF_HUB_CACHE": str(tmp_path), "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "0"}
     start = time.monotonic()
     message = load_in_process("stable-diffusion-v1-5/stable-diffusion-v1-5", **nowhere)
-    assert message.startswith("error: stable-diffusion-v1-5/stable-diffusion-v1-5: found neither a folder nor a cached")
+    assert message.startswith(
+        "error: stable-diffusion-v1-5/stable-diffusion-v1-5: found neither a folder nor a cached"
+    )
     assert "hf download stable-diffusion-v1-5/stable-diffusion-v1-5 --local-dir DIR" in message
     assert "\n" not in message
     assert time.monotonic() - start < 60  # the hub's own client alone waits 23 s per file

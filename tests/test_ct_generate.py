@@ -180,7 +180,7 @@ def test_what_is_said_and_the_model_s_own_size(run, view, tmp_path, caplog):
     caplog.set_level("INFO")
     options = {"with_real": True, "original_size": False, "samples": 2}
     out = generate(tmp_path / "Dataset962", run, **options)
-    assert "2 one-slice cases from slices of 4 volumes; train them with -c 2d" in caplog.text
+    assert "2 cases of one slice each, from slices of 4 volumes; train them with -c 2d" in caplog.text
     assert "synthetic images of 64 x 64 will lie beside real ones of 36 x 40 (median)" in caplog.text
     for row in rows(out):
         image = sitk.ReadImage(str(out / "imagesTr" / f"{row['case']}_0000.nii.gz"))
@@ -245,7 +245,7 @@ def test_channels_that_nnunet_scales_by_case_are_warned_of(trained_run, ct_datas
         caplog.clear()
         run = ct_run(trained_run, read_dataset(dataset), tmp_path / f"run_{dataset.name}")
         generate(tmp_path / "Dataset962", run, samples=2, dry_run=True)
-        assert ("channels T2: nnU-Net will scale each slice" in caplog.text) == (dataset is source)
+        assert ("channels T2: nnU-Net scales a synthetic slice" in caplog.text) == (dataset is source)
 
 
 def save_mask(path: Path, mask: np.ndarray) -> None:

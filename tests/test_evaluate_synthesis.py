@@ -386,7 +386,9 @@ def test_folder_of_unknown_origin_needs_the_real_set(real, tmp_path):
         evaluated(folder)
     content = evaluated(folder, real="700", out=tmp_path / "here")
     assert content["sets"]["train"]["N"] == TRAIN + HELD_OUT and "held-out" not in content["sets"]
-    assert content["skipped"]["CLIP-I"].startswith("no synthetic image has the own mask")
+    assert content["skipped"]["CLIP-I"].startswith(
+        "no synthetic image was made from the mask of a real image"
+    )
     assert "HF_HUB_OFFLINE" in content["skipped"]["FID and KID"]
     contrast = content["rows"]["contrast", "synthetic", "own mask"]
     assert contrast["n"] == {"synthetic": 5} and "1 empty or full masks left out" in contrast["protocol"]

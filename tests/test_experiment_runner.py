@@ -218,8 +218,8 @@ def test_a_damaged_record_is_none(folder, content):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"key": 3}, "found int at key, expected str | null"),
-        ({"key": ["a"]}, "found array at key, expected str | null"),
+        ({"key": 3}, "found int at key, expected str or null"),
+        ({"key": ["a"]}, "found array at key, expected str or null"),
         ({"outputs": None}, "found null at outputs, expected array"),
         ({"outputs": "a.txt"}, "found str at outputs, expected array"),
         ({"attempts": "two"}, "found str at attempts, expected int"),

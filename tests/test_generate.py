@@ -36,13 +36,12 @@ from law_synth.generation.resuming import no_ruins, open_generation
 from law_synth.generation.sampling import ImageSampler, Sampling
 from law_synth.leaks import refuse_leaks
 from law_synth.records.run import (
-    config_as_json,
     configurations_hash,
     newest_run,
     read_run,
     weights_hash,
 )
-from law_synth.records.synthetic import SourceDataset
+from law_synth.records.synthetic import SourceDataset, read_synthesis
 from law_synth.view.mask_sources import case_masks, mask_hash
 from law_synth.view.resize import resize_mask
 from law_synth.view.slices import view_of
@@ -132,11 +131,8 @@ def test_manifest_and_labels(generated, trained_run):
         assert row["scores"]["nearest_case"] in run.train_cases
     images = [pixels(path) for path in sorted((generated / "imagesTr").iterdir())]
     assert len({image.tobytes() for image in images}) == SAMPLES  # second rounds have new noise
-    record = json.loads((generated / "synthesis.json").read_text())
-    assert (
-        record["run"] == config_as_json(run.config)
-        and record["source_dataset"]["name"] == "Dataset950_Phantom"
-    )
+    record = read_synthesis(generated)
+    assert record.run == run.config and record.source_dataset.name == "Dataset950_Phantom"
 
 
 def test_image_depends_on_its_mask(generated, tmp_path):
@@ -257,7 +253,7 @@ def test_several_may_start_at_the_same_time(tmp_path):
     for thread in threads:
         thread.join()
     assert not failed and sorted(p.name for p in tmp_path.iterdir()) == ["Dataset951"]
-    assert json.loads((out / "synthesis.json").read_text()) == record.json
+    assert read_synthesis(out) == record
 
 
 def test_other_options_and_other_content_are_refused(generated, trained_run, tmp_path):
@@ -314,7 +310,7 @@ def test_a_configuration_that_is_not_the_runs_is_refused(trained_run, tmp_path):
     generate(tmp_path / "Dataset951", trained_run=run, samples=1)
     path = run / "unet" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"attention_head_dim": 8}))
-    with pytest.raises(UserError, match=r"or another config\.json with them"):
+    with pytest.raises(UserError, match=r"or another config\.json beside them"):
         generate(tmp_path / "Dataset952", trained_run=run, samples=1)
     assert not (tmp_path / "Dataset952").exists()
 
@@ -381,10 +377,10 @@ def test_splits_in_the_way_are_found_before_the_work(trained_run, tmp_path):
 @pytest.mark.parametrize(
     ("options", "line"),
     [
-        ({"samples": 0}, "--samples 0, expected at least 1"),
-        ({"samples": -3}, "--samples -3, expected at least 1"),
-        ({"samples": 10**12}, "--samples 1000000000000, expected at most 1000000"),
-        ({"chunk_size": 10**9}, "--chunk-size 1000000000, expected at most 10000"),
+        ({"samples": 0}, "--samples 0, expected 1 to 1000000"),
+        ({"samples": -3}, "--samples -3, expected 1 to 1000000"),
+        ({"samples": 10**12}, "--samples 1000000000000, expected 1 to 1000000"),
+        ({"chunk_size": 10**9}, "--chunk-size 1000000000, expected 1 to 10000"),
         ({"steps": 0}, "--steps 0, expected"),
         ({"guidance_scale": 0.5}, "--guidance-scale 0.5, expected 1"),
         ({"shard": "2/2"}, "--shard 2/2, expected i/n"),

@@ -69,7 +69,7 @@ def write_json(path: Path, content: dict | list) -> None:
 
 
 def as_json(record: Any) -> Any:
-    """A dataclass, and what it holds, as the dicts, lists, numbers and texts of JSON."""
+    """A dataclass, and what it holds, as dicts, lists, tuples, numbers and texts, for `write_json`."""
     return msgspec.to_builtins(record, enc_hook=_number)
 
 
