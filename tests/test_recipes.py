@@ -1,4 +1,4 @@
-"""The four recipes of CONTRIBUTING.md: a test follows each in a copy of the packages and in no further file."""
+"""The four recipes of CONTRIBUTING.md: each is followed in a copy of the packages, in the files it names."""
 
 from __future__ import annotations
 
