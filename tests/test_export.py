@@ -319,10 +319,15 @@ def test_segmenter_refuses_other_models(order_model, tmp_path):
         OnnxModel(tmp_path / "absent.onnx")
     model = onnx.load(order_model)
     record = json.loads(model.metadata_props[0].value)
+    two_channels = {
+        "channel_names": {"0": "T1", "1": "T2"},
+        "normalization_schemes": ["ZScoreNormalization"] * 2,
+        "use_mask_for_norm": [False] * 2,
+    }
     changes = [
         ({"normalization_schemes": ["MyNormalization"] * 3}, "MyNormalization"),
         ({"file_ending": ".nii.gz"}, "nnUNetv2_predict"),
-        ({"channel_names": {"0": "T1", "1": "T2"}}, "2-channel"),
+        (two_channels, "2-channel"),
     ]
     for change, message in changes:
         onnx.helper.set_model_props(model, {METADATA_KEY: json.dumps(record | change)})
@@ -366,7 +371,7 @@ PROPERTIES = as_properties(
 WRONG_METADATA = {
     "patch_size": [
         ("64", "found str at patch_size, expected array"),
-        ([64, "64"], r"found str at patch_size\[...\], expected int"),
+        ([64, "64"], r"found str at patch_size\[1\], expected int"),
         ([64], "found 1 values at patch_size, expected 2"),
         ([0, 64], "expected 1 or more"),
         (None, "found null at patch_size, expected array"),
@@ -479,6 +484,7 @@ def test_wrong_files_of_a_model_folder_end_in_one_line(workplace, tmp_path, name
     assert "\n" not in str(caught.value) and str(folder) in str(caught.value)
     del content[key]
     path.write_text(json.dumps(whole))
+    key = {"architecture": "UNet_class_name"}.get(key, key)  # nnU-Net then looks for what older plans had
     with pytest.raises(UserError, match=key) as caught:
         load_model(folder, None)
     assert "\n" not in str(caught.value) and str(folder) in str(caught.value)
