@@ -14,7 +14,7 @@ import torch
 
 from dataset_conversion.phantom import ConvertPhantom, convert_phantom
 from dataset_conversion.raw.cases import Case
-from dataset_conversion.raw.dataset import read_dataset
+from dataset_conversion.raw.dataset import RawDataset, read_dataset
 from dataset_conversion.raw.folds import read_splits
 from dataset_conversion.raw.writer import RawDatasetWriter
 from dataset_conversion.system.errors import UserError
@@ -88,10 +88,9 @@ class TestClasses:
         ],
     )
     def test_what_cannot_be_synthesised_is_refused(self, ct_dataset, entries, found):
-        dataset = read_dataset(ct_dataset)
-        dataset.json.update(entries)
+        content = read_dataset(ct_dataset).json | entries
         with pytest.raises(UserError, match=found):
-            lesion_classes(dataset)
+            lesion_classes(RawDataset(ct_dataset, content))
 
 
 class TestWindow:
