@@ -17,10 +17,10 @@ class Weighting:
     """What a weighting needs besides its formula."""
 
     target: Literal["mask", "error"] | None = None
-    """What delta is trained to be: each class's mask (equation 9) or the student's error; None: no delta."""
+    """What delta learns: each class's mask (equation 9) or the student's error. None: there is no delta."""
     needs_teacher: bool = False
     options: tuple[str, ...] = ()
-    """Those of train's options that some weightings have no use for and this one has."""
+    """The options of train that this weighting uses and others do not."""
 
     @property
     def is_learned(self) -> bool:

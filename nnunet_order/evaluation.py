@@ -38,7 +38,7 @@ class Evaluation:
     """A row per test set, label and prediction, see `summarise`."""
     nsd_tolerance: float
     seed: int
-    """Of the bootstrap."""
+    """The seed of the bootstrap."""
 
 
 def score_folders(

@@ -18,13 +18,13 @@ class Metric(NamedTuple):
     """A number of one case, and how its mean is named and shown in CSV files, on screens and in reports."""
 
     name: str
-    """In per_case.csv, and of its formula in `binary_metrics`."""
+    """Its column in per_case.csv, and its key in `binary_metrics`."""
     mean: str
-    """In summary.csv, on screens and in reports."""
+    """The name of its mean in summary.csv, on screens and in reports."""
     scale: float
-    """What people see it multiplied by: 100 for a share in percent."""
+    """The factor by which people see it multiplied: 100 for a share in percent."""
     meaning: str
-    """For the readers of a report: a sentence."""
+    """A sentence for the readers of a report."""
 
 
 METRIC_TABLE = (

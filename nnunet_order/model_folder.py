@@ -107,7 +107,7 @@ class ModelFolder:
     plans: Plans
     data: TrainingData
     plans_json: dict = field(repr=False)
-    """As nnU-Net takes it."""
+    """The content of plans.json, as nnU-Net takes it."""
     dataset_json: dict = field(repr=False)
 
     @property
@@ -176,7 +176,7 @@ class TrainedModel:
     folder: ModelFolder
     configuration: Configuration
     architecture: dict[str, Any] = field(repr=False)
-    """As plans.json has it."""
+    """Its entry in plans.json."""
     network: nn.Module = field(repr=False)
     trainer: str
     fold: str

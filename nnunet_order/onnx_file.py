@@ -26,13 +26,13 @@ class OnnxMetadata:
 
     labels: dict[str, int | list[int]]
     regions_class_order: list[int] | None
-    """For regions: the value that each region paints, the later ones on top. None for plain labels."""
+    """The value that each region paints, the later ones on top; None for plain labels."""
     label_values: list[int]
     """The value of each output channel, where there are no regions."""
     channel_names: dict[str, str]
     file_ending: str
     normalization_schemes: list[str]
-    """Per channel: name of nnU-Net's normalisation class."""
+    """The name of nnU-Net's normalisation class for each channel."""
     use_mask_for_norm: list[bool]
     intensity_properties: dict[str, dict[str, float]]
     """Channel number -> statistics of the training foreground."""

@@ -30,7 +30,7 @@ class Network:
     title: str
     """Its name in the tables of `complexity`."""
     trainer: str
-    """What its trainer nnUNetTrainer<Name> is, in one sentence."""
+    """A sentence that describes its trainer, nnUNetTrainer<Name>."""
     strides: Strides = FIVE_HALVINGS
     counted_with: Mapping[str, Any] = field(default_factory=dict)
     """Options of the network for which its FLOPs are counted."""

@@ -33,7 +33,7 @@ class RawDataset:
 
     folder: Path
     json: dict
-    """What dataset.json holds, for what is handed on to nnU-Net."""
+    """The content of dataset.json, as nnU-Net takes it."""
 
     @cached_property
     def description(self) -> Description:

@@ -41,7 +41,7 @@ class Description:
     dataset: dict[str, ListedFiles] = field(default_factory=dict)
     """Case id -> files, where they do not have the usual names."""
     subset_of: str = ""
-    """Where `convert subset` took the cases from."""
+    """The data set from which `convert subset` took the cases."""
     overwrite_image_reader_writer: str = ""
 
 

@@ -72,7 +72,7 @@ class AuditedData:
     source: RawDataset | None
     """The real data set; None where it is gone."""
     no_source: str
-    """Why it is gone."""
+    """The reason why the real data set is gone."""
 
     @property
     def run(self) -> RunConfig:

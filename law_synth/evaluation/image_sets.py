@@ -134,7 +134,7 @@ class ComparedSets:
 
     synthetic: ImageSet
     sources: tuple[Slice | None, ...]
-    """For each synthetic case the real image that owns its mask; None where that is unknown."""
+    """The real image that owns the mask of each synthetic case; None where that is unknown."""
     references: dict[str, ImageSet]
     """`train`: the images that the model saw; `held-out`: those of the fold's validation cases, if any."""
     record: SynthesisRecord | None

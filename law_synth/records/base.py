@@ -26,7 +26,7 @@ class BaseConfig:
 
     format: int
     options: dict[str, Any]
-    """Those of law-synth init-base that decide the weights."""
+    """The options of law-synth init-base that decide the weights."""
     dataset: str | None = None
     """Name of the data set that it was trained on; None for random weights, as all that follows."""
     dataset_folder: str | None = None
@@ -35,14 +35,14 @@ class BaseConfig:
     """Side of the images in pixels."""
     guidance_scale: int | float | None = None
     held_back_cases: list[str] | None = None
-    """Those of `train_cases` that only judge the autoencoder."""
+    """The training cases that only judge the autoencoder."""
     train_cases: list[str] | None = None
     dataset_origin: str | None = None
-    """As `RawDataset.origin`; None also in a base of an earlier version."""
+    """The `RawDataset.origin` of that data set; None also in a base of an earlier version."""
     view: ViewRecord | None = None
     images: int | None = None
     psnr: int | float | None = None
-    """In dB, of the images that were held back."""
+    """The reconstruction's PSNR in dB, over the images that were held back."""
     vae_loss: int | float | None = None
     unet_loss: int | float | None = None
     unet_loss_curve: list[int | float] | None = None

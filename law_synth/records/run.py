@@ -53,7 +53,7 @@ class RunSettings:
     versions: dict[str, str | None]
     git_commit: str | None
     options: dict[str, Any]
-    """Those of law-synth train that decide what is trained, see `Train.recorded`."""
+    """The options of law-synth train that decide what is trained; see `Train.recorded`."""
     processes: int
     dataset: TrainedOn
     fold: Fold

@@ -67,7 +67,7 @@ class SourceDataset:
 
     name: str
     origin: str | None = None
-    """As `RawDataset.origin`; None in a data set of an earlier version."""
+    """Its `RawDataset.origin`; None in a data set of an earlier version."""
     folder: str
 
     @property
@@ -110,9 +110,9 @@ class SynthesisRow:
     chunk: int
     kept: bool
     reason: str | None
-    """Why it was dropped."""
+    """The reason why the image was dropped; None if it was kept."""
     seed: int
-    """Of its noise."""
+    """The seed of the image's noise."""
     source_case: str | None
     source_group: str | None = None
     """Patient or video of the mask; None in a data set of an earlier version."""
@@ -120,7 +120,7 @@ class SynthesisRow:
     source_mask: str
     """The case whose mask it is; of a mask from a folder the file's name, or its path below that folder."""
     mask_sha256: str
-    """At model size."""
+    """sha256 of the mask at model size."""
     mask_augmentation: str
     mask_seed: int | None
     prompt: str
@@ -129,7 +129,7 @@ class SynthesisRow:
     guidance_scale: int | float
     model_hash: str
     scores: dict[str, int | float | str | None]
-    """As the quality filter gives them."""
+    """What the quality filter measured."""
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,6 @@ class ViewRecord:
 
     window: Window
     axis: Literal[0, 1, 2] | None
-    """Of the slices in arrays (Z, Y, X); None for pictures."""
+    """The axis of the slices in arrays (Z, Y, X); None for pictures."""
     classes: dict[str, int]
     """Name -> label value."""

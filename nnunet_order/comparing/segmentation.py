@@ -32,7 +32,7 @@ class Segmentation:
     """Data set that it trains on: Dataset001_Real or real + synthetic."""
     trainer: str
     fold: int | str
-    """Of the real data set: a number or "all"."""
+    """The fold of the real data set, a number or "all"."""
     seed: int
     train_fold: int | str
     """That fold's number in `dataset`."""

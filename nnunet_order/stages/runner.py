@@ -35,7 +35,7 @@ class Pipeline:
 
     folder: Path
     stages: tuple[Stage, ...]
-    """In an order in which each comes behind all that it is `after`."""
+    """The stages, each behind all that it is `after`."""
     environment: Mapping[str, str] = field(default_factory=lambda: NNUNET_FOLDERS)
     """Variables of all commands; they override the user's own."""
 

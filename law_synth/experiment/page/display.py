@@ -33,9 +33,9 @@ class Display:
     """How an experiment's cases are shown: along one axis and, where LAW was trained, as it sees them."""
 
     axis: int
-    """Of the slices in arrays (Z, Y, X)."""
+    """The axis of the slices in arrays (Z, Y, X)."""
     window: tuple[float, float] | None
-    """Of the grey values; None for colours, 8 bit, and where no LAW model has settled one."""
+    """The lowest and highest grey value to show; None for colours, 8 bit, and where no LAW model has settled them."""
     colours: Mapping[str, str]
     """Label or region -> colour; empty where there is only one."""
 

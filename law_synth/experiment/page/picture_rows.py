@@ -34,10 +34,10 @@ class Tile:
     source: str | None
     caption: str
     text: str
-    """For readers who do not see it."""
+    """A description for readers who do not see it."""
     arm: str | None = None
     note: str = ""
-    """Below the caption."""
+    """A line below the caption."""
 
 
 def first_syntheses(results: Results) -> list[SynthesisResult]:
