@@ -35,7 +35,7 @@ class Display:
     axis: int
     """The axis of the slices in arrays (Z, Y, X)."""
     window: tuple[float, float] | None
-    """The lowest and highest grey value to show; None for colours, 8 bit, and where no LAW model has settled them."""
+    """The grey values to show; None for colours, 8 bit, and where no LAW model has settled them."""
     colours: Mapping[str, str]
     """Label or region -> colour; empty where there is only one."""
 
