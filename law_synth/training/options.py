@@ -158,6 +158,17 @@ class Train:
         return self.preset == "paper"
 
     @property
+    def coefficients(self) -> dict[str, float]:
+        """The coefficient of each term of equation 12."""
+        return {
+            "student": 1.0,
+            "teacher": self.beta_t,
+            "distillation": self.beta_d,
+            "dice": self.lambda_dice,
+            "difficulty": self.lambda_dice,
+        }
+
+    @property
     def recorded(self) -> dict:
         """Options that decide what is trained, as JSON has them."""
         free = ("dataset", "base", "out", "max_steps", "save_every", "log_every", "sample_every", "device")

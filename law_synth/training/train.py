@@ -66,17 +66,13 @@ def train(options: Train) -> Path:
         sampler = new_sampler(options, data, base)
         trained = [p for p in objective.networks.parameters() if p.requires_grad]
         optimizer = new_optimizer(options, objective, accelerator)
-        averages = options.ema_decay > 0 and accelerator.is_main_process  # which alone looks and saves
-        ema = EMAModel(trained, decay=options.ema_decay) if averages else None
+        ema = new_average(options, trained, accelerator)
         state = {"optimizer": optimizer, "ema": ema, "scaler": accelerator.scaler}
         start = same_start(plan.folder, load_state(plan.folder, objective, **state))
         if ema:
             ema.to(accelerator.device)
         model, optimizer = accelerator.prepare(objective, optimizer)
-        monitor = None
-        if accelerator.is_main_process:
-            truncate_log(plan.folder, start)
-            monitor = Monitor(plan, base, monitored, accelerator, start)
+        monitor = new_monitor(plan, base, monitored, accelerator, start)
 
         def look(step: int) -> None:
             """Fixed-noise loss and pictures of what a save would export."""
@@ -108,14 +104,13 @@ def train(options: Train) -> Path:
                     batch = data.batch(draws, accelerator.device, options.teaches, several)
                     with accelerator.accumulate(model):
                         losses = model(batch)
-                        loss = total_loss(losses.terms, coefficients(options))
+                        loss = total_loss(losses.terms, options.coefficients)
                         entries.append(finite_terms(accelerator, step, losses, loss))
                         if logs:
                             w, bounds = losses.weights, objective.bounds
                             entries[-1] |= weight_statistics(w, batch.mask, bounds, names)
                         accelerator.backward(loss)
-                        if accelerator.sync_gradients:
-                            clip_gradient(accelerator, options, step, trained)
+                        clip_gradient(accelerator, options, step, trained)
                         optimizer.step()
                         optimizer.zero_grad()
                 skipped = count_skipped(accelerator, step, skipped)
@@ -190,6 +185,22 @@ def new_sampler(options: Train, data: TrainingData, base: BaseModel) -> Sampler:
     return Sampler(options.seed, len(data.slices), shape, timesteps, options.empty_prompts)
 
 
+def new_average(options: Train, trained: Sequence[Parameter], accelerator: Accelerator) -> EMAModel | None:
+    """The moving average of the trained weights, for the main process, which alone looks and saves."""
+    averages = options.ema_decay > 0 and accelerator.is_main_process
+    return EMAModel(trained, decay=options.ema_decay) if averages else None
+
+
+def new_monitor(
+    plan: TrainingPlan, base: BaseModel, monitored: TrainingData, accelerator: Accelerator, start: int
+) -> Monitor | None:
+    """The main process's log and pictures, from step `start` on. UserError: the log is damaged."""
+    if not accelerator.is_main_process:
+        return None
+    truncate_log(plan.folder, start)
+    return Monitor(plan, base, monitored, accelerator, start)
+
+
 def same_start(folder: Path, start: int) -> int:
     """The step that this process goes on from. UserError: others go on from another."""
     if len(starts := set(gather_object([start]))) > 1:
@@ -230,17 +241,6 @@ def drawn_passes(
     return passes, data.several[cases].float().mean().item()
 
 
-def coefficients(options: Train) -> dict[str, float]:
-    """Of the terms of equation 12."""
-    return {
-        "student": 1.0,
-        "teacher": options.beta_t,
-        "distillation": options.beta_d,
-        "dice": options.lambda_dice,
-        "difficulty": options.lambda_dice,
-    }
-
-
 def finite_terms(
     accelerator: Accelerator, step: int, losses: Losses, total: torch.Tensor
 ) -> dict[str, float]:
@@ -257,10 +257,12 @@ def finite_terms(
 
 
 def clip_gradient(accelerator: Accelerator, options: Train, step: int, trained: Sequence[Parameter]) -> None:
-    """Clip the student's and the teacher's gradient to `MAX_GRADIENT_NORM`.
+    """Clip the student's and the teacher's gradient to `MAX_GRADIENT_NORM`, after the last pass of a step.
 
     UserError: it is not finite. With fp16 the scaler leaves such steps out.
     """
+    if not accelerator.sync_gradients:
+        return
     norm = accelerator.clip_grad_norm_(trained, MAX_GRADIENT_NORM)
     if options.mixed_precision != "fp16" and not torch.isfinite(norm):
         raise UserError(f"step {step}: found a gradient of norm {norm}, expected a finite one; {REMEDY}")
