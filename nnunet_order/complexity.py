@@ -5,20 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from torch import nn
 
 from dataset_conversion.system.errors import UserError
 from dataset_conversion.system.json_files import write_json
 from nnunet_order import networks
 from nnunet_order.options import Complexity
 from nnunet_order.registry import NETWORKS
-
-if TYPE_CHECKING:
-    from torch import nn
 
 CONVENTION = (
     "Parameters: numel of all. GFLOPs: 2 x multiply-adds of convolutions and matrix products "
@@ -163,7 +162,6 @@ def gflops(network: nn.Module, size: int = 256, input_channels: int = 3) -> floa
 
     Nothing is computed or allocated (fake tensors): S of attention at H/2 would take GiBs.
     """
-    import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -176,7 +174,6 @@ def gflops(network: nn.Module, size: int = 256, input_channels: int = 3) -> floa
 
 def fvcore_gflops(network: nn.Module, size: int = 256, input_channels: int = 3) -> float:
     """2 x what fvcore calls FLOPs, in 1e9: multiply-adds, and elements of normalisation and up-sampling."""
-    import torch
     from fvcore.nn import FlopCountAnalysis
 
     analysis = FlopCountAnalysis(network.eval(), torch.zeros(1, input_channels, size, size))
