@@ -20,12 +20,12 @@ from dataset_conversion.system.errors import UserError
 from law_synth.experiment import tables
 from law_synth.experiment.config import make_config
 from law_synth.experiment.experiment import experiment
+from law_synth.experiment.make_plan import make_plan
 from law_synth.experiment.options import Experiment, Report
 from law_synth.experiment.page.display import display_note, display_of
 from law_synth.experiment.page.report import report
 from law_synth.experiment.presets import preset_content
 from law_synth.experiment.results import read_results
-from law_synth.experiment.stages import make_plan
 from law_synth.records.run import write_config
 from law_synth.records.synthetic import write_rows
 from law_synth.view.slices import view_of

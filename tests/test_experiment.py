@@ -26,8 +26,8 @@ from law_synth.base.init_base import init_base
 from law_synth.base.options import InitBase
 from law_synth.experiment.config import read_config
 from law_synth.experiment.experiment import experiment
+from law_synth.experiment.make_plan import make_plan
 from law_synth.experiment.options import Experiment
-from law_synth.experiment.stages import make_plan
 from nnunet_order.comparing.compare import compare
 from nnunet_order.comparing.comparison import Comparison
 from nnunet_order.comparing.options import Compare

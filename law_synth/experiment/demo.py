@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from dataset_conversion.system.provenance import METRICS, require
 from law_synth.experiment.config import make_config
+from law_synth.experiment.make_plan import make_plan
 from law_synth.experiment.options import Demo
-from law_synth.experiment.stages import make_plan
 from nnunet_order.stages.experiment_record import begin, claim_folder
 from nnunet_order.stages.runner import Pipeline, make_workers
 from nnunet_order.stages.stage import Stage

@@ -9,9 +9,9 @@ from dataclasses import replace
 
 from dataset_conversion.system.provenance import METRICS, require
 from law_synth.experiment.config import Config, make_config, read_config
+from law_synth.experiment.make_plan import make_plan
 from law_synth.experiment.options import Experiment
 from law_synth.experiment.presets import preset_content
-from law_synth.experiment.stages import make_plan
 from nnunet_order.stages.execution import carry_out
 from nnunet_order.stages.runner import Pipeline
 
