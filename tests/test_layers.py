@@ -10,63 +10,54 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("dataset_conversion", "nnunet_order", "law_synth")  # each stands on those before it
-MODULES = {
-    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
-    for package in PACKAGES
-    for path in sorted((ROOT / package).rglob("*.py"))
-}
 # The commands wait with their imports until a Ctrl-C has an answer, and nnunet_order with torch until
 # somebody asks for a network.
 LAZY = {"nnunet_order.cli", "law_synth.cli", "nnunet_order"}
+TREES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): ast.parse(
+        path.read_text(encoding="utf-8")
+    )
+    for package in PACKAGES
+    for path in sorted((ROOT / package).rglob("*.py"))
+}
 
 
 def imports(tree: ast.AST) -> set[str]:
-    """Our modules that the import statements among a node's direct and indirect children name."""
+    """Our modules that the import statements below a node name."""
     names = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             names |= {f"{node.module}.{alias.name}" for alias in node.names} | {f"{node.module}"}
-    return {name for name in names if name in MODULES}
+    return names & TREES.keys()
 
 
-TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in MODULES.items()}
-
-
-@pytest.mark.parametrize("name", sorted(MODULES.keys() - LAZY))
-def test_own_imports_stand_at_the_top(name):
-    tree = TREES[name]
-    top = [node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))]
-    assert imports(tree) == imports(ast.Module(top, [])), "an import of ours is hidden in a block"
-
-
-def test_no_module_imports_itself_by_way_of_others():
-    graph = {name: imports(tree) - {name} for name, tree in TREES.items()}
-    try:
-        list(TopologicalSorter(graph).static_order())
-    except CycleError as error:
-        pytest.fail(" -> ".join(error.args[1]))
-
-
-def test_no_folder_imports_itself_by_way_of_others():
+def folder(name: str) -> str:
     """A folder is one floor of the house; files that lie in a package itself are floors of their own."""
-    graph: dict[str, set[str]] = {}
-    for name, tree in TREES.items():
-        graph.setdefault(floor_of(name), set()).update(map(floor_of, imports(tree)))
-    try:
-        list(TopologicalSorter({name: below - {name} for name, below in graph.items()}).static_order())
-    except CycleError as error:
-        pytest.fail(" -> ".join(error.args[1]))
-
-
-def floor_of(name: str) -> str:
-    """Folder of a module, below its package; the module itself where it lies in the package."""
     return ".".join(name.split(".")[:2])
 
 
-@pytest.mark.parametrize("name", sorted(MODULES))
-def test_packages_import_only_those_below(name):
-    floor = PACKAGES.index(name.partition(".")[0])
-    above = {one for one in imports(TREES[name]) if PACKAGES.index(one.partition(".")[0]) > floor}
-    assert not above
+def test_own_imports_stand_at_the_top():
+    for name in TREES.keys() - LAZY:
+        top = [node for node in TREES[name].body if isinstance(node, (ast.Import, ast.ImportFrom))]
+        hidden = imports(TREES[name]) - imports(ast.Module(top, []))
+        assert not hidden, f"{name} imports {hidden} inside a block"
+
+
+@pytest.mark.parametrize("floor", [str, folder])
+def test_nothing_imports_itself_by_way_of_others(floor):
+    below: dict[str, set[str]] = {}
+    for name, tree in TREES.items():
+        below.setdefault(floor(name), set()).update(set(map(floor, imports(tree))) - {floor(name)})
+    try:
+        list(TopologicalSorter(below).static_order())
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
+
+
+def test_packages_import_only_those_below():
+    for name, tree in TREES.items():
+        allowed = PACKAGES[: PACKAGES.index(name.partition(".")[0]) + 1]
+        above = {one for one in imports(tree) if one.partition(".")[0] not in allowed}
+        assert not above, f"{name} imports {above}, which stand above it"
