@@ -180,7 +180,9 @@ def test_stock_trainer_takes_order_as_an_architecture(folders):
 def test_three_dimensions_end_in_one_line(folders):
     output = folders.run("nnUNetv2_train", 907, "3d_fullres", 0, "-tr", ORDER, "-device", "cpu", code=2)
     assert "Traceback" not in output
-    assert output.splitlines()[-1].startswith("error: ORDER is 2D; configuration 3d_fullres has patch size")
+    assert output.splitlines()[-1].startswith(
+        "error: found patch size [10, 48, 48] in configuration 3d_fullres, "
+    )
     assert output.splitlines()[-1].endswith("Train with 2d")
     assert not list(folders.results.glob("Dataset907_CT/*3d_fullres*"))
 
