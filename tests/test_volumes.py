@@ -183,7 +183,7 @@ def test_three_dimensions_end_in_one_line(folders):
     assert output.splitlines()[-1].startswith(
         "error: found patch size [10, 48, 48] in configuration 3d_fullres, "
     )
-    assert output.splitlines()[-1].endswith("Train with 2d")
+    assert output.splitlines()[-1].endswith("; train with 2d")
     assert not list(folders.results.glob("Dataset907_CT/*3d_fullres*"))
 
 
