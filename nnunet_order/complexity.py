@@ -45,7 +45,13 @@ UNET_IN_TABLE_3 = (
     "31 M is nnU-Net's 3D default (31.2 M); 2D: 7 stages, 33.5 M, for 256 px, 8 stages, 46.3 M, for 512 px; "
     "50 G fits neither size (30, 119)",
 )
-NOT_IN_PAPER = "our own, not in the paper"
+NOT_IN_PAPER = "not in the paper"
+# What there is to say about a network that the paper does not have.
+NOTES = {
+    "MKUNetWide": "our own, not in the paper",
+    "NanoNetC": "its own paper: 36,561, with 2,488 running statistics of batch norm",
+    "UltraSeg130K": "its own paper: 0.130 M by thop, which misses 17,962",
+}
 
 
 @dataclass(frozen=True)
@@ -85,7 +91,10 @@ def paper_rows() -> list[PaperRow]:
     return [
         PaperRow(3, "nnU-Net 2D", planned_unet, *UNET_IN_TABLE_3),
         *(PaperRow(3, NETWORKS[name].title, registered(name), *paper) for name, paper in TABLE_3.items()),
-        *(PaperRow(3, NETWORKS[name].title, registered(name), "", "", NOT_IN_PAPER) for name in own),
+        *(
+            PaperRow(3, NETWORKS[name].title, registered(name), "", "", NOTES.get(name, NOT_IN_PAPER))
+            for name in own
+        ),
         PaperRow(5, "MK-UNet (base)", registered("MKUNet"), "27 K", "", ""),
         PaperRow(5, "ORDER, all stages", order(0, 1, 2, 3), "50 K", "", "see Table 6"),
         PaperRow(5, "ORDER, selective", order(0, 1), "42 K", "", ""),

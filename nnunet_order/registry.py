@@ -16,6 +16,8 @@ from typing import Any
 Strides = Sequence[Sequence[int]]
 """How each encoder stage down-samples (height, width), as in nnU-Net's plans; the first stage is 1, 1."""
 
+THREE_HALVINGS: Strides = ((1, 1), *((2, 2),) * 3)
+FOUR_HALVINGS: Strides = ((1, 1), *((2, 2),) * 4)
 FIVE_HALVINGS: Strides = ((1, 1), *((2, 2),) * 5)
 PACKAGE = "nnunet_order.networks"
 SHORT_RUN_LEARNING_RATE = 5e-3  # the paper's 1e-4 needs its 100 epochs; see docs/reproduction.md
@@ -65,6 +67,18 @@ NETWORKS = {
     "UNeXt": Network("unext", "UNeXt", "UNeXt on ORDER's recipe."),
     "EGEUNet": Network(
         "ege_unet", "EGE-UNet", "EGE-UNet on ORDER's recipe, without the deep supervision of its own."
+    ),
+    "NanoNetC": Network(
+        "nanonet",
+        "NanoNet-C",
+        "NanoNet-C on ORDER's recipe, from scratch: without the ImageNet weights that its paper starts from.",
+        strides=THREE_HALVINGS,
+    ),
+    "UltraSeg130K": Network(
+        "ultraseg",
+        "UltraSeg-130K",
+        "UltraSeg-130K on ORDER's recipe, without the mask and boundary supervision of its own.",
+        strides=FOUR_HALVINGS,
     ),
 }
 

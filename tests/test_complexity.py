@@ -37,6 +37,8 @@ def test_table_3(report):
         "MK-UNet-T": (27_353, 0.0991),
         "ORDER": (42_457, 0.5397),
         "MKUNetWide": (41_055, 0.2188),
+        "NanoNet-C": (34_073, 0.3597),
+        "UltraSeg-130K": (147_674, 0.2907),
     }
 
 

@@ -21,7 +21,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from nnunet_order import ORDER, MKUNet, networks
 from nnunet_order.networks.ege_unet import EGEUNet
 from nnunet_order.networks.mk_unet import MKUNetWide
+from nnunet_order.networks.nanonet import NanoNetC, contract
 from nnunet_order.networks.sigmoid_head import SigmoidHead
+from nnunet_order.networks.ultraseg import UltraSeg130K
 from nnunet_order.networks.unext import UNeXt
 from nnunet_order.registry import FIVE_HALVINGS, NETWORKS, network_path, total_stride
 
@@ -204,6 +206,17 @@ class TestEGEUNet(NetworkTester):
     has_lower_heads = False
 
 
+class TestNanoNetC(NetworkTester):
+    name = "NanoNetC"
+    parameters = ((34_073, {}),)
+    draws = 10  # two of its attentions squeeze to one channel, whose ReLU is off in half of the draws
+
+
+class TestUltraSeg130K(NetworkTester):
+    name = "UltraSeg130K"
+    parameters = ((147_674, {}), (147_683, {"num_classes": 2}))
+
+
 def test_every_registered_network_is_tested():
     assert sorted(one.name for one in NetworkTester.__subclasses__()) == sorted(NETWORKS)
 
@@ -359,6 +372,43 @@ def test_ege_unet_reproduces_the_published_network(side):
     assert certain.float().mean().item() < 0.5
     error = (logits - torch.logit(probability))[~certain].abs().max()
     assert error.item() <= 1e-5 * (logits.max() - logits.min()).item()
+
+
+def test_nanonet_has_the_published_count_with_running_statistics():
+    network = NanoNetC(3, 1)
+    statistics = [buffer for name, buffer in network.named_buffers() if ".running_" in name]
+    assert sum(tensor.numel() for tensor in (*network.parameters(), *statistics)) == 36_561
+
+
+def test_nanonet_halves_as_keras_does():
+    """Keras pads even sides by one pixel at the end alone; pretrained kernels expect their windows there."""
+    layers, x = contract(8, 16, halve=True).eval(), torch.randn(1, 8, 10, 14)
+    expected = layers[2:](F.conv2d(F.pad(x, (0, 1, 0, 1)), layers[1].weight, stride=2, groups=8))
+    torch.testing.assert_close(layers(x), expected)
+    assert layers(x[..., :9, :13]).shape == expected.shape
+
+
+def test_nanonet_reads_the_stages_that_the_paper_names():
+    network = NanoNetC(3, 1)
+    features = [torch.randn(1, 3, 64, 64)]
+    for stage in network.encoder:
+        features.append(stage(features[-1]))
+    assert [tuple(x.shape[1:]) for x in features[1:]] == [(48, 32, 32), (48, 16, 16), (96, 8, 8)]
+    assert [stage.project[0].out_channels for stage in network.decoder.stages] == [32, 24, 16]
+
+
+def test_ultraseg_has_the_published_count_in_convolutions_and_batch_norms():
+    counted = [
+        module
+        for module in UltraSeg130K(3, 1).modules()
+        if isinstance(module, torch.nn.Conv2d | torch.nn.BatchNorm2d)
+    ]
+    assert sum(p.numel() for module in counted for p in module.parameters()) == 129_712
+
+
+def test_ultraseg_predicts_one_region_and_one_boundary_whatever_the_classes():
+    merges = [stage.merge for stage in UltraSeg130K(3, 7).decoder.stages]
+    assert [[gate.out_channels for gate in merge.gates] for merge in merges] == [[1], [1, 1], [1, 1], [1, 1]]
 
 
 def test_order_flops_on_the_literal_path():

@@ -174,6 +174,8 @@ def test_the_trainers_schedule_is_the_cosine(make):
         ("MKUNetWide", 41_055, 100, 1e-4),
         ("UNeXt", 1_471_921, 100, 1e-4),
         ("EGEUNet", 53_374, 100, 1e-4),
+        ("NanoNetC", 34_073, 100, 1e-4),
+        ("UltraSeg130K", 147_674, 100, 1e-4),
         ("ORDER_30epochs", 42_457, 30, 5e-3),
         ("MKUNet_30epochs", 27_353, 30, 5e-3),
         ("MKUNetWide_30epochs", 41_055, 30, 5e-3),

@@ -1,4 +1,4 @@
-"""The segmentation networks: ORDER, and the small networks that the paper compares it with.
+"""The segmentation networks: ORDER, and the small networks that it is compared with.
 
 A network of this package keeps this contract, which nnU-Net expects of every network:
 
