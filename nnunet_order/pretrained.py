@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING
 
 from dataset_conversion.system.errors import UserError
 from dataset_conversion.system.files import hash_file
 from nnunet_order.torch_file import load_torch
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 LITE0 = "tf_efficientnet_lite0"
 LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
@@ -150,6 +151,7 @@ def hub_weights(published: str) -> dict[str, Tensor]:
 def file_weights(published: str, path: Path) -> dict[str, Tensor]:
     """Those of a file. UserError: it cannot be read, or has names that are not this network's."""
     import timm
+    import torch
 
     expected = f"the state dict of timm's {published}"
     if path.suffix == ".safetensors":

@@ -18,6 +18,7 @@ from nnunet_order.networks.sigmoid_head import SigmoidHead
 from nnunet_order.pretrained import adapt_stem, load_pretrained, packaged_weights
 
 LITE0 = "tf_efficientnet_lite0"
+LITE = ["Lite40K", "Lite95K", "Lite333K", "LiteUNet"]
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +90,7 @@ def test_the_stem_follows_timms_rule(weights):
         torch.testing.assert_close(adapt_stem(stem, channels), adapt_input_conv(channels, stem))
 
 
-@pytest.mark.parametrize("name", ["Lite40K", "Lite95K", "Lite333K", "LiteUNet"])
+@pytest.mark.parametrize("name", LITE)
 def test_weights_reach_the_encoder_of_a_wrapped_network(name, weights):
     network = torch.nn.Sequential(SigmoidHead(4, 2, f"nnunet_order.networks.{name}"))
     decoder = {key: one.clone() for key, one in network[0].decoder.state_dict().items()}
@@ -158,6 +159,27 @@ def test_timm_without_a_network_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(hub, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(hub, "HF_HUB_OFFLINE", True)
     refused("found pretrained=timm, but timm cannot get tf_efficientnet_lite0 .*pretrained=package", "timm")
+
+
+@pytest.mark.parametrize("name", LITE)
+def test_exported_networks_take_any_size(name, tmp_path):
+    """torch.export's graph and ONNX's, traced at one size, give torch's logits at another, odd one."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    network = getattr(networks, name)(3, 2).eval()
+    load_pretrained(network, "package")
+    free = torch.export.Dim.DYNAMIC
+    shapes = ({0: free, 2: free, 3: free},)
+    exported = torch.export.export(network, (torch.zeros(2, 3, 64, 96),), dynamic_shapes=shapes)
+    torch.onnx.export(exported, f=tmp_path / "lite.onnx", input_names=["image"], dynamo=True, verbose=False)
+    session = onnxruntime.InferenceSession(tmp_path / "lite.onnx", providers=["CPUExecutionProvider"])
+    for size in ((1, 3, 97, 131), (3, 3, 64, 32)):
+        x = torch.randn(*size)
+        with torch.no_grad():
+            expected = network(x)
+            found = exported.module()(x), torch.from_numpy(session.run(None, {"image": x.numpy()})[0])
+        for one in found:
+            torch.testing.assert_close(one, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
 
 
 def test_networks_without_published_weights_are_a_programming_error():
