@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 Strides = Sequence[Sequence[int]]
 """How each encoder stage down-samples (height, width), as in nnU-Net's plans; the first stage is 1, 1."""
@@ -34,20 +34,22 @@ class Network:
     trainer: str
     """A sentence that describes its trainer, nnUNetTrainer<Name>."""
     strides: Strides = FIVE_HALVINGS
+    recipe: Literal["paper", "fine-tuning"] = "paper"
+    """What its trainers train it with: the paper's recipe, or the one for published weights."""
     counted_with: Mapping[str, Any] = field(default_factory=dict)
     """Options of the network for which its FLOPs are counted."""
 
 
 @dataclass(frozen=True)
 class Trainer:
-    """A trainer class: the paper's recipe for one of `NETWORKS`, with what differs from it."""
+    """A trainer class: the recipe of one of `NETWORKS`, with what differs from it."""
 
     network: str
     about: str
     network_options: Mapping[str, Any] = field(default_factory=dict)
     """Keyword options of the network."""
     recipe: Mapping[str, Any] = field(default_factory=dict)
-    """Attributes of `PaperRecipeTrainer` that have other values."""
+    """Attributes of the recipe's trainer class that have other values."""
     full_precision: bool = False
     """Whether it trains without mixed precision."""
 
@@ -80,6 +82,25 @@ NETWORKS = {
         "UltraSeg-130K on ORDER's recipe, without the mask and boundary supervision of its own.",
         strides=FOUR_HALVINGS,
     ),
+    "Lite40K": Network(
+        "lite",
+        "Lite40K",
+        "Our own network of ORDER's size, whose first stages start from ImageNet weights.",
+        recipe="fine-tuning",
+    ),
+    "Lite95K": Network(
+        "lite", "Lite95K", "As nnUNetTrainerLite40K, with one more stage.", recipe="fine-tuning"
+    ),
+    "Lite333K": Network(
+        "lite", "Lite333K", "As nnUNetTrainerLite40K, with two more stages.", recipe="fine-tuning"
+    ),
+    "LiteUNet": Network(
+        "lite",
+        "LiteUNet",
+        "A U-Net of 3.6 M parameters, whose encoder starts from ImageNet weights.",
+        strides=FOUR_HALVINGS,
+        recipe="fine-tuning",
+    ),
 }
 
 
@@ -94,7 +115,7 @@ def network_path(name: str) -> str:
 
 
 def trainer_of(network: str) -> str:
-    """Name of the trainer that trains a registered network with the paper's recipe."""
+    """Name of the trainer that trains a registered network with its recipe."""
     return f"nnUNetTrainer{network}"
 
 
@@ -110,6 +131,16 @@ def _attentive(stages: Sequence[int], about: str) -> Trainer:
 
 def _short(network: str, epochs: int, about: str) -> Trainer:
     return Trainer(network, about, recipe={"epochs": epochs, "learning_rate": SHORT_RUN_LEARNING_RATE})
+
+
+def _lite(network: str) -> dict[str, Trainer]:
+    """The variants of a Lite network's trainer; their recipe has the learning rate of short runs already."""
+    name = trainer_of(network)
+    return {
+        f"{name}_scratch": Trainer(network, "From random weights.", recipe={"pretrained": "none"}),
+        f"{name}_30epochs": Trainer(network, "As nnUNetTrainerORDER_30epochs.", recipe={"epochs": 30}),
+        f"{name}_5epochs": Trainer(network, "As nnUNetTrainerORDER_5epochs.", recipe={"epochs": 5}),
+    }
 
 
 TRAINERS = {trainer_of(name): Trainer(name, network.trainer) for name, network in NETWORKS.items()} | {
@@ -129,4 +160,8 @@ TRAINERS = {trainer_of(name): Trainer(name, network.trainer) for name, network i
         "ORDER", 5, "Minutes on a CPU: for a first look and for `nnunet-order demo`."
     ),
     "nnUNetTrainerMKUNet_5epochs": _short("MKUNet", 5, "As nnUNetTrainerORDER_5epochs."),
+    **_lite("Lite40K"),
+    **_lite("Lite95K"),
+    **_lite("Lite333K"),
+    **_lite("LiteUNet"),
 }

@@ -12,20 +12,19 @@ NNUNET_EPOCH = 250  # iterations
 class CosineSchedule:
     """lr(epoch) = lr_0 (1 + cos(pi epoch / epochs)) / 2, with nnU-Net's `step(epoch)` interface.
 
-    torch's CosineAnnealingLR deprecates an epoch argument and would count calls instead.
+    lr_0 is what each of the optimizer's groups has when this is made. torch's CosineAnnealingLR deprecates an
+    epoch argument and would count calls instead.
     """
 
-    def __init__(self, optimizer: Optimizer, initial_lr: float, epochs: int):
+    def __init__(self, optimizer: Optimizer, epochs: int):
         self.optimizer = optimizer
-        self.initial_lr = initial_lr
+        self.initial_rates = [group["lr"] for group in optimizer.param_groups]
         self.epochs = epochs
-        self.step(0)
 
     def step(self, epoch: int) -> None:
-        """Set the learning rate of this epoch (0-based)."""
-        lr = self.initial_lr * (1 + math.cos(math.pi * epoch / self.epochs)) / 2
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        """Set the learning rates of this epoch (0-based)."""
+        for group, initial in zip(self.optimizer.param_groups, self.initial_rates, strict=True):
+            group["lr"] = initial * (1 + math.cos(math.pi * epoch / self.epochs)) / 2
 
 
 def one_pass(cases: int, slices: int, batch_size: int) -> int:

@@ -4,43 +4,46 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from dataset_conversion.system.errors import UserError
 
 OPTIONS_VARIABLE = "NNUNET_ORDER_OPTIONS"
-HYPER_PARAMETERS = (
-    "epochs",
-    "optimizer_name",
-    "learning_rate",
-    "decoupled_weight_decay",
-    "samples_per_step",
-    "largest_patch",
-    "rotation_probability",
-    "iterations_per_epoch",
-    "minimum_iterations",
-    "maximum_validation_iterations",
-    "checkpoint_every",
-)
-# These change nothing about the training, and so may differ when it goes on.
-CHOICES = {"final_validation": ("full", "none")}
-# What the optimizer's state and plans.json were made with.
-FIXED = ("optimizer_name", "samples_per_step", "largest_patch")
-MAY_BE_ZERO = ("decoupled_weight_decay", "rotation_probability")  # which turns them off
+HYPER_PARAMETERS = {  # of any trainer of ours -> type
+    "epochs": int,
+    "optimizer_name": str,
+    "learning_rate": float,
+    "decoupled_weight_decay": float,
+    "pretrained": str,
+    "pretrained_rate": float,
+    "samples_per_step": int,
+    "largest_patch": int,
+    "augmentation": str,
+    "rotation_probability": float,
+    "iterations_per_epoch": int,
+    "minimum_iterations": int,
+    "maximum_validation_iterations": int,
+    "checkpoint_every": int,
+}
+NO_HYPER_PARAMETERS = ("final_validation",)  # they may differ when a training goes on
+CHOICES = {"augmentation": ("paper", "nnunet"), "final_validation": ("full", "none")}
+# What the optimizer's state, plans.json and the first weights were made with.
+FIXED = ("optimizer_name", "samples_per_step", "largest_patch", "pretrained")
+MAY_BE_ZERO = ("decoupled_weight_decay", "rotation_probability", "pretrained_rate")  # which turns them off
 
 
-def trainer_options(recipe: type, text: str | None = None) -> dict[str, int | float | str]:
+def trainer_options(text: str | None = None) -> dict[str, int | float | str]:
     """Name -> value from "epochs=5 learning_rate=5e-3"; by default from NNUNET_ORDER_OPTIONS.
 
-    Types are those of the attributes of `recipe`. UserError: not NAME=VALUE, an unknown name, a value of
-    another type or not positive, or none of its `CHOICES`.
+    Not every trainer has all of them: several may be trained with the same options. UserError: not
+    NAME=VALUE, an unknown name, a value of another type or not positive, or none of its `CHOICES`.
     """
     text = os.environ.get(OPTIONS_VARIABLE, "") if text is None else text
-    return dict(_parse(option, recipe) for option in text.split())
+    return dict(map(_parse, text.split()))
 
 
-def check_resumed(begun: Mapping[str, Any], recipe: Mapping[str, Any], given: Collection[str]) -> None:
+def check_resumed(begun: Mapping[str, Any], recipe: Mapping[str, Any], given: Mapping[str, Any]) -> None:
     """UserError: a training would go on with other hyper-parameters than it began with.
 
     Those in `given`, which NNUNET_ORDER_OPTIONS names, may change on purpose, but for the `FIXED` ones: a
@@ -51,7 +54,7 @@ def check_resumed(begun: Mapping[str, Any], recipe: Mapping[str, Any], given: Co
     if lost:
         found = " ".join(f"{name}={recipe[name]}" for name in lost)
         expected = " ".join(f"{name}={value}" for name, value in lost.items())
-        kept = " ".join(f"{name}={recipe[name]}" for name in given if name not in lost)
+        kept = " ".join(f"{name}={value}" for name, value in given.items() if name not in lost)
         raise UserError(
             f"found {found}, expected {expected} as when this training began; "
             f'export {OPTIONS_VARIABLE}="{" ".join(filter(None, (kept, expected)))}", or train anew'
@@ -65,19 +68,18 @@ def check_choice(name: str, value: str) -> str:
     return value
 
 
-def _parse(text: str, recipe: type) -> tuple[str, int | float | str]:
+def _parse(text: str) -> tuple[str, int | float | str]:
     name, _, given = text.partition("=")
     if name in CHOICES:
         return name, check_choice(name, given)
     if name not in HYPER_PARAMETERS:
         raise UserError(
             f'{OPTIONS_VARIABLE}: found "{text}", expected NAME=VALUE with a name out of '
-            f"{', '.join((*HYPER_PARAMETERS, *CHOICES))}; correct it"
+            f"{', '.join((*HYPER_PARAMETERS, *NO_HYPER_PARAMETERS))}; correct it"
         )
-    default = getattr(recipe, name)
-    if isinstance(default, str):
+    kind = HYPER_PARAMETERS[name]
+    if kind is str:
         return name, given
-    kind = float if isinstance(default, float) else int
     try:
         value = kind(given)
     except ValueError:

@@ -1,7 +1,7 @@
-"""nnU-Net trainers for ORDER and the small networks it is compared with: `nnUNetv2_train ... -tr NAME`.
+"""nnU-Net trainers for our networks and those they are compared with: `nnUNetv2_train ... -tr NAME`.
 
-`nnunet_order.registry.TRAINERS` lists them, and each is an attribute of this module. All share the paper's
-recipe. Every hyper-parameter is a class attribute, so a subclass of two lines changes one:
+`nnunet_order.registry.TRAINERS` lists them, and each is an attribute of this module. Every hyper-parameter is
+a class attribute, so a subclass of two lines changes one:
 
     class nnUNetTrainerORDER_300epochs(nnUNetTrainerORDER):
         epochs = 300
@@ -17,12 +17,16 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 
 from nnunet_order.attention import autocast_off
+from nnunet_order.fine_tuning_recipe import FineTuningTrainer
 from nnunet_order.paper_recipe import PaperRecipeTrainer
 from nnunet_order.registry import NETWORKS, TRAINERS, Trainer, network_path
+from nnunet_order.small_network_trainer import SmallNetworkTrainer
+
+RECIPES = {"paper": PaperRecipeTrainer, "fine-tuning": FineTuningTrainer}
 
 
 class FullPrecisionTrainer(PaperRecipeTrainer):
-    """The recipe without mixed precision."""
+    """The paper's recipe without mixed precision."""
 
     def initialize(self) -> None:
         super().initialize()
@@ -54,17 +58,19 @@ def full_precision_forward(network: nn.Module, x: torch.Tensor) -> torch.Tensor:
         return type(network).forward(network, x.float())
 
 
-def make_trainer(name: str, entry: Trainer) -> type[PaperRecipeTrainer]:
+def make_trainer(name: str, entry: Trainer) -> type[SmallNetworkTrainer]:
     """The class of an entry of the registry; it belongs to this module, so that it can be pickled."""
+    network = NETWORKS[entry.network]
+    recipe = FullPrecisionTrainer if entry.full_precision else RECIPES[network.recipe]
     attributes = {
         "__module__": __name__,
         "__doc__": entry.about,
         "network_class": network_path(entry.network),
         "network_options": dict(entry.network_options),
-        "strides": NETWORKS[entry.network].strides,
+        "strides": network.strides,
         **entry.recipe,
     }
-    return type(name, (FullPrecisionTrainer if entry.full_precision else PaperRecipeTrainer,), attributes)
+    return type(name, (recipe,), attributes)
 
 
 globals().update({name: make_trainer(name, entry) for name, entry in TRAINERS.items()})

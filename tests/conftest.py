@@ -160,6 +160,24 @@ def draw_and_plan(nnunet: NNUNet) -> None:
     nnunet.plan(901, 902, 903, 904)
 
 
+@pytest.fixture
+def make(nnunet, monkeypatch):
+    """A maker of trainers on the generated data sets: make(trainer class, data set id, fold)."""
+    import torch
+
+    for name, value in nnunet.environment.items():
+        if name.startswith(("nnUNet_", "NNUNET_")):
+            monkeypatch.setenv(name, value)
+
+    def trainer(trainer_class, dataset=901, fold=0):
+        folder = next(nnunet.preprocessed.glob(f"Dataset{dataset}_*"))
+        plans = json.loads((folder / "nnUNetPlans.json").read_text()) | {"continue_training": False}
+        dataset_json = json.loads((folder / "dataset.json").read_text())
+        return trainer_class(plans, "2d", fold, dataset_json, device=torch.device("cpu"))
+
+    return trainer
+
+
 def write_volume(path: Path, array: np.ndarray, spacing=(0.8, 0.7, 4.0), origin=(-12.5, 40.0, 7.0)) -> None:
     """Write (Z, Y, X) with a direction in which two axes are flipped, as scanners have it."""
     import SimpleITK as sitk

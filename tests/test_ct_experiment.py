@@ -337,8 +337,8 @@ def test_presets_of_the_paper_plan_on_volumes(ct_dataset, tmp_path):
 
 def test_epochs_are_those_of_the_real_slices(ct_dataset, tmp_path):
     """Not of the cases, which a synthetic slice is, too."""
-    from nnunet_order.paper_recipe import PaperRecipeTrainer as Recipe
     from nnunet_order.schedule import one_pass
+    from nnunet_order.small_network_trainer import SmallNetworkTrainer as Recipe
 
     config = make_config(content(ct_dataset), "ct.toml")
     plan = make_plan(config, tmp_path)

@@ -217,6 +217,30 @@ class TestUltraSeg130K(NetworkTester):
     parameters = ((147_674, {}), (147_683, {"num_classes": 2}))
 
 
+class TestLite40K(NetworkTester):
+    name = "Lite40K"
+    parameters = ((39_745, {}), (39_751, {"input_map": "affine"}), (39_169, {"input_channels": 1}))
+    draws = 5
+
+
+class TestLite95K(NetworkTester):
+    name = "Lite95K"
+    parameters = ((95_139, {}),)
+    draws = 5
+
+
+class TestLite333K(NetworkTester):
+    name = "Lite333K"
+    parameters = ((333_507, {}),)
+    draws = 5
+
+
+class TestLiteUNet(NetworkTester):
+    name = "LiteUNet"
+    parameters = ((3_617_633, {}),)
+    draws = 5
+
+
 def test_every_registered_network_is_tested():
     assert sorted(one.name for one in NetworkTester.__subclasses__()) == sorted(NETWORKS)
 

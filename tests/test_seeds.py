@@ -18,7 +18,7 @@ from law_synth.generation.options import Generate
 from law_synth.training.options import Train
 from nnunet_order.comparing.options import Compare
 from nnunet_order.options import Benchmark, Demo, Evaluate
-from nnunet_order.paper_recipe import environment_seed
+from nnunet_order.small_network_trainer import environment_seed
 
 
 def law_experiment(out, data, seed):

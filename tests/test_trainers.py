@@ -29,22 +29,6 @@ from nnunet_order.trainer_options import HYPER_PARAMETERS, OPTIONS_VARIABLE, tra
 
 
 @pytest.fixture
-def make(nnunet, monkeypatch):
-    """A maker of trainers on the generated data sets: make(trainer class, data set id, fold)."""
-    for name, value in nnunet.environment.items():
-        if name.startswith(("nnUNet_", "NNUNET_")):
-            monkeypatch.setenv(name, value)
-
-    def trainer(trainer_class, dataset=901, fold=0):
-        folder = next(nnunet.preprocessed.glob(f"Dataset{dataset}_*"))
-        plans = json.loads((folder / "nnUNetPlans.json").read_text()) | {"continue_training": False}
-        dataset_json = json.loads((folder / "dataset.json").read_text())
-        return trainer_class(plans, "2d", fold, dataset_json, device=torch.device("cpu"))
-
-    return trainer
-
-
-@pytest.fixture
 def plans(nnunet) -> dict:
     """nnUNetPlans of the phantom data set."""
     return json.loads((nnunet.preprocessed / "Dataset901_Phantom" / "nnUNetPlans.json").read_text())
@@ -125,12 +109,14 @@ def test_configurations_that_inherit_are_resolved(plans):
 
 
 def test_cosine_schedule_depends_on_the_epoch_alone():
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=7)
-    schedule = CosineSchedule(optimizer, 1e-4, epochs=100)
+    groups = [{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": lr} for lr in (1e-4, 3e-4)]
+    optimizer = torch.optim.SGD(groups)
+    schedule = CosineSchedule(optimizer, epochs=100)
     rates = {}
     for epoch in (0, 50, 25, 99):
         schedule.step(epoch)
-        rates[epoch] = optimizer.param_groups[0]["lr"]
+        rates[epoch], other = (group["lr"] for group in optimizer.param_groups)
+        assert other == pytest.approx(3 * rates[epoch])
     assert rates[0] == 1e-4 and rates[50] == pytest.approx(5e-5)
     assert rates[25] == pytest.approx(1e-4 * (1 + math.cos(math.pi / 4)) / 2) and 0 < rates[99] < 1e-7
 
@@ -181,6 +167,13 @@ def test_the_trainers_schedule_is_the_cosine(make):
         ("MKUNetWide_30epochs", 41_055, 30, 5e-3),
         ("ORDER_5epochs", 42_457, 5, 5e-3),
         ("MKUNet_5epochs", 27_353, 5, 5e-3),
+        ("Lite40K", 39_745, 100, 5e-3),
+        ("Lite40K_scratch", 39_745, 100, 5e-3),
+        ("Lite95K", 95_139, 100, 5e-3),
+        ("Lite95K_30epochs", 95_139, 30, 5e-3),
+        ("Lite333K", 333_507, 100, 5e-3),
+        ("Lite333K_5epochs", 333_507, 5, 5e-3),
+        ("LiteUNet", 3_617_633, 100, 5e-3),
     ],
 )
 def test_every_trainer_builds_what_it_is_named_after(make, name, parameters, epochs, learning_rate):
@@ -193,7 +186,7 @@ def test_every_trainer_builds_what_it_is_named_after(make, name, parameters, epo
 
 
 def test_the_batch_must_part_evenly():
-    from nnunet_order.paper_recipe import check_processes
+    from nnunet_order.small_network_trainer import check_processes
 
     check_processes(16, 4)
     with pytest.raises(UserError, match="found -num_gpus 3 for a batch of 16"):
@@ -217,25 +210,33 @@ def test_another_optimizer_is_one_line(make):
 
 
 def test_options_change_hyper_parameters_of_one_process(make, monkeypatch):
-    from nnunet_order.paper_recipe import PaperRecipeTrainer
-    from nnunet_order.trainers import nnUNetTrainerORDER
+    from nnunet_order.trainers import nnUNetTrainerLite40K, nnUNetTrainerORDER
 
     values = {
         "epochs": 7,
         "optimizer_name": "AdamW",
         "learning_rate": 5e-3,
         "decoupled_weight_decay": 0.0,
+        "pretrained": "none",
+        "pretrained_rate": 0.5,
         "samples_per_step": 3,
         "largest_patch": 32,
+        "augmentation": "paper",
         "rotation_probability": 0.0,
         "iterations_per_epoch": 11,
         "minimum_iterations": 20,
         "maximum_validation_iterations": 1,
         "checkpoint_every": 2,
     }
-    recipe = {name for name, value in vars(PaperRecipeTrainer).items() if type(value) in (int, float, str)}
+    assert list(values) == list(HYPER_PARAMETERS)
+    recipe = {
+        name
+        for one in nnUNetTrainerLite40K.__mro__
+        for name, value in vars(one).items()
+        if one.__module__.startswith("nnunet_order.") and type(value) in (int, float, str)
+    }
     recipe = {name for name in recipe if not name.startswith("_")} - {"network_class"}
-    assert set(values) == set(HYPER_PARAMETERS) == recipe | {"iterations_per_epoch"}
+    assert set(values) == recipe | {"iterations_per_epoch"}
     monkeypatch.setenv(OPTIONS_VARIABLE, " ".join(f"{name}={value}" for name, value in values.items()))
     trainer = make(nnUNetTrainerORDER)
     trainer.initialize()
@@ -392,14 +393,13 @@ def test_a_skipped_validation_keeps_what_belongs_to_the_same_weights(make, monke
         ("learning_rate=nan", "learning_rate=nan"),
         ("learning_rate=inf", "learning_rate=inf"),
         ("rotation_probability=-0.1", "number of 0 or more"),
+        ("augmentation=strong", "found augmentation=strong, expected paper or nnunet"),
     ],
 )
 def test_wrong_options_are_one_line(monkeypatch, text, message):
-    from nnunet_order.paper_recipe import PaperRecipeTrainer
-
     monkeypatch.setenv(OPTIONS_VARIABLE, text)
     with pytest.raises(UserError, match=message) as error:
-        trainer_options(PaperRecipeTrainer)
+        trainer_options()
     assert "\n" not in str(error.value)
 
 

@@ -45,6 +45,8 @@ def package(tmp_path, monkeypatch):
         ),  # moved
         architecture("nnunet_order.networks.ORDER", (), strides=[[1, 1]]),
         architecture("nnunet_order.networks.SigmoidHead", (), network="nnunet_order.networks.MKUNet"),
+        architecture("nnunet_order.networks.Lite40K", (), input_map="affine"),
+        architecture("nnunet_order.networks.SigmoidHead", (), network="nnunet_order.networks.LiteUNet"),
         architecture(imported=("conv_op", "dropout_op"), dropout_op=None),
         architecture(
             imported=("conv_op", "block"),

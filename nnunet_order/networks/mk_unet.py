@@ -14,6 +14,7 @@ from nnunet_order.networks.multi_kernel import (
     GroupedAttentionGate,
     MultiKernelInvertedResidual,
     SpatialAttention,
+    start_residuals_at_unit_gain,
 )
 from nnunet_order.networks.seg_layers import SegLayers
 from nnunet_order.networks.strides import check_strides
@@ -255,6 +256,4 @@ class MKUNetWide(ORDER):
         **options,
     ):
         super().__init__(input_channels, num_classes, channels, attention_stages, **options)
-        for module in self.modules():
-            if isinstance(module, MultiKernelInvertedResidual) and isinstance(module.residual, nn.Conv2d):
-                nn.init.kaiming_normal_(module.residual.weight, nonlinearity="linear")
+        start_residuals_at_unit_gain(self)

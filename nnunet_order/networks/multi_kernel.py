@@ -55,6 +55,13 @@ class MultiKernelInvertedResidual(nn.Module):
         return self.residual(x) + self.project(channel_shuffle(multi_scale, self.shuffle_groups))
 
 
+def start_residuals_at_unit_gain(network: nn.Module) -> None:
+    """Initialise the residual convolutions of all MKIR blocks: the official N(0, 0.02) is nearly zero."""
+    for module in network.modules():
+        if isinstance(module, MultiKernelInvertedResidual) and isinstance(module.residual, nn.Conv2d):
+            nn.init.kaiming_normal_(module.residual.weight, nonlinearity="linear")
+
+
 class ChannelAttention(nn.Module):
     """Weights in [0, 1] per channel from average- and max-pooled features; (B, C, H, W) -> (B, C, 1, 1)."""
 
