@@ -20,6 +20,7 @@ from rich.table import Table
 from dataset_conversion.system.errors import UserError
 from dataset_conversion.system.json_files import write_json
 from dataset_conversion.system.parallel import in_processes
+from dataset_conversion.system.provenance import machine
 from nnunet_order import networks
 from nnunet_order.complexity import planned_unet
 from nnunet_order.options import STOCK_NETWORK, Benchmark
@@ -47,7 +48,7 @@ def benchmark(options: Benchmark) -> None:
     for row in rows:
         row["train_ratio"] = row["train_seconds"] / rows[0]["train_seconds"]
         row["images_per_second_ratio"] = row["images_per_second"] / rows[0]["images_per_second"]
-    about = machine(options.device)
+    about = conditions(options.device)
     print_table(options, rows, about)
     if options.json is not None:
         given = {key: str(value) if key == "json" else value for key, value in asdict(options).items()}
@@ -179,16 +180,13 @@ def resident_peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # macOS counts bytes
 
 
-def machine(device: str) -> dict[str, str | int]:
+def conditions(device: str) -> dict[str, str | int]:
     """What the times depend on."""
     import torch
 
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return {
         "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
-        "cpu": models[0] if models else platform.processor(),
+        "cpu": machine()["processor"],
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": torch.__version__,

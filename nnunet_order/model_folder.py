@@ -73,7 +73,7 @@ class Configuration:
 
 
 @dataclass(frozen=True)
-class TrainingData:
+class DatasetOfModel:
     """What we read of the dataset.json beside a model."""
 
     channel_names: dict[str, str]
@@ -105,7 +105,7 @@ class ModelFolder:
 
     path: Path
     plans: Plans
-    data: TrainingData
+    data: DatasetOfModel
     plans_json: dict = field(repr=False)
     """The content of plans.json, as nnU-Net takes it."""
     dataset_json: dict = field(repr=False)
@@ -220,7 +220,7 @@ def open_model_folder(path: Path) -> ModelFolder:
     return ModelFolder(
         path,
         converted(plans, Plans, path / "plans.json", RESTORE),
-        converted(data, TrainingData, path / "dataset.json", RESTORE),
+        converted(data, DatasetOfModel, path / "dataset.json", RESTORE),
         plans,
         data,
     )

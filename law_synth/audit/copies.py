@@ -69,7 +69,7 @@ def _known_masks(audited: AuditedData, name: str, case_ids: Sequence[str]) -> di
 
 
 @dataclass(frozen=True)
-class Description:
+class DescribedImages:
     """What is compared of a set of N images."""
 
     name: str
@@ -123,7 +123,7 @@ class Likeness:
         return self._alike(self._features, words)
 
     def _alike(
-        self, vectors_of: Callable[[Description], np.ndarray], words: str
+        self, vectors_of: Callable[[DescribedImages], np.ndarray], words: str
     ) -> tuple[list[Finding], str]:
         """Copies by the dot product of vectors (V, N, D) of V versions of each image."""
         if not len(self._held_out) or not len(self._synthetic):
@@ -159,22 +159,22 @@ class Likeness:
             return None
 
     @cached_property
-    def _synthetic(self) -> Description:
+    def _synthetic(self) -> DescribedImages:
         slices = map(self.audited.sample, self.audited.kept)
         readable = [one for one in slices if _is_readable(self.audited.view, one)]
         return self._describe("synthetic", self.audited.view, readable)
 
     @cached_property
-    def _held_out(self) -> Description:
+    def _held_out(self) -> DescribedImages:
         view = self.audited.real_view
         return self._describe("held-out", view, view.slices(self.audited.held_out))
 
     @cached_property
-    def _training(self) -> Description:
+    def _training(self) -> DescribedImages:
         view = self.audited.real_view
         return self._describe("training", view, view.slices(self.audited.split[0]))
 
-    def _describe(self, name: str, view: SliceView, slices: Sequence[Slice]) -> Description:
+    def _describe(self, name: str, view: SliceView, slices: Sequence[Slice]) -> DescribedImages:
         pixels, small = [], []
         for one in track(slices, f"reading {name} images", transient=True):
             image = view.read_rgb(one)
@@ -183,9 +183,9 @@ class Likeness:
             pixels.append(list(map(mask_hash, seen)))
             small.append(thumbnails(versions))
         vectors = np.stack(small, axis=1) if small else np.empty((1, 0, 0))
-        return Description(name, view, list(slices), pixels, vectors)
+        return DescribedImages(name, view, list(slices), pixels, vectors)
 
-    def _features(self, images: Description) -> np.ndarray:
+    def _features(self, images: DescribedImages) -> np.ndarray:
         """(1, N, 1280) of synthetic images; (4, N, 1280) of real ones, mirrored and kept for the next run."""
         extractor, step = self._extractor, self.options.batch_size
         mirror = images.name != "synthetic"
