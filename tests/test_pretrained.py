@@ -173,7 +173,7 @@ def test_exported_networks_take_any_size(name, tmp_path):
     exported = torch.export.export(network, (torch.zeros(2, 3, 64, 96),), dynamic_shapes=shapes)
     torch.onnx.export(exported, f=tmp_path / "lite.onnx", input_names=["image"], dynamo=True, verbose=False)
     session = onnxruntime.InferenceSession(tmp_path / "lite.onnx", providers=["CPUExecutionProvider"])
-    for size in ((1, 3, 97, 131), (3, 3, 64, 48)):  # torch.export knows sides above 32 only
+    for size in ((1, 3, 97, 131), (3, 3, 64, 40)):  # for 32, torch.export would trace another graph
         x = torch.randn(*size)
         with torch.no_grad():
             expected = network(x)
