@@ -9,9 +9,9 @@ from dataclasses import replace
 import numpy as np
 from rich.progress import track
 
-from dataset_conversion.raw.cases import Case
 from dataset_conversion.raw.dataset import RawDataset, find_dataset
 from dataset_conversion.raw.folds import Fold, fold_cases, leak_free_fold
+from dataset_conversion.raw.held_out import group_by_name, held_out_groups, unseen_cases
 from dataset_conversion.system.errors import UserError
 from dataset_conversion.system.names import match_key
 from law_synth.judging.segmenter import Segmenter
@@ -105,40 +105,10 @@ class HeldOutMasks:
     def _group(self, source: MaskSource) -> str | None:
         names = (source.name, mask_stem(source.name))
         given = next((self._given[key] for key in map(match_key, names) if key in self._given), None)
-        by_name = mask_group(source.name, self.dataset, self._groups)
+        by_name = group_by_name(source.name, self.dataset, self._groups)
         if by_name in self._groups or given is None:
             return by_name
         return self.dataset.groups_by_key.get(match_key(given), given)
-
-
-def unseen_cases(dataset: RawDataset, training: Collection[str]) -> dict[str, Case]:
-    """Id -> case of all training and test cases but those of `training`."""
-    cases = (*dataset.training_cases, *dataset.test_cases)
-    return {case.id: case for case in cases if case.id not in training}
-
-
-def held_out_groups(dataset: RawDataset, training: Collection[str]) -> dict[str, str]:
-    """Group -> one of its cases, of all groups with a case outside `training`."""
-    return {dataset.groups[case_id]: case_id for case_id in sorted(unseen_cases(dataset, training))}
-
-
-def mask_group(name: str, dataset: RawDataset, held_out: Collection[str] = ()) -> str | None:
-    """Group of the case, or the group, after which a mask file is named; None where it is named otherwise.
-
-    The name of its path, or of a part of it from some folder on, is that name, or begins with it and goes on
-    with `_`, `-`, `.` or `/`; the longest one counts, and letter case does not. Where folders and file tell
-    of several groups, a `held_out` one goes before others.
-    """
-    parts = name.split("/")
-    told = [_group_told_by("/".join(parts[first:]), dataset) for first in range(len(parts))]
-    known = [group for group in told if group is not None]
-    return next((group for group in known if group in held_out), known[0] if known else None)
-
-
-def _group_told_by(name: str, dataset: RawDataset) -> str | None:
-    ends = [i for i, letter in enumerate(name) if letter in "_-./"]
-    keys = (match_key(name[:end]) for end in (len(name), *reversed(ends)))
-    return next((dataset.groups_by_key[key] for key in keys if key in dataset.groups_by_key), None)
 
 
 def _refuse_changed_splits(run: TrainedRun, dataset: RawDataset) -> None:

@@ -24,11 +24,12 @@ from torch import nn
 from dataset_conversion.system.errors import UserError
 from dataset_conversion.system.options import check_seed
 from nnunet_order.final_validation import SKIPPED, leave_empty_summary
-from nnunet_order.finite_loss import FiniteLoss
 from nnunet_order.network_plans import with_network
 from nnunet_order.one_line_errors import one_line_errors
 from nnunet_order.registry import FIVE_HALVINGS, Strides
 from nnunet_order.schedule import CosineSchedule, one_pass
+from nnunet_order.soft_labels.trainer import SoftLabelTrainer
+from nnunet_order.soft_labels.transforms import AppendSoftLabels, TakeOutSoftLabels
 from nnunet_order.trainer_options import HYPER_PARAMETERS, check_choice, check_resumed, trainer_options
 
 SEED_VARIABLE = "NNUNET_ORDER_SEED"
@@ -54,7 +55,7 @@ def check_processes(batch_size: int, processes: int) -> None:
         )
 
 
-class SmallNetworkTrainer(nnUNetTrainer):
+class SmallNetworkTrainer(SoftLabelTrainer):
     """Patches up to a limit, an epoch per pass over the data, cosine annealing, checked losses and resumes.
 
     With the environment variable NNUNET_ORDER_SEED each epoch draws its random numbers from (seed, epoch), so
@@ -182,9 +183,6 @@ class SmallNetworkTrainer(nnUNetTrainer):
         """Steps: the whole run, as its slow average spans 10,000."""
         return float(self.num_epochs * self.num_iterations_per_epoch)
 
-    def _build_loss(self) -> nn.Module:
-        return FiniteLoss(super()._build_loss())
-
     def save_checkpoint(self, filename: str) -> None:
         """Atomic: a kill while nnU-Net writes would leave a truncated file on which --c fails."""
         partial = f"{filename}.partial"
@@ -241,7 +239,7 @@ class SmallNetworkTrainer(nnUNetTrainer):
         """
         options = trainer_options()  # a class method does not see the instance's attributes
         if options.get("augmentation", cls.augmentation) == "nnunet":
-            return nnUNetTrainer.get_training_transforms(
+            theirs = nnUNetTrainer.get_training_transforms(
                 patch_size,
                 rotation_for_DA,
                 deep_supervision_scales,
@@ -250,6 +248,7 @@ class SmallNetworkTrainer(nnUNetTrainer):
                 use_mask_for_norm,
                 **labels,
             )
+            return ComposeTransforms([TakeOutSoftLabels(), theirs, AppendSoftLabels()])
         rotate = SpatialTransform(
             patch_size,
             patch_center_dist_from_border=0,
@@ -262,11 +261,11 @@ class SmallNetworkTrainer(nnUNetTrainer):
             border_mode_seg="constant",
             padding_value_seg=-1,
         )
-        transforms = [rotate]
+        transforms = [TakeOutSoftLabels(), rotate]
         if mirror_axes:  # None in nnU-Net's trainers without mirroring
             transforms.append(MirrorTransform(allowed_axes=mirror_axes))
         masked = [channel for channel, mask in enumerate(use_mask_for_norm or []) if mask]
         if masked:  # images normalised inside a mask stay zero outside it
             transforms.append(MaskImageTransform(masked, channel_idx_in_seg=0, set_outside_to=0))
-        transforms.append(cls.get_validation_transforms(deep_supervision_scales, **labels))
+        transforms += [cls.get_validation_transforms(deep_supervision_scales, **labels), AppendSoftLabels()]
         return ComposeTransforms(transforms)

@@ -25,12 +25,20 @@ HYPER_PARAMETERS = {  # of any trainer of ours -> type
     "minimum_iterations": int,
     "maximum_validation_iterations": int,
     "checkpoint_every": int,
+    "soft_label_weight": float,
+    "soft_label_temperature": float,
 }
 NO_HYPER_PARAMETERS = ("final_validation",)  # they may differ when a training goes on
 CHOICES = {"augmentation": ("paper", "nnunet"), "final_validation": ("full", "none")}
 # What the optimizer's state, plans.json and the first weights were made with.
 FIXED = ("optimizer_name", "samples_per_step", "largest_patch", "pretrained")
-MAY_BE_ZERO = ("decoupled_weight_decay", "rotation_probability", "pretrained_rate")  # which turns them off
+MAY_BE_ZERO = (  # which turns them off
+    "decoupled_weight_decay",
+    "rotation_probability",
+    "pretrained_rate",
+    "soft_label_weight",
+)
+AT_MOST_ONE = ("rotation_probability", "soft_label_weight")
 
 
 def trainer_options(text: str | None = None) -> dict[str, int | float | str]:
@@ -84,9 +92,13 @@ def _parse(text: str) -> tuple[str, int | float | str]:
         value = kind(given)
     except ValueError:
         value = math.nan
-    if not 0 <= value < math.inf or (value == 0 and name not in MAY_BE_ZERO):
+    too_large = value >= math.inf or (value > 1 and name in AT_MOST_ONE)
+    if not value >= 0 or too_large or (value == 0 and name not in MAY_BE_ZERO):
+        allowed = (
+            "from 0 to 1" if name in AT_MOST_ONE else "of 0 or more" if name in MAY_BE_ZERO else "above 0"
+        )
         raise UserError(
             f"{OPTIONS_VARIABLE}: found {name}={given}, expected a {'whole ' * (kind is int)}number "
-            f"{'of 0 or more' if name in MAY_BE_ZERO else 'above 0'}; correct it"
+            f"{allowed}; correct it"
         )
     return name, value

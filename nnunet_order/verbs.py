@@ -13,6 +13,7 @@ from dataset_conversion.polyps import ConvertPolyps
 from dataset_conversion.subset import ConvertSubset
 from dataset_conversion.system.verbs import Verb, as_union, call, run_verb
 from nnunet_order.comparing.options import Compare
+from nnunet_order.distilling.options import Distill
 from nnunet_order.options import Benchmark, Complexity, Demo, Doctor, Evaluate, Export, Plan, Predict
 
 CONVERSIONS = {
@@ -45,6 +46,7 @@ VERBS = {
     "plan": Verb(Plan, "nnunet_order.plan:plan"),
     "evaluate": Verb(Evaluate, "nnunet_order.evaluate:evaluate"),
     "compare": Verb(Compare, "nnunet_order.comparing.compare:compare"),
+    "distill": Verb(Distill, "nnunet_order.distilling.distill:distill"),
     "complexity": Verb(Complexity, "nnunet_order.complexity:complexity"),
     "benchmark": Verb(Benchmark, "nnunet_order.benchmark:benchmark"),
     "export": Verb(Export, "nnunet_order.export:export"),

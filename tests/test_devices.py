@@ -16,13 +16,13 @@ from law_synth.base.init_base import init_base
 from law_synth.base.model import load_base
 from law_synth.base.options import InitBase
 from law_synth.base.tiny import write_tiny_base
-from law_synth.devices import pick_device
 from law_synth.evaluation.evaluate import evaluate
 from law_synth.evaluation.options import Evaluate
 from law_synth.generation.generate import generate
 from law_synth.generation.options import Generate
 from law_synth.training.options import Train
 from law_synth.training.train import train
+from nnunet_order.devices import pick_device
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 

@@ -11,12 +11,12 @@ from PIL import Image
 
 from dataset_conversion.phantom import phantom_case
 from dataset_conversion.raw.dataset import read_dataset
+from dataset_conversion.raw.held_out import group_by_name
 from dataset_conversion.raw.writer import RGB, RawDatasetWriter
 from dataset_conversion.system.errors import UserError
 from law_synth.generation.augmentation import augment
 from law_synth.generation.mask_files import MaskFolder, read_mask
 from law_synth.generation.warps import draw_coordinates, warp
-from law_synth.leaks import mask_group
 from law_synth.view.classes import Classes
 from law_synth.view.mask_sources import MaskSource, case_masks, mask_hash, mask_stem
 from law_synth.view.resize import resize_mask
@@ -272,8 +272,8 @@ def test_a_mask_belongs_to_the_longest_name_that_it_begins_with(tmp_path):
         "bert.png": None,
         "xcase_1.png": None,
     }.items():
-        assert mask_group(name, dataset) == group, name
-    assert mask_group("case_1/case_12.png", dataset, held_out={"berta"}) == "berta"
+        assert group_by_name(name, dataset) == group, name
+    assert group_by_name("case_1/case_12.png", dataset, held_out={"berta"}) == "berta"
     assert [mask_stem(name) for name in ("a.nii.gz", "b.c.png", "d")] == ["a", "b.c", "d"]
 
 

@@ -38,6 +38,15 @@ def named_cases(folder: Path, part: str, ending: str, channels: int) -> list[Cas
         raise UserError(
             f"{images}: not found, expected the images of the data set; see nnU-Net's dataset format"
         )
+    cases = cases_in(images, ending, channels)
+    return [Case(case.id, case.images, labels.get(case.id)) for case in cases]
+
+
+def cases_in(images: Path, ending: str, channels: int) -> list[Case]:
+    """Unlabelled cases of a folder of files such as case_0000.png, sorted by id.
+
+    UserError: names that are none of a case, or are too much alike; missing channels.
+    """
     pattern = re.compile(r"(.+)_(\d{4})" + re.escape(ending), re.DOTALL)
     files: dict[str, list[Path]] = defaultdict(list)
     as_named: dict[str, None] = {}  # ids as the files' names have them, in order
@@ -54,7 +63,7 @@ def named_cases(folder: Path, part: str, ending: str, channels: int) -> list[Cas
     refuse_lookalikes(as_named, "case ids", images)
     for case_id, paths in files.items():
         _check_channels(case_id, paths, ending, channels)
-    return [Case(case_id, tuple(paths), labels.get(case_id)) for case_id, paths in sorted(files.items())]
+    return [Case(case_id, tuple(paths), None) for case_id, paths in sorted(files.items())]
 
 
 def listed_cases(folder: Path, table: Mapping[str, ListedFiles]) -> list[Case]:

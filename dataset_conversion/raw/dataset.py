@@ -137,7 +137,11 @@ class RawDataset:
 
     def read_image(self, case: Case) -> np.ndarray:
         """Image as nnU-Net reads it: float32 (C, Z, Y, X), Z = 1 in 2D. UserError: NaN, channels."""
-        image, _ = self._read("read_images", case.images)
+        return self.read_stored_image(case)[0]
+
+    def read_stored_image(self, case: Case) -> tuple[np.ndarray, dict]:
+        """As `read_image`, with the properties, such as the spacing, that nnU-Net's reader gives."""
+        image, properties = self._read("read_images", case.images)
         if len(image) != len(self.channel_names):
             raise UserError(
                 f"{case.images[0]}: found {len(image)} channels, expected {len(self.channel_names)} as in "
@@ -145,7 +149,7 @@ class RawDataset:
             )
         if not np.isfinite(image).all():
             raise UserError(f"{case.images[0]}: found NaN or Inf, expected finite values; replace them")
-        return image
+        return image, properties
 
     def read_label(self, path: Path) -> np.ndarray:
         """Label as integers (Z, Y, X), Z = 1 for 2D. UserError: unreadable, values outside dataset.json."""

@@ -12,7 +12,7 @@ from law_synth.audit.audited_data import read_audited_data
 from law_synth.audit.checks import run_checks
 from law_synth.audit.options import Audit
 from law_synth.audit.verdict import print_report, write_report
-from law_synth.devices import pick_device
+from nnunet_order.devices import pick_device
 
 logger = logging.getLogger(__name__)
 

@@ -16,11 +16,11 @@ from dataset_conversion.raw.dataset import (
     read_dataset,
 )
 from dataset_conversion.raw.folds import fold_cases
+from dataset_conversion.raw.held_out import unseen_cases
 from dataset_conversion.system.errors import UserError
 from dataset_conversion.system.json_files import read_json
 from law_synth.audit.finding import NotPossible
 from law_synth.audit.options import Audit
-from law_synth.leaks import unseen_cases
 from law_synth.records.run import RunConfig
 from law_synth.records.synthetic import (
     REMEDY,

@@ -17,7 +17,6 @@ from dataset_conversion.system.errors import UserError
 from law_synth.audit.audited_data import AuditedData
 from law_synth.audit.finding import Finding, NotPossible, leak
 from law_synth.audit.options import Audit
-from law_synth.devices import pick_device
 from law_synth.judging.feature_cache import cached
 from law_synth.judging.features import (
     Extractor,
@@ -31,6 +30,7 @@ from law_synth.judging.features import (
 from law_synth.view.mask_sources import mask_hash
 from law_synth.view.resize import resize_image, resize_mask
 from law_synth.view.slices import Slice, SliceView
+from nnunet_order.devices import pick_device
 
 ROUNDING = 1e-6  # of similarities
 

@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from dataset_conversion.raw.dataset import RawDataset, nnunet_folder
+from dataset_conversion.raw.held_out import group_by_name, held_out_groups
 from dataset_conversion.system.errors import UserError
 from law_synth.audit.audited_data import AuditedData
 from law_synth.audit.finding import Finding, NotPossible, changed, leak
 from law_synth.audit.options import Audit
 from law_synth.base.files import PARTS, cached_model, hash_base, is_unfinished
 from law_synth.judging.segmenter import Segmenter, judge_of_fold
-from law_synth.leaks import cases_behind_base, cases_behind_judge, held_out_groups, mask_group
+from law_synth.leaks import cases_behind_base, cases_behind_judge
 from law_synth.records.base import read_base_config
 from law_synth.records.run import (
     CONFIG,
@@ -58,7 +59,9 @@ def check_sources(audited: AuditedData, options: Audit) -> tuple[list[Finding], 
 
 def _group_of_mask(row: SynthesisRow, held_out: Mapping[str, str], source: RawDataset) -> str | None:
     """Patient of a mask from a folder: as recorded (such as from --mask-groups), or as its name tells."""
-    return row.source_group if row.source_group in held_out else mask_group(row.source_mask, source, held_out)
+    return (
+        row.source_group if row.source_group in held_out else group_by_name(row.source_mask, source, held_out)
+    )
 
 
 def check_training_cases(audited: AuditedData, options: Audit) -> tuple[list[Finding], str]:

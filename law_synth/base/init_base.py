@@ -24,10 +24,10 @@ from law_synth.base.options import InitBase
 from law_synth.base.seen import chosen_slices
 from law_synth.base.tiny import TINY_SIZE, write_tiny_base
 from law_synth.base.train_base import train_base
-from law_synth.devices import pick_device
 from law_synth.records.base import CONFIG, FORMAT, BaseConfig, BegunBase, write_base_config
 from law_synth.view.resize import resize_image
 from law_synth.view.slices import Slice, SliceView, view_of
+from nnunet_order.devices import pick_device
 
 logger = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from law_synth.base.options import Flips
-from law_synth.devices import has_bf16
 from law_synth.generators import keyed_generator
+from nnunet_order.devices import has_bf16
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel

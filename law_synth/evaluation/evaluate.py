@@ -9,13 +9,13 @@ from pathlib import Path
 
 from dataset_conversion.system.errors import UserError
 from dataset_conversion.system.folders import check_report_folder
-from law_synth.devices import pick_device
 from law_synth.evaluation.all_metrics import measure_all
 from law_synth.evaluation.image_sets import ComparedSets, read_compared_sets
 from law_synth.evaluation.options import Evaluate
 from law_synth.evaluation.output import FILES, print_tables, write_report
 from law_synth.evaluation.per_image import measure_images, missing_metrics
 from law_synth.judging.segmenter import judge_of_fold
+from nnunet_order.devices import pick_device
 
 logger = logging.getLogger(__name__)
 

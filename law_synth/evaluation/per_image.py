@@ -10,7 +10,6 @@ import numpy as np
 from rich.progress import track
 
 from dataset_conversion.system.provenance import require
-from law_synth.devices import pick_device
 from law_synth.evaluation.distances import derangement
 from law_synth.evaluation.image_sets import ComparedSets, ImageSet
 from law_synth.evaluation.mask_metrics import SHUFFLED, column_names, measure_mask
@@ -28,6 +27,7 @@ from law_synth.judging.features import (
     unit_norm,
 )
 from law_synth.judging.segmenter import Segmenter, judge_of_fold
+from nnunet_order.devices import pick_device
 
 SIMILARITIES = {
     "efficientnet": ("EfficientNetLite0", "cosine of EfficientNet-Lite0 features"),

@@ -12,13 +12,13 @@ import torch
 
 from dataset_conversion.system.errors import writing
 from dataset_conversion.system.lock import leaving_no_empty_parents
-from law_synth.devices import pick_device
 from law_synth.generation.chunks import generate_chunks, load_networks
 from law_synth.generation.finish import finish_dataset, refuse_splits_in_the_way
 from law_synth.generation.options import Generate
 from law_synth.generation.resuming import check_generation, no_ruins, open_generation
 from law_synth.generation.samples import GenerationPlan, make_plan
 from law_synth.records.synthetic import count_chunks, read_chunk
+from nnunet_order.devices import pick_device
 
 logger = logging.getLogger(__name__)
 

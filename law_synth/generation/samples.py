@@ -16,7 +16,6 @@ from dataset_conversion.folder import read_groups
 from dataset_conversion.raw.dataset import RawDataset, find_dataset
 from dataset_conversion.system.errors import UserError
 from dataset_conversion.system.provenance import package_versions
-from law_synth.devices import has_bf16
 from law_synth.generation.augmentation import augment
 from law_synth.generation.mask_files import MaskFolder
 from law_synth.generation.nested_masks import Nesting, find_nestings
@@ -31,6 +30,7 @@ from law_synth.view.mask_sources import MaskSource, case_masks, mask_hash
 from law_synth.view.places import Geometry
 from law_synth.view.resize import resize_mask
 from law_synth.view.slices import SliceView
+from nnunet_order.devices import has_bf16
 
 logger = logging.getLogger(__name__)
 

@@ -11,13 +11,13 @@ from rich.progress import track
 from dataset_conversion.raw.dataset import find_dataset
 from dataset_conversion.raw.folds import leak_free_fold
 from dataset_conversion.system.errors import UserError, check_writable
-from law_synth.devices import pick_device
 from law_synth.judging.agreement import MEAN, agreement
 from law_synth.judging.segmenter import Segmenter, judge_of_fold
 from law_synth.leaks import refuse_informed_judge
 from law_synth.mining.options import Mine
 from law_synth.records.hard_cases import FORMAT, HardCases, is_hard_cases, write_hard_cases
 from law_synth.view.slices import SliceView, view_of
+from nnunet_order.devices import pick_device
 
 logger = logging.getLogger(__name__)
 

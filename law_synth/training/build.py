@@ -12,11 +12,11 @@ from accelerate.utils import DistributedDataParallelKwargs, DistributedType, Ini
 from dataset_conversion.system.errors import UserError
 from law_synth.base.model import BaseModel
 from law_synth.denoiser import StudentTeacher
-from law_synth.devices import has_bf16
 from law_synth.objective import TrainingObjective
 from law_synth.training.options import Train
 from law_synth.weighting import Bounds, LearnableAdaptiveWeighter
 from law_synth.weightings import WEIGHTINGS
+from nnunet_order.devices import has_bf16
 
 logger = logging.getLogger(__name__)
 
