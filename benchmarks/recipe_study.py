@@ -10,13 +10,12 @@ the folder if each has trainings of its own.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
-import platform
 import re
 import shutil
 import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -61,8 +60,7 @@ def train(study: Study, trainer: str, options: str, seed: int, results: Path) ->
     """The fold's folder, and the seconds that the command took; a killed training goes on."""
     begun = time.perf_counter()
     subprocess.run(
-        ["nnUNetv2_train", study.dataset, "2d", str(study.fold), "-tr", trainer]
-        + ["-device", study.device, "--c"],
+        [*f"nnUNetv2_train {study.dataset} 2d {study.fold} -tr {trainer} -device {study.device} --c".split()],
         check=True,
         stdout=subprocess.DEVNULL,
         env=os.environ
@@ -98,41 +96,37 @@ def commit() -> str:
 def main(study: Study) -> None:
     """Train what is missing."""
     study.out.mkdir(parents=True, exist_ok=True)
-    for seed in study.seeds:
-        for trainer in study.trainers:
-            for given in study.options:
-                options = f"{study.common} {given}".strip()
-                name = run_name(trainer, given, study.fold, seed)
-                file = study.out / f"{name}.json"
-                if file.exists():
-                    continue
-                print(name, flush=True)
-                results = Path(os.environ["nnUNet_results"]) / "recipe_study" / study.out.name / name
-                fold, seconds = train(study, trainer, options, seed, results)
-                scores = dice(fold)
-                means = [
-                    np.mean([x for x in case.values() if x is not None] or np.nan) for case in scores.values()
-                ]
-                record = {
-                    "trainer": trainer,
-                    "options": options,
-                    "fold": study.fold,
-                    "seed": seed,
-                    "mDice": round(float(np.nanmean(means)), DIGITS),
-                    "seconds": round(seconds),
-                    "threads": os.environ.get("OMP_NUM_THREADS"),
-                    "device": study.device,
-                    "processor": platform.processor() or platform.machine(),
-                    "versions": {one: version(one) for one in ("law-order", "nnunetv2", "torch")},
-                    "commit": commit(),
-                    "dice": scores,
-                }
-                partial = file.with_suffix(".partial")
-                partial.write_text(json.dumps(record) + "\n")
-                partial.replace(file)
-                if not study.keep:
-                    shutil.rmtree(results)
+    for seed, trainer, given in itertools.product(study.seeds, study.trainers, study.options):
+        name = run_name(trainer, given, study.fold, seed)
+        file = study.out / f"{name}.json"
+        if file.exists():
+            continue
+        print(name, flush=True)
+        options = f"{study.common} {given}".strip()
+        results = Path(os.environ["nnUNet_results"]) / "recipe_study" / study.out.name / name  # noqa: SIM112
+        fold, seconds = train(study, trainer, options, seed, results)
+        scores = dice(fold)
+        means = [np.mean([x for x in case.values() if x is not None] or np.nan) for case in scores.values()]
+        record = {
+            "dataset": fold.parent.parent.name,
+            "trainer": trainer,
+            "options": options,
+            "fold": study.fold,
+            "seed": seed,
+            "mDice": round(float(np.nanmean(means)), DIGITS),
+            "seconds": round(seconds),
+            "threads": os.environ.get("OMP_NUM_THREADS"),
+            "device": study.device,
+            "versions": {one: version(one) for one in ("law-order", "nnunetv2", "torch")},
+            "commit": commit(),
+            "dice": scores,
+        }
+        partial = file.with_suffix(".partial")
+        partial.write_text(json.dumps(record) + "\n")
+        partial.replace(file)
+        if not study.keep:
+            shutil.rmtree(results)
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Study)))
+    main(tyro.cli(Study))

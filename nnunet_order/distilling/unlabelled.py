@@ -52,10 +52,8 @@ def find_unlabelled(folders: Sequence[Path], dataset: RawDataset) -> list[Unlabe
 def _images_of(folder: Path, dataset: RawDataset) -> list[UnlabelledImage]:
     if not folder.is_dir():
         raise UserError(f"{folder}: not found, expected a folder of images; correct --unlabelled")
-    names = visible_files(folder)
-    if dataset.holds_volumes or (
-        names and all(name.endswith(f"_0000{dataset.file_ending}") for name in names)
-    ):
+    names, first = visible_files(folder), f"_0000{dataset.file_ending}"
+    if dataset.holds_volumes or any(name.endswith(first) for name in names):
         cases = cases_in(folder, dataset.file_ending, len(dataset.channel_names))
         if not cases:
             raise UserError(f"{folder}: found no image, expected files like case{first}; check the path")
