@@ -94,8 +94,9 @@ class SmallNetworkTrainer(nnUNetTrainer):
         threads = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]  # of nested levels, the outer one
         if device.type == "cpu" and threads.isdigit() and int(threads):
             torch.set_num_threads(int(threads))  # nnUNetv2_train takes all cores, so two of them collide
-        options = {name: value for name, value in trainer_options().items() if hasattr(self, name)}
-        vars(self).update(options)  # those of other trainers may be for others in the same comparison
+        given = trainer_options()
+        options = {name: value for name, value in given.items() if hasattr(self, name)}
+        vars(self).update(options)
         labels = PlansManager(plans).get_label_manager(dataset_json)
         # Before super().__init__: only plans changed here reach plans.json, and with it inference.
         plans = with_network(
@@ -123,6 +124,8 @@ class SmallNetworkTrainer(nnUNetTrainer):
             f"batch {self.configuration_manager.batch_size}, seed {self.seed}, "
             f"options: {', '.join(f'{name}={value}' for name, value in options.items()) or 'none'}"
         )
+        if ignored := [name for name in given if name not in options]:  # of others in the same comparison
+            self.print_to_log_file(f"ignored, as this trainer has no such options: {', '.join(ignored)}")
 
     @property
     def recipe(self) -> dict[str, Any]:
