@@ -25,6 +25,7 @@ from dataset_conversion.system.errors import UserError
 from dataset_conversion.system.options import check_seed
 from nnunet_order.final_validation import SKIPPED, leave_empty_summary
 from nnunet_order.finite_loss import FiniteLoss
+from nnunet_order.model_folder import load_checkpoint
 from nnunet_order.network_plans import with_network
 from nnunet_order.one_line_errors import one_line_errors
 from nnunet_order.registry import FIVE_HALVINGS, Strides
@@ -103,7 +104,7 @@ class SmallNetworkTrainer(nnUNetTrainer):
             plans,
             configuration,
             self.network_class,
-            self.network_options,
+            self.plans_options(),
             strides=self.strides,
             batch_size=self.samples_per_step,
             largest_patch=self.largest_patch,
@@ -126,6 +127,10 @@ class SmallNetworkTrainer(nnUNetTrainer):
         )
         if ignored := [name for name in given if name not in options]:  # of others in the same comparison
             self.print_to_log_file(f"ignored, as this trainer has no such options: {', '.join(ignored)}")
+
+    def plans_options(self) -> dict[str, Any]:
+        """The network's options for plans.json."""
+        return self.network_options
 
     @property
     def recipe(self) -> dict[str, Any]:
@@ -198,10 +203,11 @@ class SmallNetworkTrainer(nnUNetTrainer):
 
     def load_checkpoint(self, filename: str) -> None:
         """For --c and --val. UserError: other hyper-parameters than the training began with."""
+        # Before nnU-Net loads weights, which would not fit another encoder.
+        begun = load_checkpoint(Path(filename))["init_args"].get("recipe", {})
+        check_resumed(begun, self.recipe, given=trainer_options())
         super().load_checkpoint(filename)
         self._first_epoch = None  # --val_best loads the best weights after a training
-        begun = self.my_init_kwargs.get("recipe", {})  # nnU-Net has taken the checkpoint's
-        check_resumed(begun, self.recipe, given=trainer_options())
         self.my_init_kwargs["recipe"] = self.recipe
         for state in self.optimizer.state.values():
             if torch.is_tensor(state.get("step")):  # AdamW's, which on a GPU would be waited for in each step
