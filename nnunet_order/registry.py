@@ -115,7 +115,7 @@ NETWORKS = {
     "SMP": Network(
         "smp",
         "SMP, FPN with EfficientNet-Lite0",
-        "A decoder of segmentation-models-pytorch with an encoder of timm, which starts from ImageNet weights.",
+        "A decoder of segmentation-models-pytorch with an encoder of timm, from ImageNet weights.",
         recipe="smp",
         needs="segmentation_models_pytorch",
     ),

@@ -13,6 +13,9 @@ from nnunet_order.registry import SMP_DECODER, SMP_ENCODER, network_path
 class SMPTrainer(FineTuningTrainer):
     """As `FineTuningTrainer`, for a decoder of segmentation-models-pytorch and an encoder of timm.
 
+    `pretrained` is "package" here, too: the default encoder's weights need no network. Another encoder wants
+    another value, and the error says so.
+
     Raises:
         UserError: also no such decoder or encoder, or segmentation-models-pytorch is not installed.
     """
@@ -20,7 +23,6 @@ class SMPTrainer(FineTuningTrainer):
     network_class = network_path("SMP")
     decoder = SMP_DECODER
     encoder = SMP_ENCODER
-    # pretrained is "package" here too, which has the default encoder's weights and no others.
 
     def plans_options(self) -> dict[str, Any]:
         require("smp", "segmentation_models_pytorch")

@@ -40,8 +40,7 @@ MULTIPLE = 32  # of the sides that every decoder takes
 def check_names(decoder: object, encoder: object) -> None:
     """UserError: a decoder that is none of `DECODERS`, or an encoder that timm does not have itself.
 
-    timm would also read weights and code's settings from a folder or from a hub, for "local-dir:" and
-    "hf-hub:" names.
+    timm would also take "local-dir:" and "hf-hub:" names, and read a folder or ask a hub.
     """
     import timm
 
@@ -154,7 +153,7 @@ def rounded_up(x: Tensor) -> Tensor:
 
 
 def fix_padding(encoder: nn.Module) -> None:
-    """Give timm's convolutions with TensorFlow's padding "SAME" a fixed padding, which is equal at even sizes.
+    """Give timm's convolutions with TensorFlow's padding "SAME" a fixed one, which is equal at even sizes.
 
     `rounded_up` makes all sizes even that they halve. timm computes the padding from the size, for which
     torch.export takes longer than anybody waits.
