@@ -1,4 +1,4 @@
-"""SMP's decoders with timm's encoders: as networks, with published weights, and through nnU-Net's commands."""
+"""SMP's decoders with timm's encoders: as networks, with published weights, through nnU-Net's commands."""
 
 from __future__ import annotations
 
@@ -183,12 +183,11 @@ def test_a_subclass_and_options_choose_decoder_and_encoder(make, given, tmp_path
 @pytest.mark.slow
 def test_training_prediction_and_export_by_command(nnunet, tmp_path):
     """The training alone knows of the options: plans.json has what the others need."""
-    options = f"{SMALL} encoder={SMALLEST} pretrained=none epochs=1 iterations_per_epoch=2"
+    short = "epochs=1 iterations_per_epoch=2 maximum_validation_iterations=1 final_validation=none"
+    options = f"{SMALL} encoder={SMALLEST} pretrained=none {short}"
     trainer = "nnUNetTrainerSMP"
     train = ("nnUNetv2_train", 901, "2d", 0, "-tr", trainer, "-device", "cpu")
-    nnunet.run(
-        *train, NNUNET_ORDER_OPTIONS=f"{options} maximum_validation_iterations=1 final_validation=none"
-    )
+    nnunet.run(*train, NNUNET_ORDER_OPTIONS=options)
     model = nnunet.results / "Dataset901_Phantom" / f"{trainer}__nnUNetPlans__2d"
     images, predictions = nnunet.raw / "Dataset901_Phantom" / "imagesTs", tmp_path / "predicted"
     predict = ("-i", images, "-o", predictions, "-d", 901, "-c", "2d", "-f", 0, "-tr", trainer)
