@@ -21,7 +21,7 @@ from nnunet_order.trainer_options import OPTIONS_VARIABLE
 from nnunet_order.trainers import nnUNetTrainerSMP
 
 SMALL = "samples_per_step=2 largest_patch=32"
-SMALLEST = "tu-mobilenetv4_conv_small_035"
+SMALLEST = "tu-test_resnet"
 
 smp = pytest.importorskip("segmentation_models_pytorch", reason="the extra smp is not installed")
 
