@@ -84,10 +84,11 @@ def test_a_file_of_another_networks_weights(tmp_path, name):
 
 
 BAD = [
-    ("create_model", SMP_ENCODER, "found decoder=create_model, expected one of FPN, Unet"),
-    ("from_pretrained", SMP_ENCODER, "found decoder=from_pretrained"),
+    ("create_model", SMP_ENCODER, "found decoder='create_model', expected one of FPN, Unet"),
+    ("from_pretrained", SMP_ENCODER, "found decoder='from_pretrained'"),
     (["FPN"], SMP_ENCODER, "found decoder="),
-    ("DPT", SMP_ENCODER, "found decoder=DPT"),
+    ("FPN\n", SMP_ENCODER, r"found decoder='FPN\\n'"),
+    ("DPT", SMP_ENCODER, "found decoder='DPT'"),
     ("FPN", "resnet34", "found encoder='resnet34', expected tu- and the name of a network of timm"),
     ("FPN", "tu-hf-hub:user/weights", "found encoder='tu-hf-hub:user/weights'"),
     ("FPN", "tu-hf_hub:user/weights", "found encoder="),

@@ -79,7 +79,7 @@ def test_networks_of_nnunet_and_ours_may_be_built(good):
         (architecture("nnunet_order.networks.mk_unet.check_strides"), "which would run here"),
         (architecture("nnunet_order.networks.NoSuchNet"), "which is not installed"),
         (architecture("nnunet_order.networks.SigmoidHead", network="torch.hub.load"), "found torch.hub.load"),
-        (architecture(SMP, decoder="load"), "found decoder=load, expected one of"),
+        (architecture(SMP, decoder="load"), "found decoder='load', expected one of"),
         (architecture(SMP, encoder="tu-hf-hub:a/b"), "found encoder='tu-hf-hub:a/b'"),
         (
             architecture("nnunet_order.networks.SigmoidHead", network=SMP, encoder="local-dir:x"),

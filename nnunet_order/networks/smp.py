@@ -45,7 +45,7 @@ def check_names(decoder: object, encoder: object) -> None:
     import timm
 
     if decoder not in DECODERS:
-        raise UserError(f"found decoder={decoder}, expected one of {', '.join(DECODERS)}; correct it")
+        raise UserError(f"found decoder={decoder!r:.80}, expected one of {', '.join(DECODERS)}; correct it")
     found = re.fullmatch(rf"{TIMM}(\w+)(\.\w+)?", encoder) if isinstance(encoder, str) else None
     if found is None or not timm.is_model(found[1]) or (found[2] and not is_tagged(encoder)):
         raise UserError(
