@@ -87,7 +87,7 @@ def complexity(options: Complexity) -> None:
 
 def paper_rows() -> list[PaperRow]:
     """The rows of Tables 3, 5 and 6; networks of the registry that the paper does not have end Table 3."""
-    own = [name for name in NETWORKS if name not in TABLE_3]
+    own = [name for name, one in NETWORKS.items() if name not in TABLE_3 and one.can_be_built]
     return [
         PaperRow(3, "nnU-Net 2D", planned_unet, *UNET_IN_TABLE_3),
         *(PaperRow(3, NETWORKS[name].title, registered(name), *paper) for name, paper in TABLE_3.items()),

@@ -41,14 +41,15 @@ def load_pretrained(network: nn.Module, source: str) -> None:
         UserError: weights that cannot be had, or of another network.
     """
     part = pretrained_part(network)
-    weights, found = read_weights(part.published, source), {}
+    weights = {flat(name): weight for name, weight in read_weights(part.published, source).items()}
+    stems, found = set(map(flat, part.stems)), {}
     for name, own in part.state_dict().items():
         if name.endswith("num_batches_tracked"):
             continue  # batch norm with a fixed momentum does not use it, and not all files have it
-        weight = weights.get(name)
+        weight = weights.get(flat(name))
         if weight is None:
             raise UserError(f"{source}: found no weights {name}, expected {part.published}'s; {REMEDY}")
-        if name == part.stem and weight.ndim == own.ndim and weight.shape[1] == 3:
+        if flat(name) in stems and weight.ndim == own.ndim and weight.shape[1] == 3:
             weight = adapt_stem(weight, own.shape[1])
         if weight.shape != own.shape:
             raise UserError(
@@ -57,6 +58,11 @@ def load_pretrained(network: nn.Module, source: str) -> None:
             )
         found[name] = weight
     part.load_state_dict(found, strict=False)
+
+
+def flat(name: str) -> str:
+    """A parameter's name as timm's networks of features may have it: stages.0.conv -> stages_0_conv."""
+    return name.replace(".", "_")
 
 
 def adapt_stem(weight: Tensor, channels: int) -> Tensor:

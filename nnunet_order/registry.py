@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Any, Literal
 
 Strides = Sequence[Sequence[int]]
@@ -20,6 +21,8 @@ THREE_HALVINGS: Strides = ((1, 1), *((2, 2),) * 3)
 FOUR_HALVINGS: Strides = ((1, 1), *((2, 2),) * 4)
 FIVE_HALVINGS: Strides = ((1, 1), *((2, 2),) * 5)
 PACKAGE = "nnunet_order.networks"
+SMP_DECODER = "FPN"
+SMP_ENCODER = "tu-tf_efficientnet_lite0"  # whose ImageNet weights an installed package has
 SHORT_RUN_LEARNING_RATE = 5e-3  # the paper's 1e-4 needs its 100 epochs; see docs/reproduction.md
 
 
@@ -34,10 +37,18 @@ class Network:
     trainer: str
     """A sentence that describes its trainer, nnUNetTrainer<Name>."""
     strides: Strides = FIVE_HALVINGS
-    recipe: Literal["paper", "fine-tuning"] = "paper"
-    """What its trainers train it with: the paper's recipe, or the one for published weights."""
+    recipe: Literal["paper", "fine-tuning", "smp"] = "paper"
+    """What its trainers train it with: the paper's recipe, the one for published weights, or that with any
+    decoder and encoder."""
     counted_with: Mapping[str, Any] = field(default_factory=dict)
     """Options of the network for which its FLOPs are counted."""
+    needs: str | None = None
+    """A module of an optional extra, without which it cannot be built."""
+
+    @property
+    def can_be_built(self) -> bool:
+        """Whether what it needs is installed."""
+        return self.needs is None or find_spec(self.needs) is not None
 
 
 @dataclass(frozen=True)
@@ -100,6 +111,13 @@ NETWORKS = {
         "A U-Net of 3.6 M parameters, whose encoder starts from ImageNet weights.",
         strides=FOUR_HALVINGS,
         recipe="fine-tuning",
+    ),
+    "SMP": Network(
+        "smp",
+        "SMP, FPN with EfficientNet-Lite0",
+        "A decoder of segmentation-models-pytorch with an encoder of timm, from ImageNet weights.",
+        recipe="smp",
+        needs="segmentation_models_pytorch",
     ),
 }
 

@@ -24,6 +24,7 @@ from torch import nn
 from dataset_conversion.system.errors import UserError
 from dataset_conversion.system.options import check_seed
 from nnunet_order.final_validation import SKIPPED, leave_empty_summary
+from nnunet_order.model_folder import load_checkpoint
 from nnunet_order.network_plans import with_network
 from nnunet_order.one_line_errors import one_line_errors
 from nnunet_order.registry import FIVE_HALVINGS, Strides
@@ -95,15 +96,16 @@ class SmallNetworkTrainer(SoftLabelTrainer):
         threads = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]  # of nested levels, the outer one
         if device.type == "cpu" and threads.isdigit() and int(threads):
             torch.set_num_threads(int(threads))  # nnUNetv2_train takes all cores, so two of them collide
-        options = {name: value for name, value in trainer_options().items() if hasattr(self, name)}
-        vars(self).update(options)  # those of other trainers may be for others in the same comparison
+        given = trainer_options()
+        options = {name: value for name, value in given.items() if hasattr(self, name)}
+        vars(self).update(options)
         labels = PlansManager(plans).get_label_manager(dataset_json)
         # Before super().__init__: only plans changed here reach plans.json, and with it inference.
         plans = with_network(
             plans,
             configuration,
             self.network_class,
-            self.network_options,
+            self.plans_options(),
             strides=self.strides,
             batch_size=self.samples_per_step,
             largest_patch=self.largest_patch,
@@ -124,6 +126,12 @@ class SmallNetworkTrainer(SoftLabelTrainer):
             f"batch {self.configuration_manager.batch_size}, seed {self.seed}, "
             f"options: {', '.join(f'{name}={value}' for name, value in options.items()) or 'none'}"
         )
+        if ignored := [name for name in given if name not in options]:  # of others in the same comparison
+            self.print_to_log_file(f"ignored, as this trainer has no such options: {', '.join(ignored)}")
+
+    def plans_options(self) -> dict[str, Any]:
+        """The network's options for plans.json."""
+        return self.network_options
 
     @property
     def recipe(self) -> dict[str, Any]:
@@ -193,10 +201,11 @@ class SmallNetworkTrainer(SoftLabelTrainer):
 
     def load_checkpoint(self, filename: str) -> None:
         """For --c and --val. UserError: other hyper-parameters than the training began with."""
+        # Before nnU-Net loads weights, which would not fit another encoder.
+        begun = load_checkpoint(Path(filename))["init_args"].get("recipe", {})
+        check_resumed(begun, self.recipe, given=trainer_options())
         super().load_checkpoint(filename)
         self._first_epoch = None  # --val_best loads the best weights after a training
-        begun = self.my_init_kwargs.get("recipe", {})  # nnU-Net has taken the checkpoint's
-        check_resumed(begun, self.recipe, given=trainer_options())
         self.my_init_kwargs["recipe"] = self.recipe
         for state in self.optimizer.state.values():
             if torch.is_tensor(state.get("step")):  # AdamW's, which on a GPU would be waited for in each step

@@ -14,6 +14,8 @@ HYPER_PARAMETERS = {  # of any trainer of ours -> type
     "epochs": int,
     "optimizer_name": str,
     "learning_rate": float,
+    "decoder": str,
+    "encoder": str,
     "decoupled_weight_decay": float,
     "pretrained": str,
     "pretrained_rate": float,
@@ -31,7 +33,7 @@ HYPER_PARAMETERS = {  # of any trainer of ours -> type
 NO_HYPER_PARAMETERS = ("final_validation",)  # they may differ when a training goes on
 CHOICES = {"augmentation": ("paper", "nnunet"), "final_validation": ("full", "none")}
 # What the optimizer's state, plans.json and the first weights were made with.
-FIXED = ("optimizer_name", "samples_per_step", "largest_patch", "pretrained")
+FIXED = ("optimizer_name", "samples_per_step", "largest_patch", "pretrained", "decoder", "encoder")
 MAY_BE_ZERO = (  # which turns them off
     "decoupled_weight_decay",
     "rotation_probability",

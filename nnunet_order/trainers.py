@@ -21,8 +21,9 @@ from nnunet_order.fine_tuning_recipe import FineTuningTrainer
 from nnunet_order.paper_recipe import PaperRecipeTrainer
 from nnunet_order.registry import NETWORKS, TRAINERS, Trainer, network_path
 from nnunet_order.small_network_trainer import SmallNetworkTrainer
+from nnunet_order.smp_recipe import SMPTrainer
 
-RECIPES = {"paper": PaperRecipeTrainer, "fine-tuning": FineTuningTrainer}
+RECIPES = {"paper": PaperRecipeTrainer, "fine-tuning": FineTuningTrainer, "smp": SMPTrainer}
 
 
 class FullPrecisionTrainer(PaperRecipeTrainer):

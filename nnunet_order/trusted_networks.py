@@ -65,7 +65,9 @@ def check_architecture(architecture: Mapping[str, Any], own: Collection[str] = (
         options = architecture["arch_kwargs"]
         found = _find(architecture["network_class_name"], NETWORKS, trusted)
         if f"{found.__module__}.{found.__qualname__}" == SIGMOID_HEAD:
-            _find(options["network"], NETWORKS, trusted)  # it imports this network itself
+            found = _find(options["network"], NETWORKS, trusted)  # it imports this network itself
+        if hasattr(found, "check_options"):  # they name networks, too
+            found.check_options(options)
         layers = {option: options[option] for option in architecture["_kw_requires_import"]}
         # nnUNetTrainerBN imports it in any case.
         layers["conv_op"] = options.get("conv_op")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -67,6 +68,8 @@ def test_the_papers_recipe_has_one_group(make, given):
     (group,) = trainer.optimizer.param_groups
     assert list(map(id, group["params"])) == list(map(id, trainer.network.parameters()))
     assert group["lr"] == 1e-4 and not {"pretrained", "pretrained_rate"} & trainer.recipe.keys()
+    log = Path(trainer.log_file).read_text()
+    assert "ignored, as this trainer has no such options: pretrained_rate, pretrained " in log
 
 
 @pytest.mark.parametrize("name", [name for name, one in NETWORKS.items() if one.recipe == "fine-tuning"])
@@ -77,6 +80,7 @@ def test_a_training_begins_with_the_published_weights(make, given, name):
     trainer = make(getattr(trainers, f"nnUNetTrainer{name}"))
     trainer.on_train_start()
     assert holds_published_weights(trainer)
+    assert "ignored" not in Path(trainer.log_file).read_text()
     assert trainer.recipe["pretrained"] == "package" and trainer.recipe["pretrained_rate"] == 0.25
 
 

@@ -241,6 +241,28 @@ class TestLiteUNet(NetworkTester):
     draws = 5
 
 
+@pytest.mark.skipif(not NETWORKS["SMP"].can_be_built, reason="the extra smp is not installed")
+class TestSMP(NetworkTester):
+    name = "SMP"
+    parameters = ((4_710_785, {}), (4_710_914, {"num_classes": 2}))
+
+    def test_deep_supervision_gives_the_targets_of_nnunet(self):
+        with pytest.raises(ValueError, match="SMP has no deep supervision; train it with nnUNetTrainerSMP"):
+            self.make(3, 2, deep_supervision=True)
+
+    test_weights_load_with_and_without_deep_supervision = None
+
+    @pytest.mark.parametrize("num_classes", [1, 2, 3])
+    def test_every_parameter_learns(self, num_classes):
+        super().test_every_parameter_learns(num_classes, deep_supervision=False)
+
+    def test_a_plans_file_builds_it_by_name(self):
+        options = {"strides": self.strides, "decoder": "Unet", "encoder": "tu-resnet10t"}
+        network = get_network_from_plans(network_path("SMP"), options, [], 3, 4, deep_supervision=False)
+        assert type(network) is networks.SMP and "Unet" in type(network.decoder.layers).__name__
+        assert network(torch.randn(2, 3, 64, 64)).shape == (2, 4, 64, 64)
+
+
 def test_every_registered_network_is_tested():
     assert sorted(one.name for one in NetworkTester.__subclasses__()) == sorted(NETWORKS)
 

@@ -9,6 +9,7 @@ import pytest
 from dataset_conversion.system.errors import UserError
 from nnunet_order.trusted_networks import TRUST_VARIABLE, check_architecture, find_trainer
 
+SMP = "nnunet_order.networks.SMP"
 UNET = "dynamic_network_architectures.architectures.unet.PlainConvUNet"
 MODULE = (
     "from torch import nn\nimport os\n\nclass Net(nn.Module): pass\n\ndef build(**options): return Net()\n"
@@ -47,6 +48,8 @@ def package(tmp_path, monkeypatch):
         architecture("nnunet_order.networks.SigmoidHead", (), network="nnunet_order.networks.MKUNet"),
         architecture("nnunet_order.networks.Lite40K", (), input_map="affine"),
         architecture("nnunet_order.networks.SigmoidHead", (), network="nnunet_order.networks.LiteUNet"),
+        architecture(SMP, (), decoder="Unet", encoder="tu-resnet18"),
+        architecture("nnunet_order.networks.SigmoidHead", (), network=SMP),
         architecture(imported=("conv_op", "dropout_op"), dropout_op=None),
         architecture(
             imported=("conv_op", "block"),
@@ -76,6 +79,12 @@ def test_networks_of_nnunet_and_ours_may_be_built(good):
         (architecture("nnunet_order.networks.mk_unet.check_strides"), "which would run here"),
         (architecture("nnunet_order.networks.NoSuchNet"), "which is not installed"),
         (architecture("nnunet_order.networks.SigmoidHead", network="torch.hub.load"), "found torch.hub.load"),
+        (architecture(SMP, decoder="load"), "found decoder='load', expected one of"),
+        (architecture(SMP, encoder="tu-hf-hub:a/b"), "found encoder='tu-hf-hub:a/b'"),
+        (
+            architecture("nnunet_order.networks.SigmoidHead", network=SMP, encoder="local-dir:x"),
+            "found encoder='local-dir:x', expected tu- and the name",
+        ),
         (architecture(nonlin="os.system"), r"found os\.system, .* or torch\.nn; "),
         (architecture(nonlin="torch.nn.functional.relu"), "which would run here"),
         (architecture(nonlin="torch.nn.modules.module.torch.hub.load"), "which would run here"),

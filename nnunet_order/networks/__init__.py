@@ -15,8 +15,9 @@ A network of this package keeps this contract, which nnU-Net expects of every ne
   classes too, such as EGE-UNet, has none, and its weights carry over only between data sets with as many
   classes.
 * A network whose first layers have published weights holds them in one module, which has timm's names of
-  parameters and two class attributes: `published`, timm's name of the whole network, and `stem`, the name of
-  the weights whose shape depends on the image channels. `nnunet_order.pretrained` finds and fills it.
+  parameters and two attributes: `published`, timm's name of the whole network, and `stems`, the names of the
+  weights whose shape depends on the image channels. A dot in a name may be an underscore, as it is in timm's
+  networks of features. `nnunet_order.pretrained` finds and fills this module.
 * Weights that were trained with deep supervision load into a network that was built without it.
 
 tests/test_networks.py has the contract as one class, `NetworkTester`, that a new network subclasses.

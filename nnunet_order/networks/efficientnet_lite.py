@@ -140,7 +140,7 @@ class EfficientNetLite(nn.Module):
 
     published = "tf_efficientnet_lite0"
     """timm's name of the network whose weights `nnunet_order.pretrained` can load."""
-    stem = "conv_stem.weight"
+    stems = ("conv_stem.weight",)
     """The weights whose shape depends on the input channels."""
 
     def __init__(self, input_channels: int, blocks: Sequence[int] = ALL_BLOCKS):
