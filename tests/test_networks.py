@@ -25,7 +25,7 @@ from nnunet_order.networks.nanonet import NanoNetC, contract
 from nnunet_order.networks.sigmoid_head import SigmoidHead
 from nnunet_order.networks.ultraseg import UltraSeg130K
 from nnunet_order.networks.unext import UNeXt
-from nnunet_order.registry import FIVE_HALVINGS, NETWORKS, network_path, total_stride
+from nnunet_order.registry import FIVE_HALVINGS, NETWORKS, SMP_ENCODER, network_path, total_stride
 
 REFERENCE = Path(__file__).resolve().parents[2] / "shared" / "reference"
 
@@ -244,7 +244,14 @@ class TestLiteUNet(NetworkTester):
 @pytest.mark.skipif(not NETWORKS["SMP"].can_be_built, reason="the extra smp is not installed")
 class TestSMP(NetworkTester):
     name = "SMP"
-    parameters = ((4_710_785, {}), (4_710_914, {"num_classes": 2}))
+    parameters = (
+        (4_710_785, {"encoder": SMP_ENCODER}),
+        (4_710_914, {"encoder": SMP_ENCODER, "num_classes": 2}),
+    )
+
+    def make(self, input_channels=3, num_classes=1, encoder="tu-test_efficientnet", **options):
+        """With timm's smallest encoder, where its size does not matter."""
+        return super().make(input_channels, num_classes, encoder=encoder, **options)
 
     def test_deep_supervision_gives_the_targets_of_nnunet(self):
         with pytest.raises(ValueError, match="SMP has no deep supervision; train it with nnUNetTrainerSMP"):

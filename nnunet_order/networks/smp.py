@@ -19,17 +19,16 @@ from nnunet_order.networks.efficientnet_lite import HalvingConvolution
 from nnunet_order.networks.strides import check_strides
 from nnunet_order.registry import SMP_DECODER, SMP_ENCODER, Strides
 
-# All of SMP's but DPT, whose encoders are vision transformers for images of one size.
+# Of SMP's, these keep the contract of our networks. DPT wants vision transformers for images of one size, PAN
+# images of 128 pixels and more, and PSPNet leaves the encoder's last stages unused, which stops DDP.
 DECODERS = (
     "FPN",
     "Unet",
     "UnetPlusPlus",
     "MAnet",
     "Linknet",
-    "PSPNet",
     "DeepLabV3",
     "DeepLabV3Plus",
-    "PAN",
     "UPerNet",
     "Segformer",
 )
