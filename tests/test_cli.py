@@ -154,6 +154,7 @@ def test_doctor_is_content_with_a_good_installation(tmp_path):
     done = run("nnunet-order", "doctor", PATH=path, **folders)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "nnUNetTrainerORDER" in done.stdout and "trainers.py" in done.stdout
+    assert "nnUNetv2_train DATASET 2d FOLD -tr nnUNetTrainerLite40K" in " ".join(done.stdout.split())
 
 
 @pytest.mark.parametrize(
@@ -192,7 +193,7 @@ def test_demo_runs_to_its_table_and_goes_on_where_it_was(tmp_path):
     done = run("nnunet-order", "demo", "--out", out, *small)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = json.loads((out / "evaluation" / "summary.json").read_text())["rows"]
-    assert {row["prediction"] for row in rows} == {"ORDER", "MK-UNet"}
+    assert {row["prediction"] for row in rows} == {"Lite40K", "ORDER"}
     assert (out / "evaluation" / "examples.png").stat().st_size > 10_000
     again = run("nnunet-order", "demo", "--out", out, *small)
     assert again.returncode == 0, again.stdout + again.stderr
