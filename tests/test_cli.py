@@ -12,7 +12,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from dataset_conversion.system.errors import UserError
+from nnunet_order.demo import stages as demo_stages
 from nnunet_order.doctor import runs_this_python
+from nnunet_order.options import Demo
 
 ORDER_VERBS = "convert plan evaluate compare complexity benchmark export predict doctor demo"
 LAW_VERBS = "init-base train generate mine evaluate audit experiment report demo"
@@ -184,6 +187,14 @@ def test_doctor_says_what_to_do(tmp_path):
     words = "".join(done.stdout.split())  # the table wraps lines
     assert f"mkdir-p{tmp_path / 'gone'}".replace("\n", "") in words
     assert "exportnnUNet_results=" in words and "unsetNNUNET_ORDER_NO_AUTOLOAD" in words
+
+
+def test_demo_trains_the_networks_asked_for(tmp_path):
+    stages = {stage.name: stage for stage in demo_stages(Demo(out=tmp_path, networks=("ORDER", "MKUNet")))}
+    assert [name for name in stages if name.startswith("train_")] == ["train_ORDER", "train_MKUNet"]
+    assert "-tr nnUNetTrainerMKUNet_5epochs " in stages["train_MKUNet"].commands[0]
+    with pytest.raises(UserError, match="found --networks ORDER ORDER, expected each once"):
+        Demo(networks=("ORDER", "ORDER")).check()
 
 
 @pytest.mark.slow

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import io
 import json
+from contextlib import redirect_stdout
 
 import pytest
 import torch
 from torch import nn
 
 from dataset_conversion.system.errors import UserError
-from nnunet_order.complexity import complexity, gflops, parameters, planned_unet
+from nnunet_order import complexity as counting
+from nnunet_order.complexity import complexity, gflops, paper_rows, parameters, planned_unet
 from nnunet_order.options import Complexity
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory) -> dict:
+def counted(tmp_path_factory) -> tuple[dict, str]:
+    """What the verb writes and what it prints; counting all networks takes a minute."""
     path = tmp_path_factory.mktemp("complexity") / "complexity.json"
-    complexity(Complexity(json=path))
+    with redirect_stdout(io.StringIO()) as printed:
+        complexity(Complexity(json=path))
     assert list(path.parent.iterdir()) == [path]
-    return json.loads(path.read_text())
+    return json.loads(path.read_text()), printed.getvalue()
+
+
+@pytest.fixture(scope="module")
+def report(counted) -> dict:
+    return counted[0]
 
 
 def numbers(report: dict, table: int) -> dict[str, tuple[int, float]]:
@@ -67,11 +77,26 @@ def test_fvcore_gives_the_papers_flops(report):
     assert order["gflops_fvcore_x2"] == pytest.approx(float(order["paper_gflops"]), abs=0.005)
 
 
-def test_tables_are_printed_with_their_convention(capsys):
-    complexity(Complexity(size=64, input_channels=1))
-    printed = " ".join(capsys.readouterr().out.split())
-    for text in ("Table 3", "Table 5", "Table 6", "2 x multiply-adds", "1 x 64 x 64", "(0.56)"):
+def test_tables_are_printed_with_their_convention(counted):
+    printed = " ".join(counted[1].split())
+    for text in ("Table 3", "Table 5", "Table 6", "2 x multiply-adds", "3 x 256 x 256", "(0.56)"):
         assert text in printed
+
+
+def test_size_and_channels_are_those_asked_for(tmp_path, monkeypatch):
+    """Of one network: a quarter of the side has a sixteenth of the FLOPs, and grey images a lighter stem."""
+    monkeypatch.setattr(counting, "paper_rows", lambda: [row for row in paper_rows() if row.table == 5][:1])
+    found = {}
+    for size, channels in ((256, 3), (64, 3), (64, 1)):
+        path = tmp_path / f"{size}_{channels}.json"
+        complexity(Complexity(size, channels, json=path))
+        found[size, channels] = json.loads(path.read_text())
+        assert f"{channels} x {size} x {size}" in found[size, channels]["convention"]
+    large, small, grey = (report["rows"][0] for report in found.values())
+    assert small["parameters"] == large["parameters"] > grey["parameters"]
+    assert (
+        small["gflops"] == pytest.approx(large["gflops"] / 16, rel=0.05) and grey["gflops"] < small["gflops"]
+    )
 
 
 def test_counts_by_hand():
