@@ -83,20 +83,17 @@ def test_tables_are_printed_with_their_convention(counted):
         assert text in printed
 
 
-def test_size_and_channels_are_those_asked_for(tmp_path, monkeypatch):
+def test_size_and_channels_are_those_asked_for(report, tmp_path, monkeypatch):
     """Of one network: a quarter of the side has a sixteenth of the FLOPs, and grey images a lighter stem."""
-    monkeypatch.setattr(counting, "paper_rows", lambda: [row for row in paper_rows() if row.table == 5][:1])
-    found = {}
-    for size, channels in ((256, 3), (64, 3), (64, 1)):
-        path = tmp_path / f"{size}_{channels}.json"
-        complexity(Complexity(size, channels, json=path))
-        found[size, channels] = json.loads(path.read_text())
-        assert f"{channels} x {size} x {size}" in found[size, channels]["convention"]
-    large, small, grey = (report["rows"][0] for report in found.values())
-    assert small["parameters"] == large["parameters"] > grey["parameters"]
-    assert (
-        small["gflops"] == pytest.approx(large["gflops"] / 16, rel=0.05) and grey["gflops"] < small["gflops"]
-    )
+    rows = [row for row in paper_rows() if row.name == "MK-UNet-T"]
+    monkeypatch.setattr(counting, "paper_rows", lambda: rows)
+    complexity(Complexity(size=64, input_channels=1, json=tmp_path / "small.json"))
+    small = json.loads((tmp_path / "small.json").read_text())
+    assert "1 x 64 x 64" in small["convention"]
+    parameters, gflops = numbers(report, 3)["MK-UNet-T"]
+    (row,) = small["rows"]
+    assert 0.9 * parameters < row["parameters"] < parameters
+    assert 0.7 * gflops.expected / 16 < row["gflops"] < gflops.expected / 16
 
 
 def test_counts_by_hand():
