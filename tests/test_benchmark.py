@@ -67,7 +67,8 @@ def test_memory_grows_with_the_batch(tmp_path):
     peaks = []
     for batch_size in (1, 64):
         path = tmp_path / f"{batch_size}.json"
-        benchmark(Benchmark(("MKUNet",), 64, 3, batch_size, steps=1, warmup=0, memory=True, json=path))
+        options = Benchmark(("MKUNet",), size=64, batch_size=batch_size, steps=1, warmup=0, memory=True)
+        benchmark(replace(options, json=path))
         peaks.append(json.loads(path.read_text())["rows"][0]["peak_memory_mib"])
     assert 0 < peaks[0] < peaks[1] - 20
 
