@@ -6,8 +6,9 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -18,42 +19,92 @@ from rich.progress import track
 from rich.table import Table
 
 from dataset_conversion.system.errors import UserError
-from dataset_conversion.system.json_files import write_json
+from dataset_conversion.system.json_files import read_json, write_json
 from dataset_conversion.system.parallel import in_processes
 from dataset_conversion.system.provenance import machine
+from dataset_conversion.system.terminal import verbatim
 from nnunet_order import networks
 from nnunet_order.complexity import planned_unet
+from nnunet_order.model_folder import open_model_folder
 from nnunet_order.options import STOCK_NETWORK, Benchmark
+from nnunet_order.registry import NETWORKS
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
+@dataclass(frozen=True)
+class RoundTimes:
+    """Seconds of each timed round of one network, for a batch."""
+
+    inference: list[float]
+
+
+@dataclass(frozen=True)
+class TimedNetwork:
+    """What we read of a row of the file that --json writes."""
+
+    network: str
+    times: RoundTimes
+
+
+@dataclass(frozen=True)
+class BenchmarkReport:
+    """What we read of that file."""
+
+    rows: list[TimedNetwork]
+
+
 def benchmark(options: Benchmark) -> None:
-    """Time the networks, print a table and write it with --json. UserError: bad options, no such device."""
+    """Time the networks, print a table and write it with --json.
+
+    UserError: bad options, no such device, a folder that is no trained model's.
+    """
     options.check()
     check_device(options.device)
     peaks = peak_memory(options) if options.memory else {}
-    times = measure(options)
-    rows = [
-        {
-            "network": name,
-            "train_seconds": statistics.median(of_network["train"]),
-            "images_per_second": options.batch_size / statistics.median(of_network["inference"]),
-            "peak_memory_mib": peaks.get(name),
-            "times": of_network,
-        }
-        for name, of_network in times.items()
-    ]
+    with threads(options.threads):
+        times = measure(options)
+        about = conditions(options.device)
+    rows = [row_of(name, of_network, options.batch_size) for name, of_network in times.items()]
     for row in rows:
-        row["train_ratio"] = row["train_seconds"] / rows[0]["train_seconds"]
-        row["images_per_second_ratio"] = row["images_per_second"] / rows[0]["images_per_second"]
-    about = conditions(options.device)
+        row["peak_memory_mib"] = peaks.get(row["network"])
+        for column in ("train_seconds", "images_per_second"):
+            known = row[column] is not None
+            row[f"{column.removesuffix('_seconds')}_ratio"] = row[column] / rows[0][column] if known else None
     print_table(options, rows, about)
     if options.json is not None:
-        given = {key: str(value) if key == "json" else value for key, value in asdict(options).items()}
+        given = asdict(options) | {"json": str(options.json), "models": list(map(str, options.models))}
         command = ["nnunet-order", *sys.argv[1:]]
         write_json(options.json, {"machine": about, "command": command, "options": given, "rows": rows})
+
+
+def read_times(path: Path, remedy: str) -> dict[str, list[float]]:
+    """Network -> seconds of each inference, from a file that --json wrote. UserError: as `read_json`."""
+    return {row.network: row.times.inference for row in read_json(path, BenchmarkReport, remedy).rows}
+
+
+def row_of(name: str, times: dict[str, list[float]], batch_size: int) -> dict:
+    """A network's medians, and all its times."""
+    return {
+        "network": name,
+        "train_seconds": statistics.median(times["train"]) if times["train"] else None,
+        "images_per_second": batch_size / statistics.median(times["inference"]),
+        "times": times,
+    }
+
+
+@contextmanager
+def threads(number: int | None) -> Iterator[None]:
+    """PyTorch with that many threads; None leaves it as it is."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(number or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def check_device(device: str) -> None:
@@ -72,12 +123,13 @@ class Trial:
 
         torch.manual_seed(options.seed)
         self.device = options.device
-        self.network = build(name, options.size, options.input_channels).to(options.device)
+        network, channels = build(name, options.size, options.input_channels)
+        self.network = network.to(options.device)
         self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=1e-4)
         self.scaler = torch.amp.GradScaler(options.device, enabled=options.device == "cuda")
-        shape = (options.batch_size, options.input_channels, options.size, options.size)
-        self.images = torch.randn(shape, device=options.device)
-        self.masks = (torch.rand_like(self.images[:, :1]) < 0.1).float()
+        shape = (options.batch_size, channels, options.size, options.size)
+        self.images, outputs = fitting(self.network, torch.randn(shape, device=options.device))
+        self.masks = (torch.rand_like(outputs) < 0.1).float()
 
     def train(self) -> None:
         """Forward, BCE + Dice, backward, optimizer step."""
@@ -115,15 +167,45 @@ class Trial:
             torch.cuda.synchronize()
 
 
-def build(name: str, size: int, input_channels: int) -> nn.Module:
-    """The network with one output channel."""
+def build(name: str, size: int, input_channels: int) -> tuple[nn.Module, int]:
+    """A network with one output channel, or that of a trained model's folder; and its input channels.
+
+    UserError: `name` is neither a network nor such a folder.
+    """
     if name == STOCK_NETWORK:
-        return planned_unet(size, input_channels)
-    return getattr(networks, name)(input_channels, 1)
+        return planned_unet(size, input_channels), input_channels
+    if name in NETWORKS:
+        return getattr(networks, name)(input_channels, 1), input_channels
+    parts = Path(name).resolve().name.split("__")
+    if len(parts) != 3:
+        raise UserError(
+            f"{name}: found another name, expected a folder <trainer>__<plans>__2d of nnUNet_results; "
+            "correct the path"
+        )
+    model = open_model_folder(Path(name))
+    network = model.build_network(model.configuration(parts[2])[1], parts[0])
+    return network, len(model.data.channel_names)
+
+
+def fitting(network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Images that the network takes, and what it makes of them. Too small ones are padded to twice the side.
+
+    nnU-Net, too, pads small images. Nine stages would leave one pixel of 256, which has no variance.
+    """
+    import torch
+
+    network.eval()
+    with torch.no_grad():
+        try:
+            return images, network(images)
+        except ValueError:
+            side = images.shape[-1]
+            images = torch.nn.functional.pad(images, (0, side, 0, side))
+            return images, network(images)
 
 
 def bce_dice(logits: Tensor, masks: Tensor) -> Tensor:
-    """BCE + soft Dice over the batch, both (B, 1, H, W); in fp32: the sums overflow half precision."""
+    """BCE + soft Dice over the batch, both (B, K, H, W); in fp32: the sums overflow half precision."""
     from torch.nn import functional as F
 
     logits = logits.float()
@@ -134,15 +216,16 @@ def bce_dice(logits: Tensor, masks: Tensor) -> Tensor:
 
 def measure(options: Benchmark) -> dict[str, dict[str, list[float]]]:
     """Network -> seconds of each timed round, under "train" and "inference"."""
-    trials = {name: Trial(options, name) for name in options.networks}
+    trials = {name: Trial(options, name) for name in options.timed}
     times: dict[str, dict[str, list[float]]] = {name: {"train": [], "inference": []} for name in trials}
     rounds = [(number, name) for number in range(options.warmup + options.steps) for name in trials]
     for number, name in track(rounds, "Timing"):
         trial = trials[name]
-        seconds = {"train": trial.seconds(trial.train), "inference": trial.seconds(trial.inference)}
-        if number >= options.warmup:
-            for kind, value in seconds.items():
-                times[name][kind].append(value)
+        actions = {"train": trial.train} if options.training else {}
+        for kind, action in (actions | {"inference": trial.inference}).items():
+            seconds = trial.seconds(action)
+            if number >= options.warmup:
+                times[name][kind].append(seconds)
     return times
 
 
@@ -151,7 +234,7 @@ def peak_memory(options: Benchmark) -> dict[str, float]:
     if sys.platform == "win32" and options.device == "cpu":
         raise UserError("found Windows, expected Linux or macOS for --memory on the CPU; leave --memory out")
     peaks = {}
-    for name in track(options.networks, "Memory"):
+    for name in track(options.timed, "Memory"):
         with in_processes(partial(_peak_of_this_process, options), [name], workers=1) as found:
             peaks[name] = next(found)
     return peaks
@@ -198,20 +281,20 @@ def print_table(options: Benchmark, rows: list[dict], about: dict) -> None:
     """Medians, with the range of the rounds, and ratios to the first network."""
     size = f"batch {options.batch_size}, {options.size} px, {options.input_channels} channels"
     table = Table(title=f"{size}: median of {options.steps} interleaved rounds")
-    for head in ("Network", "s / training iteration", "ratio", "images / s, inference", "ratio"):
-        table.add_column(head, justify="left" if head == "Network" else "right")
-    if options.memory:
-        table.add_column("peak MiB, training", justify="right")
+    table.add_column("Network", overflow="fold")
+    training = ("s / training iteration", "ratio") if options.training else ()
+    for head in (*training, "images / s, inference", "ratio", *["peak MiB, training"] * options.memory):
+        table.add_column(head, justify="right")
     for row in rows:
-        train = row["times"]["train"]
-        table.add_row(
-            row["network"],
-            f"{row['train_seconds']:.3g}\n[dim]{min(train):.3g}..{max(train):.3g}[/dim]",
-            f"{row['train_ratio']:.2f}",
-            f"{row['images_per_second']:.3g}",
-            f"{row['images_per_second_ratio']:.2f}",
-            *[f"{row['peak_memory_mib']:,.0f}" for _ in range(options.memory)],
-        )
+        cells = [verbatim(row["network"])]
+        if options.training:
+            train = row["times"]["train"]
+            cells.append(f"{row['train_seconds']:.3g}\n[dim]{min(train):.3g}..{max(train):.3g}[/dim]")
+            cells.append(f"{row['train_ratio']:.2f}")
+        cells += [f"{row['images_per_second']:.3g}", f"{row['images_per_second_ratio']:.2f}"]
+        if options.memory:
+            cells.append(f"{row['peak_memory_mib']:,.0f}")
+        table.add_row(*cells)
     console = Console()
     console.print(table)
     console.print(", ".join(f"{key} {value}" for key, value in about.items()))

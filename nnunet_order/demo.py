@@ -8,6 +8,7 @@ from functools import cache
 
 from nnunet_order.evaluate import evaluate
 from nnunet_order.options import Demo, Evaluate
+from nnunet_order.registry import five_epochs
 from nnunet_order.stages.runner import Pipeline, make_workers
 from nnunet_order.stages.stage import Stage
 from nnunet_order.trainer_options import OPTIONS_VARIABLE
@@ -17,15 +18,17 @@ logger = logging.getLogger(__name__)
 RAW = "nnUNet_raw/Dataset990_Phantom"
 PREPROCESSED = "nnUNet_preprocessed/Dataset990_Phantom"
 RESULTS = "nnUNet_results/Dataset990_Phantom"
-TRAINERS = {"ORDER": "nnUNetTrainerORDER_5epochs", "MK-UNet": "nnUNetTrainerMKUNet_5epochs"}
+JOBS = 2  # trainings at a time
 
 
 def demo(options: Demo) -> None:
     """Run the stages and evaluate. UserError: bad options, a command failed, `out` holds something else."""
     options.check()
     start = time.perf_counter()
-    Pipeline(options.out, stages(options)).run(make_workers(jobs=len(TRAINERS)), options.again)
-    predictions = tuple(f"{name}={options.out / 'predictions' / name}" for name in TRAINERS)
+    Pipeline(options.out, stages(options)).run(
+        make_workers(jobs=min(JOBS, len(options.networks))), options.again
+    )
+    predictions = tuple(f"{name}={options.out / 'predictions' / name}" for name in options.networks)
     evaluate(
         Evaluate(dataset=str(options.out / RAW), predictions=predictions, out=options.out / "evaluation")
     )
@@ -45,13 +48,14 @@ def stages(options: Demo) -> tuple[Stage, ...]:
         Stage("plan", (plan,), (PREPROCESSED,), ("draw",), {"nnUNet_n_proc_DA": "1"}),
     ]
     device = _device()
-    for name, trainer in TRAINERS.items():
-        found += _stages_of_network(name, trainer, device, options.seed)
+    for network in options.networks:
+        found += _stages_of_network(network, device, options.seed)
     return tuple(found)
 
 
-def _stages_of_network(name: str, trainer: str, device: str, seed: int) -> list[Stage]:
-    fold, predictions = f"{RESULTS}/{trainer}__nnUNetPlans__2d/fold_0", f"predictions/{name}"
+def _stages_of_network(network: str, device: str, seed: int) -> list[Stage]:
+    trainer = five_epochs(network)
+    fold, predictions = f"{RESULTS}/{trainer}__nnUNetPlans__2d/fold_0", f"predictions/{network}"
     model = f"-tr {trainer} -device {device}"
     train = f"nnUNetv2_train 990 2d 0 {model} --c"
     predict = f"nnUNetv2_predict -i {RAW}/imagesTs -o {predictions} -d 990 -c 2d -f 0 {model}"
@@ -63,12 +67,12 @@ def _stages_of_network(name: str, trainer: str, device: str, seed: int) -> list[
         OPTIONS_VARIABLE: "",
     }
     return [
-        Stage(f"train_{name}", (train,), (fold,), ("plan",), seeded, resumes=True),
+        Stage(f"train_{network}", (train,), (fold,), ("plan",), seeded, resumes=True),
         Stage(
-            f"predict_{name}",
+            f"predict_{network}",
             (f"{predict} -npp 1 -nps 1",),
             (predictions,),
-            (f"train_{name}",),
+            (f"train_{network}",),
             {"nnUNet_compile": "f"},
         ),
     ]

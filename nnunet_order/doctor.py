@@ -20,9 +20,10 @@ from dataset_conversion.system.errors import UserError
 from dataset_conversion.system.terminal import verbatim
 from nnunet_order.options import Doctor
 from nnunet_order.registration import OPT_OUT, VARIABLE, shim_folder
-from nnunet_order.registry import NETWORKS, trainer_of
+from nnunet_order.registry import NETWORKS, RECOMMENDED, trainer_of
 
-TRAINERS = tuple(map(trainer_of, NETWORKS))
+TRAINERS = tuple(map(trainer_of, sorted(NETWORKS, key=lambda name: name != RECOMMENDED)))
+TRAIN = f"nnUNetv2_train DATASET 2d FOLD -tr {TRAINERS[0]}"
 NNUNET_FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 OLDEST_NNUNET = (2, 8, 0)
 
@@ -139,14 +140,13 @@ def check_folders() -> list[Finding]:
 
 
 def check_device() -> Finding:
-    """What nnU-Net would train on."""
+    """What nnU-Net would train on, and the command to begin with."""
     import torch
 
     if torch.cuda.is_available():
-        return Finding("device", f"{torch.cuda.get_device_name()} (torch {torch.__version__})")
-    if torch.backends.mps.is_available():
-        return Finding("device", f"Apple GPU, add -device mps (torch {torch.__version__})")
-    threads = torch.get_num_threads()
-    return Finding(
-        "device", f"CPU, {threads} threads: add -device cpu to nnU-Net's commands (torch {torch.__version__})"
-    )
+        device, command = torch.cuda.get_device_name(), TRAIN
+    elif torch.backends.mps.is_available():
+        device, command = "Apple GPU", f"{TRAIN} -device mps"
+    else:
+        device, command = f"CPU, {torch.get_num_threads()} threads", f"{TRAIN}_30epochs -device cpu"
+    return Finding("device", f"{device} (torch {torch.__version__}); train with: {command}")

@@ -11,10 +11,11 @@ import tyro
 
 from dataset_conversion.system.errors import UserError
 from dataset_conversion.system.options import SEED, Range, check_ranges
-from nnunet_order.registry import NETWORKS, total_stride
+from nnunet_order.registry import DEMO_NETWORKS, NETWORKS, RECOMMENDED, total_stride
 
 STOCK_NETWORK = "nnUNet"
 NetworkName = Literal[(*NETWORKS, STOCK_NETWORK)]
+DemoNetwork = Literal[DEMO_NETWORKS]
 SKIPS = (0, 1, 2, 3)  # of ORDER, counted from the deepest
 SMALLEST_SIDE = 8  # pixels; smaller images leave nothing after the halvings
 
@@ -115,11 +116,17 @@ class Complexity:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Time training and inference of the networks on this machine, in interleaved rounds."""
+    """Time training and inference of the networks on this machine, in interleaved rounds.
 
-    networks: tuple[NetworkName, ...] = ("ORDER", "MKUNet", "UNeXt", "EGEUNet", STOCK_NETWORK)
-    """Networks to time. Ratios are to the first. nnUNet is nnU-Net's default 2D network for this image
-    size."""
+    --batch-size 1 --threads 1 --no-training gives the latency of one image on one core.
+    """
+
+    networks: tuple[NetworkName, ...] = ()
+    """Networks to time. The default is all, or none with --models. Ratios are to the first. nnUNet is
+    nnU-Net's default 2D network for this image size."""
+    models: tuple[Path, ...] = ()
+    """Results folders, <trainer>__<plans>__2d: their networks are timed as well, on images with the channels
+    that they were trained on."""
     size: Annotated[int, Range(SMALLEST_SIDE)] = 256
     """Side of the square images in pixels."""
     input_channels: Annotated[int, Range(1)] = 3
@@ -133,6 +140,10 @@ class Benchmark:
     """Number of timed rounds. A round times every network once, so that a noisy moment hits all alike."""
     warmup: Annotated[int, Range(0)] = 2
     """Number of rounds before these that are not timed."""
+    threads: Annotated[int | None, Range(1)] = None
+    """Number of CPU threads. The default is PyTorch's own."""
+    training: bool = True
+    """Time training iterations, too."""
     memory: bool = False
     """Also measure each network's peak memory in training, each in a fresh process."""
     seed: Annotated[int, SEED] = 0
@@ -141,12 +152,19 @@ class Benchmark:
     """Also write all times, the machine, versions and command line to this file."""
 
     def check(self) -> None:
-        """UserError: a number out of its range, or a network named twice."""
+        """UserError: a number out of its range, something to time twice, or options that contradict."""
         check_ranges(self)
-        if not self.networks or len(set(self.networks)) < len(self.networks):
-            raise UserError(
-                f"found --networks {' '.join(self.networks) or 'without any'}, expected each once; correct it"
-            )
+        for option, given in (("--networks", self.networks), ("--models", tuple(map(str, self.models)))):
+            if len(set(given)) < len(given):
+                raise UserError(f"found {option} {' '.join(given)}, expected each once; correct it")
+        if self.memory and not self.training:
+            raise UserError("found --memory with --no-training, expected one of them; leave one out")
+
+    @property
+    def timed(self) -> tuple[str, ...]:
+        """Names of the networks and folders of the models, in the order of the table."""
+        everything = () if self.models else (*NETWORKS, STOCK_NETWORK)
+        return (*(self.networks or everything), *map(str, self.models))
 
 
 @dataclass(frozen=True)
@@ -214,7 +232,7 @@ class Doctor:
 
 @dataclass(frozen=True)
 class Demo:
-    """Draw polyps, train ORDER and MK-UNet with stock nnU-Net, predict and evaluate, in 3 minutes on 2 cores.
+    """Draw polyps, train two networks with stock nnU-Net, predict and evaluate, in 3 minutes on 2 cores.
 
     Every step is a command that is printed and that you can run yourself; commands.sh holds them all. If a
     demo was stopped, the same command continues it. If options have changed, only the steps that depend on
@@ -223,6 +241,9 @@ class Demo:
 
     out: Path = Path("order_demo")
     """Folder for data, models and results."""
+    networks: tuple[DemoNetwork, ...] = (RECOMMENDED, "ORDER")
+    """Networks to train, each for five epochs. The pictures show the best, the median and the worst case of
+    the first one."""
     cases: int = 64
     """Number of training images."""
     test_cases: int = 24
@@ -236,5 +257,9 @@ class Demo:
     them."""
 
     def check(self) -> None:
-        """UserError: a bad seed. The commands of the stages check the rest."""
+        """UserError: a bad seed, no network, or one twice. The commands of the stages check the rest."""
         check_ranges(self)
+        if not self.networks or len(set(self.networks)) < len(self.networks):
+            raise UserError(
+                f"found --networks {' '.join(self.networks) or 'without any'}, expected each once; correct it"
+            )

@@ -36,6 +36,8 @@ class Network:
     """Its name in the tables of `complexity`."""
     trainer: str
     """A sentence that describes its trainer, nnUNetTrainer<Name>."""
+    of_others: bool = False
+    """Whether others have published it; it is here to compare with."""
     strides: Strides = FIVE_HALVINGS
     recipe: Literal["paper", "fine-tuning", "smp"] = "paper"
     """What its trainers train it with: the paper's recipe, the one for published weights, or that with any
@@ -73,24 +75,31 @@ NETWORKS = {
         # The fused path gives the same result, but torch counts it differently from the paper.
         counted_with={"attention_path": "materialized"},
     ),
-    "MKUNet": Network("mk_unet", "MK-UNet-T", "MK-UNet-T, the paper's baseline, on ORDER's recipe."),
+    "MKUNet": Network(
+        "mk_unet", "MK-UNet-T", "MK-UNet-T, the paper's baseline, on ORDER's recipe.", of_others=True
+    ),
     "MKUNetWide": Network(
         "mk_unet", "MKUNetWide", "Our own alternative to ORDER of the same size: width instead of attention."
     ),
-    "UNeXt": Network("unext", "UNeXt", "UNeXt on ORDER's recipe."),
+    "UNeXt": Network("unext", "UNeXt", "UNeXt on ORDER's recipe.", of_others=True),
     "EGEUNet": Network(
-        "ege_unet", "EGE-UNet", "EGE-UNet on ORDER's recipe, without the deep supervision of its own."
+        "ege_unet",
+        "EGE-UNet",
+        "EGE-UNet on ORDER's recipe, without the deep supervision of its own.",
+        of_others=True,
     ),
     "NanoNetC": Network(
         "nanonet",
         "NanoNet-C",
         "NanoNet-C on ORDER's recipe, from scratch: without the ImageNet weights that its paper starts from.",
+        of_others=True,
         strides=THREE_HALVINGS,
     ),
     "UltraSeg130K": Network(
         "ultraseg",
         "UltraSeg-130K",
         "UltraSeg-130K on ORDER's recipe, without the mask and boundary supervision of its own.",
+        of_others=True,
         strides=FOUR_HALVINGS,
     ),
     "Lite40K": Network(
@@ -120,6 +129,10 @@ NETWORKS = {
         needs="segmentation_models_pytorch",
     ),
 }
+
+
+RECOMMENDED = "Lite40K"
+"""What commands propose to somebody who has not chosen: the network of ORDER's size that scores best."""
 
 
 def total_stride(strides: Strides) -> int:
@@ -161,6 +174,11 @@ def _lite(network: str) -> dict[str, Trainer]:
     }
 
 
+def five_epochs(network: str) -> str:
+    """Name of the trainer that `nnunet-order demo` trains a network with; some networks have none."""
+    return f"{trainer_of(network)}_5epochs"
+
+
 TRAINERS = {trainer_of(name): Trainer(name, network.trainer) for name, network in NETWORKS.items()} | {
     "nnUNetTrainerORDER_fp32": Trainer(
         "ORDER", "No mixed precision; nnU-Net itself has no switch for that.", full_precision=True
@@ -174,12 +192,11 @@ TRAINERS = {trainer_of(name): Trainer(name, network.trainer) for name, network i
     "nnUNetTrainerORDER_30epochs": _short("ORDER", 30, "An hour on a CPU for about 1000 images of 256 px."),
     "nnUNetTrainerMKUNet_30epochs": _short("MKUNet", 30, "As nnUNetTrainerORDER_30epochs."),
     "nnUNetTrainerMKUNetWide_30epochs": _short("MKUNetWide", 30, "As nnUNetTrainerORDER_30epochs."),
-    "nnUNetTrainerORDER_5epochs": _short(
-        "ORDER", 5, "Minutes on a CPU: for a first look and for `nnunet-order demo`."
-    ),
+    "nnUNetTrainerORDER_5epochs": _short("ORDER", 5, "Minutes on a CPU, for a first look."),
     "nnUNetTrainerMKUNet_5epochs": _short("MKUNet", 5, "As nnUNetTrainerORDER_5epochs."),
     **_lite("Lite40K"),
     **_lite("Lite95K"),
     **_lite("Lite333K"),
     **_lite("LiteUNet"),
 }
+DEMO_NETWORKS = tuple(name for name in NETWORKS if five_epochs(name) in TRAINERS)

@@ -18,7 +18,6 @@ from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from batchgeneratorsv2.transforms.utils.nnunet_masking import MaskImageTransform
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-from pytorch_optimizer import AdEMAMix
 from torch import nn
 
 from dataset_conversion.system.errors import UserError
@@ -178,6 +177,9 @@ class SmallNetworkTrainer(SoftLabelTrainer):
         parameters = self.parameter_groups()
         options = {"lr": self.initial_lr, "weight_decay": self.weight_decay}
         if self.optimizer_name == "AdEMAMix":
+            # It imports transformers where that is installed: an eighth of the start of every process.
+            from pytorch_optimizer import AdEMAMix
+
             warm_up = self._ademamix_warm_up
             optimizer = AdEMAMix(parameters, weight_decouple=True, t_alpha_beta3=warm_up, **options)
         elif self.optimizer_name == "AdamW":

@@ -15,6 +15,7 @@ from dataset_conversion.system.verbs import Verb, as_union, call, run_verb
 from nnunet_order.comparing.options import Compare
 from nnunet_order.distilling.options import Distill
 from nnunet_order.options import Benchmark, Complexity, Demo, Doctor, Evaluate, Export, Plan, Predict
+from nnunet_order.registry import RECOMMENDED, trainer_of
 
 CONVERSIONS = {
     "polyps": Verb(ConvertPolyps, "dataset_conversion.polyps:convert_polyps"),
@@ -59,7 +60,7 @@ VERBS = {
 def read_and_run() -> None:
     """Do what the command line asks for."""
     description = (
-        "ORDER for stock nnU-Net: convert data, measure, export. "
-        "Train with nnUNetv2_train -tr nnUNetTrainerORDER."
+        "Small networks for stock nnU-Net: convert data, measure, export. "
+        f"Train with nnUNetv2_train -tr {trainer_of(RECOMMENDED)}; the paper's is nnUNetTrainerORDER."
     )
     run_verb(VERBS, "nnunet-order", description)

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import statistics
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from dataset_conversion.system.errors import UserError
-from nnunet_order.benchmark import Trial, bce_dice, benchmark
-from nnunet_order.options import Benchmark
+from nnunet_order.benchmark import Trial, bce_dice, benchmark, fitting, read_times
+from nnunet_order.options import STOCK_NETWORK, Benchmark
+from nnunet_order.registry import NETWORKS
 
 
 def test_report(tmp_path, capsys):
@@ -33,11 +37,38 @@ def test_report(tmp_path, capsys):
     assert all(name in printed for name in networks) and torch.__version__ in printed
 
 
+def test_latency_without_training(tmp_path, capsys):
+    path, threads = tmp_path / "latency.json", torch.get_num_threads()
+    options = Benchmark(("MKUNet", "Lite40K"), size=32, batch_size=1, steps=3, threads=1, training=False)
+    benchmark(replace(options, json=path))
+    report = json.loads(path.read_text())
+    assert report["machine"]["threads"] == 1 and torch.get_num_threads() == threads
+    assert [row["train_seconds"] for row in report["rows"]] == [None, None]
+    times = read_times(path, "")
+    assert [*times] == ["MKUNet", "Lite40K"] and all(len(rounds) == 3 for rounds in times.values())
+    assert "training" not in capsys.readouterr().out
+
+
+def test_all_networks_are_timed_unless_some_or_models_are_named(tmp_path):
+    assert Benchmark().timed == (*NETWORKS, STOCK_NETWORK)
+    assert Benchmark(models=(tmp_path,)).timed == (str(tmp_path),)
+    assert Benchmark(("ORDER",), models=(tmp_path,)).timed == ("ORDER", str(tmp_path))
+
+
+def test_images_too_small_for_a_network_are_padded():
+    network, images = nn.Sequential(nn.MaxPool2d(8), nn.InstanceNorm2d(1)), torch.rand(1, 1, 8, 8)
+    padded, outputs = fitting(network, images)
+    assert padded.shape == (1, 1, 16, 16) and torch.equal(padded[..., :8, :8], images)
+    assert outputs.shape == (1, 1, 2, 2)
+    assert fitting(network, padded)[0] is padded
+
+
 def test_memory_grows_with_the_batch(tmp_path):
     peaks = []
     for batch_size in (1, 64):
         path = tmp_path / f"{batch_size}.json"
-        benchmark(Benchmark(("MKUNet",), 64, 3, batch_size, steps=1, warmup=0, memory=True, json=path))
+        options = Benchmark(("MKUNet",), size=64, batch_size=batch_size, steps=1, warmup=0, memory=True)
+        benchmark(replace(options, json=path))
         peaks.append(json.loads(path.read_text())["rows"][0]["peak_memory_mib"])
     assert 0 < peaks[0] < peaks[1] - 20
 
@@ -69,7 +100,11 @@ def test_cuda(tmp_path):
     [
         ({"steps": 0}, "found --steps 0, expected 1 or more"),
         ({"networks": ("ORDER", "ORDER")}, "each once"),
-        ({"networks": ()}, "each once"),
+        ({"models": (Path("a"), Path("a"))}, "each once"),
+        ({"models": (Path("a"),)}, "a: found another name, expected a folder <trainer>__<plans>__2d"),
+        ({"models": (Path("a__b__2d"),)}, "plans.json: not found"),
+        ({"memory": True, "training": False}, "found --memory with --no-training"),
+        ({"threads": 0}, "found --threads 0, expected 1 or more"),
         pytest.param(
             {"device": "cuda"},
             "no CUDA device",

@@ -12,7 +12,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from dataset_conversion.system.errors import UserError
+from nnunet_order.demo import stages as demo_stages
 from nnunet_order.doctor import runs_this_python
+from nnunet_order.options import Demo
 
 ORDER_VERBS = "convert plan evaluate compare complexity benchmark export predict doctor demo"
 LAW_VERBS = "init-base train generate mine evaluate audit experiment report demo"
@@ -154,6 +157,7 @@ def test_doctor_is_content_with_a_good_installation(tmp_path):
     done = run("nnunet-order", "doctor", PATH=path, **folders)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "nnUNetTrainerORDER" in done.stdout and "trainers.py" in done.stdout
+    assert "nnUNetv2_train DATASET 2d FOLD -tr nnUNetTrainerLite40K" in " ".join(done.stdout.split())
 
 
 @pytest.mark.parametrize(
@@ -185,14 +189,22 @@ def test_doctor_says_what_to_do(tmp_path):
     assert "exportnnUNet_results=" in words and "unsetNNUNET_ORDER_NO_AUTOLOAD" in words
 
 
+def test_demo_trains_the_networks_asked_for(tmp_path):
+    stages = {stage.name: stage for stage in demo_stages(Demo(out=tmp_path, networks=("ORDER", "MKUNet")))}
+    assert [name for name in stages if name.startswith("train_")] == ["train_ORDER", "train_MKUNet"]
+    assert "-tr nnUNetTrainerMKUNet_5epochs " in stages["train_MKUNet"].commands[0]
+    with pytest.raises(UserError, match="found --networks ORDER ORDER, expected each once"):
+        Demo(networks=("ORDER", "ORDER")).check()
+
+
 @pytest.mark.slow
 def test_demo_runs_to_its_table_and_goes_on_where_it_was(tmp_path):
     out = tmp_path / "demo"
-    small = ("--cases", 10, "--test-cases", 3, "--size", 64)
+    small = ("--networks", "Lite40K", "--cases", 10, "--test-cases", 3, "--size", 64)
     done = run("nnunet-order", "demo", "--out", out, *small)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = json.loads((out / "evaluation" / "summary.json").read_text())["rows"]
-    assert {row["prediction"] for row in rows} == {"ORDER", "MK-UNet"}
+    assert {row["prediction"] for row in rows} == {"Lite40K"}
     assert (out / "evaluation" / "examples.png").stat().st_size > 10_000
     again = run("nnunet-order", "demo", "--out", out, *small)
     assert again.returncode == 0, again.stdout + again.stderr

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from dataset_conversion.phantom import ConvertPhantom, convert_phantom
 from dataset_conversion.raw.dataset import read_dataset
@@ -19,13 +20,17 @@ from dataset_conversion.system.json_files import write_json
 from nnunet_order.bootstrap import interval, resampled_means
 from nnunet_order.comparing.compare import compare
 from nnunet_order.comparing.comparison import Comparison
+from nnunet_order.comparing.latency import LATENCY, read_latencies
 from nnunet_order.comparing.options import PRESETS, SCALES, Compare
 from nnunet_order.comparing.scores import CaseScores, read_scores
 from nnunet_order.comparing.segmentation import Segmentation, prepare_real
+from nnunet_order.comparing.size_chart import draw_sizes
 from nnunet_order.comparing.table import score_rows
+from nnunet_order.comparing.trainer_lookup import family
 from nnunet_order.evaluation import summarise
 from nnunet_order.evaluation_output import write_csv
 from nnunet_order.metrics import FOREGROUND_MEAN, METRICS
+from nnunet_order.pictures import METHOD_COLOURS
 from nnunet_order.stages.experiment_record import ExperimentRecord, begin
 from nnunet_order.stages.inputs import dataset_digest
 from nnunet_order.stages.options import Execution
@@ -114,6 +119,59 @@ def test_scales_change_sizes_and_steps_only(options):
         changes = train.environment["NNUNET_ORDER_OPTIONS"]
         assert changes == ("" if scale == "paper" else SCALES[scale].options)
     assert len(shapes) == 1
+
+
+def test_latency_is_measured_when_all_else_is_done(options):
+    without = comparison(options).pipeline().stages
+    assert [stage.name for stage in comparison(replace(options, latency=True)).pipeline().stages[:-1]] == [
+        stage.name for stage in without
+    ]
+    verb = replace(options, preset="sizes", trainers=(), scale="cpu", seeds=(2, 1))
+    *others, latency = comparison(verb).pipeline().stages
+    assert latency.name == "latency" and latency.after == tuple(stage.name for stage in others)
+    words = shlex.split(latency.commands[0])
+    models = words[words.index("--models") + 1 : words.index("--size")]
+    folder = "nnUNet_results/seed_2/Dataset001_Real/{}__nnUNetPlans__2d"
+    assert models == [folder.format(trainer) for trainer in comparison(verb).paper]
+    assert models[0] == folder.format(ORDER) and models[-1] == folder.format("nnUNetTrainer_5epochs")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("{}", "found no key rows"), ('{"rows": []}', "found no times of model")],
+)
+def test_a_damaged_latency_json_is_one_line(tmp_path, content, message):
+    (tmp_path / LATENCY).write_text(content)
+    with pytest.raises(UserError, match=f"{LATENCY}: {message}"):
+        read_latencies(tmp_path, {ORDER: "model"})
+
+
+def test_chart_of_sizes(tmp_path):
+    """A panel per quantity and test set, and the colour of every family in each; means may be unknown."""
+    trainers = (ORDER, MK_UNET, "nnUNetTrainer_5epochs", "nnUNetTrainerLite40K")
+    families = {trainer: family(trainer) for trainer in trainers}
+    assert [*families.values()] == ["this package", "published small networks", "nnU-Net", "this package"]
+    rows = [
+        {"test_set": test_set, "label": label, "trainer": trainer, "parameters": 30_000 * 4**place}
+        | {"mDice": 0.4 + place / 10, "mDice_low": 0.3, "mDice_high": np.nan}
+        | {"latency_ms": 10.0 + place, "latency_ms_low": 9.0, "latency_ms_high": 20.0}
+        for test_set in ("A", "B")
+        for label in (FOREGROUND_MEAN, "tumour")
+        for place, trainer in enumerate(trainers)
+    ]
+    rows[3]["mDice"] = rows[3]["mDice_low"] = np.nan
+    draw_sizes(rows, families, tmp_path / "both.png")
+    names = ("parameters", "latency_ms", "latency_ms_low", "latency_ms_high")
+    sizes_only = [{key: value for key, value in row.items() if key not in names[1:]} for row in rows]
+    draw_sizes(sizes_only, families, tmp_path / "sizes.png")
+    both, sizes = (
+        np.asarray(Image.open(tmp_path / f"{name}.png").convert("RGB")) for name in ("both", "sizes")
+    )
+    assert both.shape[1] > 1.7 * sizes.shape[1] and both.shape[0] == sizes.shape[0]
+    quarters = [part for half in np.array_split(both[:-60], 2) for part in np.array_split(half, 2, axis=1)]
+    for part in (*quarters, sizes):
+        for colour in METHOD_COLOURS[:3]:
+            assert (part == [int(colour[i : i + 2], 16) for i in (1, 3, 5)]).all(axis=2).sum() > 50
 
 
 def test_presets_name_trainers_that_exist():

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import io
 import json
+from contextlib import redirect_stdout
 
 import pytest
 import torch
 from torch import nn
 
 from dataset_conversion.system.errors import UserError
-from nnunet_order.complexity import complexity, gflops, parameters, planned_unet
+from nnunet_order import complexity as counting
+from nnunet_order.complexity import complexity, gflops, paper_rows, parameters, planned_unet
 from nnunet_order.options import Complexity
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory) -> dict:
+def counted(tmp_path_factory) -> tuple[dict, str]:
+    """What the verb writes and what it prints; counting all networks takes a minute."""
     path = tmp_path_factory.mktemp("complexity") / "complexity.json"
-    complexity(Complexity(json=path))
+    with redirect_stdout(io.StringIO()) as printed:
+        complexity(Complexity(json=path))
     assert list(path.parent.iterdir()) == [path]
-    return json.loads(path.read_text())
+    return json.loads(path.read_text()), printed.getvalue()
+
+
+@pytest.fixture(scope="module")
+def report(counted) -> dict:
+    return counted[0]
 
 
 def numbers(report: dict, table: int) -> dict[str, tuple[int, float]]:
@@ -67,11 +77,23 @@ def test_fvcore_gives_the_papers_flops(report):
     assert order["gflops_fvcore_x2"] == pytest.approx(float(order["paper_gflops"]), abs=0.005)
 
 
-def test_tables_are_printed_with_their_convention(capsys):
-    complexity(Complexity(size=64, input_channels=1))
-    printed = " ".join(capsys.readouterr().out.split())
-    for text in ("Table 3", "Table 5", "Table 6", "2 x multiply-adds", "1 x 64 x 64", "(0.56)"):
+def test_tables_are_printed_with_their_convention(counted):
+    printed = " ".join(counted[1].split())
+    for text in ("Table 3", "Table 5", "Table 6", "2 x multiply-adds", "3 x 256 x 256", "(0.56)"):
         assert text in printed
+
+
+def test_size_and_channels_are_those_asked_for(report, tmp_path, monkeypatch):
+    """Of one network: a quarter of the side has a sixteenth of the FLOPs, and grey images a lighter stem."""
+    rows = [row for row in paper_rows() if row.name == "MK-UNet-T"]
+    monkeypatch.setattr(counting, "paper_rows", lambda: rows)
+    complexity(Complexity(size=64, input_channels=1, json=tmp_path / "small.json"))
+    small = json.loads((tmp_path / "small.json").read_text())
+    assert "1 x 64 x 64" in small["convention"]
+    parameters, gflops = numbers(report, 3)["MK-UNet-T"]
+    (row,) = small["rows"]
+    assert 0.9 * parameters < row["parameters"] < parameters
+    assert 0.7 * gflops.expected / 16 < row["gflops"] < gflops.expected / 16
 
 
 def test_counts_by_hand():

@@ -30,8 +30,9 @@ from law_synth.experiment.make_plan import make_plan
 from law_synth.experiment.options import Experiment
 from nnunet_order.comparing.compare import compare
 from nnunet_order.comparing.comparison import Comparison
+from nnunet_order.comparing.latency import LATENCY
 from nnunet_order.comparing.options import Compare
-from nnunet_order.comparing.table import TABLE, table_rows
+from nnunet_order.comparing.table import CHART, TABLE, table_rows
 from nnunet_order.evaluation_output import write_csv
 from nnunet_order.stages.options import Execution
 
@@ -279,6 +280,15 @@ def test_the_real_arm_is_a_comparison(finished, tmp_path, capsys):
     assert float(row["mDice"]) == pytest.approx(summary["mDice"], abs=1e-6)
     record = json.loads((copy.out / "experiment.json").read_text())
     assert record["config"]["device"] == "cpu" and record["segmentations"][0]["name"] == name
+
+    timed = replace(options, latency=True)
+    compare(timed)
+    once = (copy.out / LATENCY).read_bytes()
+    (row,) = csv.DictReader((copy.out / TABLE).open())
+    assert 0 < float(row["latency_ms_low"]) <= float(row["latency_ms"]) <= float(row["latency_ms_high"])
+    assert "ms: an image of 256 px" in capsys.readouterr().out and (copy.out / CHART).is_file()
+    compare(timed)
+    assert (copy.out / LATENCY).read_bytes() == once
 
     plan = Comparison(replace(options, trainers=(ORDER, MK_UNET)), read_dataset(Path(options.dataset)))
     ours, other = plan.segmentations

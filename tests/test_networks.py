@@ -53,7 +53,7 @@ class NetworkTester:
         for expected, options in self.parameters:
             assert sum(p.numel() for p in self.make(**options).parameters()) == expected
 
-    @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.differing_executors])
+    @settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.differing_executors])
     @given(st.integers(1, 130), st.integers(1, 130), st.integers(1, 4), st.integers(1, 7))
     @example(1, 1, 1, 2)
     @example(2, 3, 1, 2)
@@ -105,7 +105,7 @@ class NetworkTester:
         with pytest.raises(RuntimeError, match=r"decoder\.other\.weight"):
             self.make(3, 2).load_state_dict(other)
 
-    @pytest.mark.parametrize("num_classes", [1, 2, 3])
+    @pytest.mark.parametrize("num_classes", [1, 3])
     @pytest.mark.parametrize("deep_supervision", [False, True])
     def test_every_parameter_learns(self, num_classes, deep_supervision):
         alive = set()
@@ -118,6 +118,8 @@ class NetworkTester:
             gradients = {name: parameter.grad for name, parameter in network.named_parameters()}
             assert not [name for name, gradient in gradients.items() if gradient is None]
             alive |= {name for name, gradient in gradients.items() if gradient.abs().max() > 0}
+            if alive == set(gradients):
+                break
         assert alive == set(gradients)
 
     def test_trains_under_ddp(self, tmp_path):
@@ -146,16 +148,6 @@ class NetworkTester:
             with pytest.raises(ValueError, match=r"strides .* down-samples by") as caught:
                 self.make(3, 2, strides=wrong)
             assert "\n" not in str(caught.value)
-
-    def test_the_whole_forward_is_one_graph(self):
-        """nnU-Net compiles networks on GPUs: no graph break, no data-dependent branch."""
-        network, x = self.make(3, 2), torch.randn(2, 3, 64, 64)
-        compiled = torch.compile(network, backend="eager", fullgraph=True)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            assert compiled(x).shape == (2, 2, 64, 64)
-        network.eval()
-        with torch.no_grad():
-            torch.testing.assert_close(compiled(x), network(x))
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
     def test_runs_in_the_precision_of_its_weights(self, dtype):
@@ -268,6 +260,24 @@ class TestSMP(NetworkTester):
         network = get_network_from_plans(network_path("SMP"), options, [], 3, 4, deep_supervision=False)
         assert type(network) is networks.SMP and "Unet" in type(network.decoder.layers).__name__
         assert network(torch.randn(2, 3, 64, 64)).shape == (2, 4, 64, 64)
+
+
+def is_variant(name: str) -> bool:
+    """Whether a network is another one's subclass: the same forward pass with other sizes."""
+    return any(base.__name__ in NETWORKS for base in getattr(networks, name).__mro__[1:])
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in NETWORKS if not is_variant(name) and NETWORKS[name].can_be_built]
+)
+def test_the_whole_forward_is_one_graph(name):
+    """nnU-Net compiles networks on GPUs: no graph break, no data-dependent branch.
+
+    In training mode alone, as none of them asks for its mode; a trace takes seconds.
+    """
+    compiled = torch.compile(getattr(networks, name)(3, 2), backend="eager", fullgraph=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert compiled(torch.randn(2, 3, 64, 64)).shape == (2, 2, 64, 64)
 
 
 def test_every_registered_network_is_tested():

@@ -18,7 +18,7 @@ from nnunet_order.registry import NETWORKS, TRAINERS, trainer_of
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 FIND = """
-import multiprocessing, os, pickle
+import multiprocessing, os, pickle, sys
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name as find
 
 def look(name):
@@ -26,8 +26,18 @@ def look(name):
 
 if __name__ == "__main__":
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        print("FOUND", look("nnUNetTrainerORDER"), *pool.map(look, ["nnUNetTrainerMKUNet"]))
+        found = [look("nnUNetTrainerORDER"), *pool.map(look, ["nnUNetTrainerMKUNet"])]
+    # The optimizer's package imports transformers, and all of nnU-Net's workers import the trainers.
+    print("FOUND", *found, "pytorch_optimizer" in sys.modules)
 """
+
+
+STATE = f"import os; print(os.environ.get({registration.VARIABLE!r}))"
+
+
+def registration_folder(packages: Path, editable: bool) -> str:
+    """Where the shim lies after an install."""
+    return str((REPOSITORY if editable else packages) / "nnunet_order" / "ext_trainer")
 
 
 def clean_environment(**variables: str) -> dict[str, str]:
@@ -66,21 +76,26 @@ def test_trainers_are_found_after_install_and_gone_after_uninstall(fresh, tmp_pa
     script = tmp_path / "find.py"
     script.write_text(FIND)
 
-    def look(**variables: str) -> subprocess.CompletedProcess:
+    def look(*command: object, **variables: str) -> subprocess.CompletedProcess:
         return subprocess.run(
-            [python, script], capture_output=True, text=True, cwd=tmp_path, env=clean_environment(**variables)
+            [python, *command],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env=clean_environment(**variables),
         )
 
     before = sorted(path.name for path in packages.iterdir())
     source = ["--editable", "."] if editable else ["."]
     pip(python, "install", "--no-deps", "--no-build-isolation", "--ignore-installed", *source)
-    found = look()
-    assert "FOUND nnunet_order.trainers nnunet_order.trainers" in found.stdout, found.stderr
-    switched_off = look(**{registration.OPT_OUT: "1"})
-    assert "Could not find requested nnunet trainer" in switched_off.stderr
+    found = look(script)
+    assert "FOUND nnunet_order.trainers nnunet_order.trainers False" in found.stdout, found.stderr
+    # nnU-Net looks nowhere else, as doctor's test in test_cli.py shows; asking it again takes 20 seconds.
+    assert look("-c", STATE).stdout.strip() == registration_folder(packages, editable)
+    assert look("-c", STATE, **{registration.OPT_OUT: "1"}).stdout == "None\n"
     pip(python, "uninstall", "--yes", "law-order")
     assert sorted(path.name for path in packages.iterdir()) == before
-    assert look().returncode != 0
+    assert look("-c", STATE).stdout == "None\n"
 
 
 def test_register_appends_once_and_keeps_the_users_folders(monkeypatch):

@@ -10,6 +10,7 @@ from functools import cached_property
 from dataset_conversion.raw.dataset import RawDataset
 from dataset_conversion.raw.folds import Fold, read_splits
 from dataset_conversion.system.errors import UserError
+from nnunet_order.comparing.latency import latency_stage
 from nnunet_order.comparing.measurement import Measured, chosen_device, chosen_folds, measured_cases
 from nnunet_order.comparing.options import PRESETS, SCALES, STOCK, Compare
 from nnunet_order.comparing.segmentation import (
@@ -86,6 +87,14 @@ class Comparison:
             for seed in self.options.seeds
         ]
 
+    @cached_property
+    def models(self) -> dict[str, str]:
+        """Trainer -> nnU-Net's folder of one of its trained models; the network is the same in all."""
+        models: dict[str, str] = {}
+        for segmentation in self.segmentations:
+            models.setdefault(segmentation.trainer, segmentation.model)
+        return models
+
     def pipeline(self) -> Pipeline:
         """All stages, in the folder that they fill."""
         options = self.options
@@ -94,6 +103,8 @@ class Comparison:
         stages = prepare_real(self.source, options.fraction, SCALES[options.scale].max_side)
         for segmentation in self.segmentations:
             stages += segmentation.stages(("plan",))
+        if options.measures_latency:  # when all else is done, so that nothing disturbs it
+            stages.append(latency_stage(self.models.values(), [stage.name for stage in stages]))
         return Pipeline(options.out, tuple(stages))
 
     def record(self) -> ExperimentRecord:

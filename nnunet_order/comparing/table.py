@@ -15,28 +15,38 @@ from dataset_conversion.system.folders import report_folder
 from dataset_conversion.system.terminal import verbatim
 from nnunet_order.bootstrap import mean_over_cases, resampled_means, with_interval
 from nnunet_order.comparing.comparison import Comparison
+from nnunet_order.comparing.latency import LATENCY_SIDE, read_latencies
 from nnunet_order.comparing.scores import CaseScores, read_scores
+from nnunet_order.comparing.size_chart import draw_sizes
+from nnunet_order.comparing.trainer_lookup import family, short_name
 from nnunet_order.complexity import gflops, parameters
 from nnunet_order.evaluation_output import per_label, write_csv
 from nnunet_order.metrics import FOREGROUND_MEAN, MEANS
 from nnunet_order.model_folder import open_model_folder
 from nnunet_order.registry import counting_options
 
-TABLE = Path("results") / "table.csv"
+TABLE, CHART = Path("results") / "table.csv", Path("results") / "sizes.png"
 COUNTED_SIDE = 256  # px, as the paper's GFLOPs
 SHOWN = ("mDice", "mIoU")
 
 
 def table_rows(out: Path, comparison: Comparison) -> list[dict]:
-    """`score_rows` with the sizes of the networks, also written to results/table.csv."""
+    """`score_rows` with sizes and latencies of the networks, also as results/table.csv and sizes.png.
+
+    UserError: a damaged latency.json.
+    """
     scores = read_scores(out, comparison.record(), missing=[])
-    models = {one.trainer: out / one.model for one in comparison.segmentations}
-    sizes = {trainer: network_size(model, trainer) for trainer, model in models.items()}
+    models = comparison.models
+    sizes = {trainer: network_size(out / model, trainer) for trainer, model in models.items()}
+    if comparison.options.measures_latency:
+        for trainer, latency in read_latencies(out, models).items():
+            sizes[trainer] |= latency
     rows = [
         row | sizes[row["trainer"]] for row in score_rows(scores, comparison.paper, comparison.source.groups)
     ]
-    with report_folder(out / TABLE.parent, [TABLE.name]) as partial:
+    with report_folder(out / TABLE.parent, [TABLE.name, CHART.name]) as partial:
         write_csv(partial / TABLE.name, rows)
+        draw_sizes(rows, {trainer: family(trainer) for trainer in models}, partial / CHART.name)
     return rows
 
 
@@ -102,10 +112,13 @@ def print_table(rows: Sequence[Mapping], out: Path) -> None:
     console.print(
         "Mean and 95 % interval over cases and seeds, in %; the paper's in brackets", style="italic"
     )
+    if any("latency_ms" in row for row in rows):
+        console.print(f"ms: an image of {LATENCY_SIDE} px, one CPU thread", style="italic")
     for title, of_label in per_label(rows).items():
         table = Table(title=verbatim(title), box=SIMPLE_HEAD, padding=(0, 0))
         table.add_column("Trainer", overflow="fold")
-        for head in ("Size\nGFLOPs", "N x runs"):
+        size = "Size\nGFLOPs" + "\nms" * ("latency_ms" in rows[0])
+        for head in (size, "N x runs"):
             table.add_column(head, justify="right", no_wrap=True)
         for name in SHOWN:
             table.add_column(name, justify="right", no_wrap=True)
@@ -113,18 +126,18 @@ def print_table(rows: Sequence[Mapping], out: Path) -> None:
         for row in of_label:
             table.add_row(*_cells(row))
         console.print(table)
-    console.print(verbatim(f"Results in {out / TABLE}"), soft_wrap=True)
+    console.print(verbatim(f"Results in {out / TABLE}, drawn in {out / CHART}"), soft_wrap=True)
 
 
 def _cells(row: Mapping) -> list[Text | str]:
     parameters = row["parameters"]
     size = f"{parameters / 1e3:.1f} K" if parameters < 1e6 else f"{parameters / 1e6:.1f} M"
     size += f"\n[dim]{row[f'gflops_{COUNTED_SIDE}px']:.3g}[/dim]"
+    if "latency_ms" in row:
+        size += f"\n[dim]{row['latency_ms']:.3g}[/dim]"
     number = f"{row['cases']} x {row['runs']}"
     number += f"\n[dim]in {row['groups']}[/dim]" * (row["groups"] < row["cases"])
-    short = row["trainer"].removeprefix("nnUNetTrainer")
-    name = row["trainer"] if short[:1] in ("", "_") else short  # stock ones keep their names
-    cells = [verbatim(name), size, number]
+    cells = [verbatim(short_name(row["trainer"])), size, number]
     for name in SHOWN:
         published = row[f"paper_{name}"]
         beside = "" if published is None else f" ({100 * published:.1f})"

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from dataset_conversion.system.errors import UserError
 from nnunet_order.registration import VARIABLE
+from nnunet_order.registry import NETWORKS, network_path
 from nnunet_order.small_network_trainer import SmallNetworkTrainer
 from nnunet_order.trainer_options import trainer_options
 
@@ -50,6 +51,21 @@ def trainer_class(name: str) -> type:
 def takes_options(trainer: str) -> bool:
     """Whether NNUNET_ORDER_OPTIONS means something to it."""
     return issubclass(trainer_class(trainer), SmallNetworkTrainer)
+
+
+def short_name(trainer: str) -> str:
+    """Its name in tables and pictures: stock ones keep theirs, others lose nnUNetTrainer."""
+    short = trainer.removeprefix("nnUNetTrainer")
+    return trainer if short[:1] in ("", "_") else short
+
+
+def family(trainer: str) -> str:
+    """Whose network it trains, as legends name it."""
+    found = trainer_class(trainer)
+    for name, network in NETWORKS.items():
+        if getattr(found, "network_class", None) == network_path(name):
+            return "published small networks" if network.of_others else "this package"
+    return "nnU-Net" if found.__module__.startswith("nnunetv2.") else "other trainers"
 
 
 def users_files(trainer: str) -> list[Path]:
