@@ -20,7 +20,8 @@ from nnunet_order.networks.strides import check_strides
 from nnunet_order.registry import SMP_DECODER, SMP_ENCODER, Strides
 
 # Of SMP's, these keep the contract of our networks. DPT wants vision transformers for images of one size, PAN
-# images of 128 pixels and more, and PSPNet leaves the encoder's last stages unused, which stops DDP.
+# images of 128 pixels and more, PSPNet leaves the encoder's last stages unused, which stops DDP, and UPerNet
+# pools to fixed sizes, which an ONNX file for images of any size cannot.
 DECODERS = (
     "FPN",
     "Unet",
@@ -29,7 +30,6 @@ DECODERS = (
     "Linknet",
     "DeepLabV3",
     "DeepLabV3Plus",
-    "UPerNet",
     "Segformer",
 )
 TIMM = "tu-"  # SMP's prefix for encoders of timm
