@@ -247,7 +247,7 @@ def test_options_change_hyper_parameters_of_one_process(make, monkeypatch):
     assert (trainer.optimizer.defaults["lr"], trainer.optimizer.defaults["weight_decay"]) == (5e-3, 0)
     assert (trainer.num_iterations_per_epoch, trainer.num_val_iterations_per_epoch) == (11, 1)
     transforms = nnUNetTrainerORDER.get_training_transforms((32, 32), (0, 1), None, (0, 1), False)
-    assert transforms.transforms[0].p_rotation == 0
+    assert transforms.transforms[1].p_rotation == 0
     log = Path(trainer.log_file).read_text()
     assert "options: epochs=7, optimizer_name=AdamW, learning_rate=0.005, " in log
 
