@@ -210,12 +210,14 @@ def test_another_optimizer_is_one_line(make):
 
 
 def test_options_change_hyper_parameters_of_one_process(make, monkeypatch):
-    from nnunet_order.trainers import nnUNetTrainerLite40K, nnUNetTrainerORDER
+    from nnunet_order.trainers import nnUNetTrainerORDER, nnUNetTrainerSMP
 
     values = {
         "epochs": 7,
         "optimizer_name": "AdamW",
         "learning_rate": 5e-3,
+        "decoder": "Unet",
+        "encoder": "tu-resnet10t",
         "decoupled_weight_decay": 0.0,
         "pretrained": "none",
         "pretrained_rate": 0.5,
@@ -227,11 +229,13 @@ def test_options_change_hyper_parameters_of_one_process(make, monkeypatch):
         "minimum_iterations": 20,
         "maximum_validation_iterations": 1,
         "checkpoint_every": 2,
+        "soft_label_weight": 0.5,
+        "soft_label_temperature": 2.0,
     }
     assert list(values) == list(HYPER_PARAMETERS)
     recipe = {
         name
-        for one in nnUNetTrainerLite40K.__mro__
+        for one in nnUNetTrainerSMP.__mro__
         for name, value in vars(one).items()
         if one.__module__.startswith("nnunet_order.") and type(value) in (int, float, str)
     }
