@@ -83,10 +83,6 @@ class OnnxModel:
 
     def _run_graph(self, image: np.ndarray, *outputs: str) -> list[np.ndarray]:
         """The outputs of a graph that takes frames, each without its axis of one frame."""
-        from onnxruntime import RunOptions
-
-        options = RunOptions()
-        options.only_execute_path_to_fetches = True  # probabilities of a large frame take time
         frame = np.atleast_3d(image)[None]  # (1, H, W, C)
         kind = self.session.get_inputs()[0].type
         if kind == "tensor(uint8)" and image.dtype != np.uint8 and image.max() > 255:
@@ -95,7 +91,7 @@ class OnnxModel:
                 "image"
             )
         frame = frame.astype(np.uint8 if kind == "tensor(uint8)" else np.uint16)
-        return [found[0] for found in self.session.run(outputs, {"frame": frame}, options)]
+        return [found[0] for found in self.session.run(outputs, {"frame": frame})]
 
 
 def unsupported(metadata: OnnxMetadata) -> str:

@@ -131,6 +131,7 @@ MODELS = {
         max_side=80,
     ),
     "classes": metadata_of(labels={"background": 0, "a": 1, "b": 2, "ignore": 3}, label_values=[0, 1, 2]),
+    "gaps": metadata_of(labels={"background": 0, "a": 2, "b": 300}, label_values=[0, 2, 300]),
     "schemes": metadata_of(
         normalization_schemes=[f"{name}Normalization" for name in ("CT", "RescaleTo01", "RGBTo01")],
         intensity_properties={

@@ -133,19 +133,23 @@ def add_outputs(builder: GraphBuilder, logits: ir.Value, inside: ir.Value, metad
     from onnxscript import ir
 
     op = builder.op
-    kind = UINT8 if max(metadata.regions_class_order or metadata.label_values) <= 255 else UINT16
     if metadata.regions_class_order is None:
-        values = op.Cast(metadata.label_values, to=kind)
-        labels = op.Gather(values, op.ArgMax(logits, axis=1, keepdims=0))
-        probabilities = op.Softmax(logits, axis=1)
+        labels = op.ArgMax(logits, axis=1, keepdims=0)
+        if metadata.label_values != list(range(metadata.outputs)):
+            labels = op.Gather(metadata.label_values, labels)
+        # onnxruntime's own Softmax over this axis takes ten times as long.
+        powers = op.Exp(op.Sub(logits, op.ReduceMax(logits, [1], keepdims=1)))
+        probabilities = op.Div(powers, op.ReduceSum(powers, [1], keepdims=1))
     else:
-        labels = op.Cast(0, to=kind)
+        labels = 0
         for channel, value in enumerate(metadata.regions_class_order):
             region = op.Squeeze(op.Slice(logits, [channel], [channel + 1], [1]), [1])
-            labels = op.Where(op.Greater(region, 0.0), op.Cast(value, to=kind), labels)
+            labels = op.Where(op.Greater(region, 0.0), value, labels)
         probabilities = op.Sigmoid(logits)
+    highest = max(metadata.regions_class_order or metadata.label_values)
+    kind = UINT8 if highest <= 255 else UINT16
+    labels = op.Cast(op.Where(inside, labels, 0), to=kind)
     background = op.Reshape(background_probabilities(metadata).tolist(), [1, -1, 1, 1])
-    labels = op.Where(inside, labels, op.Cast(0, to=kind))
     probabilities = op.Where(inside, probabilities, background)
     for value, name, element_type, classes in (
         (labels, "labels", kind, []),

@@ -28,10 +28,12 @@ def shrink(op: OpBuilder, frame: Value, max_side: int, element_type: int) -> Val
     sides = op.Max(sides, [1])
     height, width = (op.Slice(sides, [axis], [axis + 1]) for axis in (0, 1))
     channels = op.Shape(frame, start=3, end=4)
-    columns = op.Transpose(op.Squeeze(frame, [0]), perm=[1, 0, 2])  # (W, H, C)
+    # onnxruntime is quick when one axis moves and the others keep their order.
+    columns = op.Transpose(op.Squeeze(frame, [0]), perm=[1, 2, 0])  # (W, C, H)
     columns = _shrink_first_axis(op, columns, width, element_type)
-    columns = op.Reshape(columns, op.Concat(width, op.Slice(size, [0], [1]), channels, axis=0))
-    rows = _shrink_first_axis(op, op.Transpose(columns, perm=[1, 0, 2]), height, element_type)
+    columns = op.Reshape(columns, op.Concat(width, channels, op.Slice(size, [0], [1]), axis=0))
+    rows = op.Transpose(columns, perm=[2, 0, 1])  # (H, w, C)
+    rows = _shrink_first_axis(op, rows, height, element_type)
     return op.Reshape(rows, op.Concat([1], height, width, channels, axis=0))
 
 
