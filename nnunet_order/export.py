@@ -14,6 +14,7 @@ import numpy as np
 
 from dataset_conversion.system.errors import UserError, check_writable, writing
 from dataset_conversion.system.lock import leaving_no_empty_parents
+from nnunet_order.deployment.deploy import check_deployment, write_deployment
 from nnunet_order.export_check import check_frame_graph
 from nnunet_order.graph.frame_graph import frame_model, strip
 from nnunet_order.model_folder import TrainedModel, load_model
@@ -38,6 +39,8 @@ def export(options: Export) -> None:
     if out.exists():
         raise UserError(f"found --out {out}, expected a new file; give another name")
     check_writable(out)
+    if options.deploy is not None:
+        check_deployment(options.deploy)
     model = load_model(options.model, options.fold, options.checkpoint)
     check_supported(metadata(model), options.logits_only)
     with leaving_no_empty_parents(out), writing(out):
@@ -50,6 +53,9 @@ def export(options: Export) -> None:
                 file, checked = write_frame_model(model, file, options)
             os.replace(file, out)
     logger.info("%s: %.0f KiB, %s", out, out.stat().st_size / 1024, checked)
+    if options.deploy is not None:
+        write_deployment(out, options.deploy)
+        logger.info("wrote %s: a Triton model repository, segment.py and segment.cpp", options.deploy)
 
 
 def check_supported(metadata: OnnxMetadata, logits_only: bool) -> None:
@@ -153,7 +159,7 @@ def metadata(model: TrainedModel) -> OnnxMetadata:
 
 
 def median_size(shape: list[float] | None) -> list[int] | None:
-    """(H, W) of the planned (1, H, W); None where the plans do not say it."""
+    """(H, W) of the planned (1, H, W), which is of cropped images; None where the plans do not say it."""
     return [round(side) for side in shape[-2:]] if shape is not None else None
 
 

@@ -41,7 +41,7 @@ class Plans:
     configurations: dict[str, dict[str, Any]]
     foreground_intensity_properties_per_channel: dict[str, dict[str, float]]
     original_median_shape_after_transp: list[float] | None = None
-    """Of the training cases, in pixels: (Z, Y, X)."""
+    """Of the training cases without their black borders, in pixels: (Z, Y, X)."""
 
 
 @dataclass(frozen=True)

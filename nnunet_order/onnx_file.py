@@ -58,7 +58,7 @@ class OnnxMetadata:
     max_side: int | None = None
     """Training images whose longer side had more pixels were shrunk to it, see `resize_to`."""
     median_size: list[int] | None = None
-    """(H, W) in pixels of the training images, after that."""
+    """(H, W) of the median training image in pixels, shrunk and without its black border."""
 
     @property
     def outputs(self) -> int:

@@ -11,7 +11,7 @@ from dataset_conversion.image_files import opened
 from dataset_conversion.images import read_grey, read_rgb
 from dataset_conversion.notes import Notes
 from dataset_conversion.system.errors import UserError
-from nnunet_order.image_steps import NORMALIZATIONS, Segmentation, segment
+from nnunet_order.image_steps import NORMALIZATIONS, Segmentation, nonzero_box, segment
 from nnunet_order.onnx_file import INSTALL_HINT, OnnxMetadata, read_properties
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -67,12 +67,15 @@ class OnnxModel:
             return Segmentation(labels.astype(np.uint16), probabilities)
         return segment(image, self.metadata, self.run_network, self.whole_image)
 
-    def is_far_off(self, size: tuple[int, int]) -> bool:
-        """Whether images of (H, W) have quite another scale than the training images; False if unknown."""
+    def is_far_off(self, image: np.ndarray) -> bool:
+        """Whether an image has quite another scale than the training images; False if unknown."""
         metadata = self.metadata
         if metadata.median_size is None:
             return False
-        longer = max(size) if metadata.max_side is None else min(metadata.max_side, max(size))
+        rows, columns = nonzero_box(np.atleast_3d(image).transpose(2, 0, 1))
+        longer = max(rows.stop - rows.start, columns.stop - columns.start)
+        if metadata.max_side is not None:
+            longer *= min(1, metadata.max_side / max(image.shape[:2]))
         ratio = longer / max(metadata.median_size)
         return not 1 / FAR_OFF < ratio < FAR_OFF
 

@@ -180,12 +180,16 @@ class Export:
     `predict` does not read. Images may come in batches; networks of other packages need sides that are
     multiples of the metadata's size_multiple."""
 
+    deploy: Path | None = None
+    """Also write this folder for programs that do without this package: a model repository of the Triton
+    Inference Server, a Python and a C++ program. docs/deployment.md explains them."""
+
     def check(self) -> None:
         """UserError: a name that is no ONNX file's, or options that do not go together."""
-        if self.logits_only and (self.whole_image or self.plain_onnx):
+        if self.logits_only and (self.whole_image or self.plain_onnx or self.deploy is not None):
             raise UserError(
-                "found --logits-only with --whole-image or --plain-onnx, expected it alone, because the "
-                "network is plain ONNX for images of any size; leave one out"
+                "found --logits-only with --whole-image, --plain-onnx or --deploy, expected it alone, as the "
+                "network is plain ONNX for images of any size and its users do the rest; leave one out"
             )
         if self.out.suffix != ".onnx":
             raise UserError(f"found --out {self.out}, expected a new file ending in .onnx; give another name")

@@ -34,7 +34,7 @@ def predict(options: Predict) -> None:
     start = time.perf_counter()
     for file, target in track(list(zip(files, targets, strict=True)), "predict"):
         image = model.read(file, notes)
-        if model.is_far_off(image.shape[:2]):
+        if model.is_far_off(image):
             notes.add(other_scale(model.metadata), file)
         write_label_map(target, model(image))
     rate = len(files) / (time.perf_counter() - start)
@@ -50,7 +50,10 @@ def other_scale(metadata: OnnxMetadata) -> str:
         if metadata.max_side is None
         else f"larger ones are shrunk to {metadata.max_side} px as in training, but none is enlarged"
     )
-    return f"another scale than the training images, which are {width} x {height} px in the median ({remedy})"
+    return (
+        f"another scale than the training images, which are {width} x {height} px in the median without "
+        f"black borders ({remedy})"
+    )
 
 
 def image_files(paths: Sequence[Path]) -> list[Path]:

@@ -239,7 +239,7 @@ def test_file_describes_itself(order_model, order_network, exported):
     assert record["patch_size"] == [64, 64] and record["file_ending"] == ".png"
     assert record["normalization_schemes"] == ["ZScoreNormalization"] * 3
     assert record["binary_sigmoid"] is True
-    assert record["max_side"] == MAX_SIDE and record["median_size"] == [64, 64]  # nnU-Net passed them on
+    assert record["max_side"] == MAX_SIDE and record["median_size"] == [61, 59]  # of draw_case
     of_frames = dataclasses.asdict(OnnxModel(order_model).metadata)
     assert of_frames == record | {"takes_frames": True}
     assert OnnxModel(exported["nnUNetTrainer_1epoch"]).metadata.binary_sigmoid is False
