@@ -88,9 +88,7 @@ def drawn_frames(metadata: OnnxMetadata) -> Iterator[np.ndarray]:
     if metadata.max_side is not None:
         side = metadata.max_side
         sizes += [(side * 7 // 4, side * 12 // 5 + 1), (side * 3 // 2, side + 1)]
-    known = metadata.intensity_properties.values()
-    brightest = 65535 if any(one.get("max", 0) > 255 for one in known) else 255
-    channels = len(metadata.channel_names)
+    brightest, channels = metadata.brightest, len(metadata.channel_names)
     for rows, columns in sizes:
         coarse = random.uniform(0, 1, (rows // 16 + 1, columns // 16 + 1, channels))
         clouds = coarse.repeat(16, axis=0).repeat(16, axis=1)[:rows, :columns]

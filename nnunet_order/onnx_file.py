@@ -65,6 +65,12 @@ class OnnxMetadata:
         """The number of output channels: labels with the background, or regions."""
         return len(self.label_values if self.regions_class_order is None else self.regions_class_order)
 
+    @property
+    def brightest(self) -> int:
+        """The largest pixel value that a graph of frames takes: of 8 bits, or of 16 for such grey images."""
+        found = [known.get("max", 0) for known in self.intensity_properties.values()]
+        return 65535 if len(self.channel_names) == 1 and max(found, default=0) > 255 else 255
+
     def check(self, file: Path) -> None:
         """UserError: a format of the future, or values that do not fit each other."""
         if self.format > FORMAT:

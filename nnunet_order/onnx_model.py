@@ -87,13 +87,13 @@ class OnnxModel:
     def _run_graph(self, image: np.ndarray, *outputs: str) -> list[np.ndarray]:
         """The outputs of a graph that takes frames, each without its axis of one frame."""
         frame = np.atleast_3d(image)[None]  # (1, H, W, C)
-        kind = self.session.get_inputs()[0].type
-        if kind == "tensor(uint8)" and image.dtype != np.uint8 and image.max() > 255:
+        brightest = self.metadata.brightest
+        if image.dtype != np.uint8 and image.max() > brightest:
             raise UserError(
-                f"found pixel values up to {image.max()}, expected at most 255 as in training; convert the "
-                "image"
+                f"found pixel values up to {image.max()}, expected at most {brightest} as in training; "
+                "convert the image"
             )
-        frame = frame.astype(np.uint8 if kind == "tensor(uint8)" else np.uint16)
+        frame = frame.astype(np.min_scalar_type(brightest))
         return [found[0] for found in self.session.run(outputs, {"frame": frame})]
 
 

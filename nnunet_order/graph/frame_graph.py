@@ -55,7 +55,7 @@ def add_steps(builder: GraphBuilder, network: ir.Graph, metadata: OnnxMetadata) 
     from onnxscript import ir
 
     op = builder.op
-    element_type = pixel_type(metadata)
+    element_type = UINT8 if metadata.brightest <= 255 else UINT16
     shape = [1, "height", "width", len(metadata.channel_names)]
     frame = builder.input("frame", ir.DataType(element_type), shape)
     size = op.Shape(frame, start=1, end=3)
@@ -72,12 +72,6 @@ def add_steps(builder: GraphBuilder, network: ir.Graph, metadata: OnnxMetadata) 
         logits = enlarge(op, logits, size)
     inside = lies_inside(op, *box, small, size)
     add_outputs(builder, logits, inside, metadata)
-
-
-def pixel_type(metadata: OnnxMetadata) -> int:
-    """8 bits per pixel, or 16 where the training images had brighter pixels."""
-    brightest = [known.get("max", 0) for known in metadata.intensity_properties.values()]
-    return UINT16 if len(metadata.channel_names) == 1 and max(brightest, default=0) > 255 else UINT8
 
 
 def shrink_large(op: OpBuilder, frame: ir.Value, max_side: int, element_type: int) -> ir.Value:
