@@ -74,7 +74,7 @@ def require_onnx() -> None:
     try:
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401
+        from onnxscript import GraphBuilder  # noqa: F401  # older versions have none
     except ImportError as error:
         raise UserError(
             f"found no package {error.name}, expected it for export; run: {INSTALL_HINT}"

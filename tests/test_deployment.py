@@ -67,8 +67,8 @@ def test_triton_repository(tmp_path):
     labels = {"background": 0, "whole": [1, 2], "core": 300}
     metadata = metadata_of(labels=labels, label_values=[0, 1, 2], regions_class_order=[1, 300])
     _, frames = files_of(tmp_path, metadata)
-    write_deployment(frames, tmp_path / "deployed")
-    served = tmp_path / "deployed" / "triton" / "frames"
+    write_deployment(frames, tmp_path / "new" / "deployed")
+    served = tmp_path / "new" / "deployed" / "triton" / "frames"
     assert (served / "1" / "model.onnx").read_bytes() == frames.read_bytes()
     assert (served / "config.pbtxt").read_text().splitlines() == [
         'name: "frames"',

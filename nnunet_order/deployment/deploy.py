@@ -24,6 +24,7 @@ def write_deployment(model: Path, folder: Path) -> None:
     """Write `folder` for an exported file of frames, whose name the served model gets."""
     import onnxruntime
 
+    folder.parent.mkdir(parents=True, exist_ok=True)
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     with new_folder(folder) as partial:
         served = partial / "triton" / model.stem
