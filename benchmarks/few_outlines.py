@@ -43,7 +43,7 @@ def main(options: FewOutlines) -> None:
     kept = {*labelled, *validation}
     with new_folder(out) as partial:
         write_cases(source, kept, partial, max_side=None)
-        write_descriptions(source, kept, partial)
+        write_descriptions(source, kept, partial, max_side=None)
         write_splits(out, [{"train": sorted(labelled), "val": validation}], partial)
     options.rest.mkdir()
     for case_id in set(training) - kept:

@@ -104,7 +104,8 @@ def convert_folder(options: ConvertFolder) -> None:
     read_binary = functools.partial(read_binary_mask, threshold=options.threshold)
     readers = read_grey if grey else read_rgb, read_binary if len(labels) == 2 else read_index_mask
     channels = ("grey",) if grey else RGB
-    with RawDatasetWriter(options.out, channels, labels, sign=conversion.sign) as writer:
+    about = {"sign": conversion.sign, "max_side": options.max_side}
+    with RawDatasetWriter(options.out, channels, labels, **about) as writer:
         if splits is not None:
             writer.set_groups(groups)
             writer.set_splits(splits)

@@ -110,16 +110,22 @@ def resize_to(
     max_side: int, image: np.ndarray, mask: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Shrink both so that the longer side is `max_side` px at most: image by LANCZOS, mask by NEAREST."""
-    height, width = image.shape[:2]
-    scale = max_side / max(height, width)
-    if scale >= 1:
+    height, width = shrunk_size(max_side, image.shape[:2])
+    if (height, width) == image.shape[:2]:
         return image, mask
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    size = (width, height)
     small = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))
     if mask is None:
         return small, None
     resized = Image.fromarray(mask.astype(np.int32)).resize(size, Image.Resampling.NEAREST)
     return small, np.asarray(resized).astype(mask.dtype)
+
+
+def shrunk_size(max_side: int, size: tuple[int, int]) -> tuple[int, int]:
+    """(H, W) of an image after `resize_to`."""
+    scale = min(1, max_side / max(size))
+    height, width = (max(1, round(side * scale)) for side in size)
+    return height, width
 
 
 def _grey_levels(image: Image.Image, path: Path, spread: int = MAX_COLOUR_SPREAD) -> np.ndarray:

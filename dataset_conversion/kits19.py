@@ -148,6 +148,7 @@ def make_writer(options: ConvertKits19, conversion: Conversion) -> RawDatasetWri
         file_ending=".png" if png else ".nii.gz",
         unfinished=functools.partial(resumable_folder, options=kept),
         sign=conversion.sign,
+        max_side=options.max_side,
         license="CC BY-NC-SA 4.0",
         reference="Heller et al., arXiv:1904.00445",
         **{"window": f"{low:g} to {high:g} HU"} if png else {},

@@ -121,7 +121,9 @@ def convert_polyps(options: ConvertPolyps) -> None:
     groups = split_groups(pairs, first_frames)
     sequences = {pair.case_id: sequence_of(pair.case_id, first_frames) for pair in pairs}
     labels = {"background": 0, "polyp": 1}
-    with RawDatasetWriter(options.out, RGB, labels, sign=conversion.sign) as writer:
+    with RawDatasetWriter(
+        options.out, RGB, labels, sign=conversion.sign, max_side=options.max_side
+    ) as writer:
         writer.set_groups({case_id: name for case_id, name in sequences.items() if name is not None})
         writer.set_splits(grouped_splits(groups))
         # Released masks are JPEG (Kvasir-SEG) or blurred by resizing (PraNet): split at half brightness.

@@ -85,7 +85,7 @@ def convert_subset(options: ConvertSubset) -> None:
     refuse_other_splits(out, splits)
     with new_folder(out) as partial:
         write_cases(source, kept, partial, options.max_side)
-        write_descriptions(source, kept, partial)
+        write_descriptions(source, kept, partial, options.max_side)
         if splits:
             write_splits(out, splits, partial)
         conversion.sign(partial)
@@ -113,11 +113,14 @@ def write_cases(source: RawDataset, kept: set[str], folder: Path, max_side: int 
     notes.report()
 
 
-def write_descriptions(source: RawDataset, kept: set[str], folder: Path) -> None:
+def write_descriptions(source: RawDataset, kept: set[str], folder: Path, max_side: int | None) -> None:
     """Write dataset.json, and groups.json and test_sets.json where the source has them."""
     # The table of files goes: here, names say which case a file belongs to.
     content = {key: value for key, value in source.json.items() if key != "dataset"}
-    write_json(folder / DESCRIPTION, content | {"numTraining": len(kept), "subset_of": source.origin})
+    content |= {"numTraining": len(kept), "subset_of": source.origin}
+    if limits := [side for side in (max_side, source.description.max_side) if side is not None]:
+        content["max_side"] = min(limits)
+    write_json(folder / DESCRIPTION, content)
     if (source.folder / GROUPS).is_file():
         kept_or_test = kept | {case.id for case in source.test_cases}
         groups = {case_id: group for case_id, group in source.groups.items() if case_id in kept_or_test}

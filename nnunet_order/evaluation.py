@@ -17,6 +17,7 @@ from dataset_conversion.system.errors import UserError
 from dataset_conversion.system.parallel import in_processes
 from nnunet_order.bootstrap import mean_over_cases, resampled_means, with_interval
 from nnunet_order.metrics import FOREGROUND_MEAN, MEANS, METRICS, label_metrics
+from nnunet_order.predictions import read_prediction, tell_of_other_sizes
 
 CASES_PER_WORKER = 64  # a worker takes seconds to start
 
@@ -64,6 +65,7 @@ def score_folders(
             )
     jobs = [(truth, found[folder][case]) for folder in folders.values() for case, truth in truths.items()]
     check_places(dataset, truths, jobs)
+    tell_of_other_sizes(dataset, jobs)
     score = partial(score_case, dataset, tolerance)
     workers = min(processes, 1 + len(jobs) // CASES_PER_WORKER)
     if workers <= 1:
@@ -77,12 +79,8 @@ def score_folders(
 
 def score_case(dataset: RawDataset, tolerance: float, files: tuple[Path, Path]) -> np.ndarray:
     """(labels, metrics) of one pair (label file, prediction file)."""
-    truth, prediction = (dataset.read_label(path) for path in files)
-    if truth.shape != prediction.shape:
-        raise UserError(
-            f"{files[1]}: found size {prediction.shape}, expected the label's {truth.shape} (Z, Y, X); "
-            "predict from the images of this data set"
-        )
+    truth = dataset.read_label(files[0])
+    prediction = read_prediction(dataset, files[1], truth.shape)
     spacing = label_spacing(dataset, files[0])
     if 1 in truth.shape:  # one slice, which has no neighbours to be bounded by
         axis = slice_axis(spacing, truth.shape)

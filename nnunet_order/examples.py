@@ -14,6 +14,7 @@ from dataset_conversion.raw.geometry import label_spacing, slice_axis
 from nnunet_order.evaluation import Evaluation
 from nnunet_order.metrics import METRICS
 from nnunet_order.pictures import Example, displayable, intensity_window
+from nnunet_order.predictions import nearest, read_prediction
 
 logger = logging.getLogger(__name__)
 
@@ -64,11 +65,13 @@ def make_example(evaluation: Evaluation, case: Case, rank: str) -> Example:
     files = {
         name: files_by_id(folder, dataset.file_ending)[case.id] for name, folder in evaluation.folders.items()
     }
-    predictions = {name: dataset.read_label(path) for name, path in files.items()}
+    predictions = {name: read_prediction(dataset, path, truth.shape) for name, path in files.items()}
     spacing = label_spacing(dataset, evaluation.truths[case.id])
     axis = slice_axis(spacing, truth.shape)
     index = shown_slice([truth, *predictions.values()], dataset.regions, axis)
     plane, window = shown_plane(dataset, case, np.isin(truth, foreground_values(dataset)), axis, index)
+    if 1 in truth.shape:
+        plane = nearest(plane, truth.take(0, axis).shape)  # --labels may be those of the original images
     caption = f"{rank}\n{case.id if len(case.id) <= 24 else case.id[:21] + '...'}"
     if truth.shape[axis] > 1:
         caption += f"\nslice {index + 1} of {truth.shape[axis]}"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import tempfile
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,8 +14,11 @@ import numpy as np
 
 from dataset_conversion.system.errors import UserError, check_writable, writing
 from dataset_conversion.system.lock import leaving_no_empty_parents
+from nnunet_order.deployment.deploy import check_deployment, write_deployment
+from nnunet_order.export_check import check_frame_graph
+from nnunet_order.graph.frame_graph import frame_model, strip
 from nnunet_order.model_folder import TrainedModel, load_model
-from nnunet_order.onnx_file import INSTALL_HINT, OnnxMetadata, as_properties
+from nnunet_order.onnx_file import FORMAT, INSTALL_HINT, OnnxMetadata, as_properties
 from nnunet_order.onnx_model import unsupported
 from nnunet_order.options import Export
 
@@ -34,23 +39,33 @@ def export(options: Export) -> None:
     if out.exists():
         raise UserError(f"found --out {out}, expected a new file; give another name")
     check_writable(out)
+    if options.deploy is not None:
+        check_deployment(options.deploy)
     model = load_model(options.model, options.fold, options.checkpoint)
-    warn_if_unsupported(metadata(model))
-    partial = out.with_name(f".{out.name}.partial")
+    check_supported(metadata(model), options.logits_only)
     with leaving_no_empty_parents(out), writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            difference = write_onnx(model, partial)
-            os.replace(partial, out)
-        finally:
-            partial.unlink(missing_ok=True)
-    size = out.stat().st_size / 1024
-    logger.info("%s: %.0f KiB, max |torch - onnxruntime| = %.1e", out, size, difference)
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
+            file = Path(scratch) / "network.onnx"
+            difference = write_network(model, file)
+            checked = f"max |torch - onnxruntime| = {difference:.1e}"
+            if not options.logits_only:
+                file, checked = write_frame_model(model, file, options)
+            os.replace(file, out)
+    logger.info("%s: %.0f KiB, %s", out, out.stat().st_size / 1024, checked)
+    if options.deploy is not None:
+        write_deployment(out, options.deploy)
+        logger.info("wrote %s: a Triton model repository, segment.py and segment.cpp", options.deploy)
 
 
-def warn_if_unsupported(metadata: OnnxMetadata) -> None:
-    """Log a warning for a model that `predict` refuses, such as one of volumes: resampling is nnU-Net's."""
-    if reason := unsupported(metadata):
+def check_supported(metadata: OnnxMetadata, logits_only: bool) -> None:
+    """Models that `predict` refuses, such as those of volumes, because resampling is nnU-Net's.
+
+    Of their networks alone a warning. UserError: a graph of all steps is wanted.
+    """
+    if (reason := unsupported(metadata)) and not logits_only:
+        raise UserError(f"{reason}; give --logits-only to export the network alone")
+    elif reason:
         logger.warning("%s; nnunet-order predict cannot run it, but your own program may", reason)
 
 
@@ -59,14 +74,14 @@ def require_onnx() -> None:
     try:
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401
+        from onnxscript import GraphBuilder  # noqa: F401  # older versions have none
     except ImportError as error:
         raise UserError(
             f"found no package {error.name}, expected it for export; run: {INSTALL_HINT}"
         ) from None
 
 
-def write_onnx(model: TrainedModel, path: Path) -> float:
+def write_network(model: TrainedModel, path: Path) -> float:
     """Write network and metadata to `path`; the largest difference between torch and onnxruntime."""
     import onnx
     import torch
@@ -92,11 +107,21 @@ def write_onnx(model: TrainedModel, path: Path) -> float:
     return largest_difference(model, path)
 
 
+def write_frame_model(model: TrainedModel, network_file: Path, options: Export) -> tuple[Path, str]:
+    """Write the graph of all steps beside the file of the network; the file, and what its check found."""
+    import onnx
+
+    about = replace(metadata(model), takes_frames=True, whole_image=options.whole_image)
+    exported = frame_model(onnx.load(network_file), about, options.plain_onnx)
+    onnx.checker.check_model(exported, full_check=True)
+    file = network_file.with_name("frames.onnx")
+    onnx.save(exported, file)
+    return file, check_frame_graph(model, network_file, file)
+
+
 def tidy(exported: onnx.ModelProto) -> None:
-    """Drop source positions and intermediate shapes (two thirds of the file); name the free axes."""
-    for node in exported.graph.node:
-        del node.metadata_props[:]
-    del exported.graph.value_info[:]
+    """Drop what nobody needs; name the free axes."""
+    strip(exported.graph)
     for tensor in (exported.graph.input[0], exported.graph.output[0]):
         axes = tensor.type.tensor_type.shape.dim
         for axis, name in zip((axes[0], axes[2], axes[3]), ("batch", "height", "width"), strict=True):
@@ -127,7 +152,15 @@ def metadata(model: TrainedModel) -> OnnxMetadata:
         fold=model.fold,
         checkpoint=model.checkpoint,
         versions={package: version(package) for package in ("nnunetv2", "torch")},
+        format=FORMAT,
+        max_side=folder.data.max_side,
+        median_size=median_size(folder.plans.original_median_shape_after_transp),
     )
+
+
+def median_size(shape: list[float] | None) -> list[int] | None:
+    """(H, W) of the planned (1, H, W), which is of cropped images; None where the plans do not say it."""
+    return [round(side) for side in shape[-2:]] if shape is not None else None
 
 
 def largest_difference(model: TrainedModel, path: Path) -> float:

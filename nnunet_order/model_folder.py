@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dataset_conversion.raw.description import check_max_side
 from dataset_conversion.system.errors import UserError
 from dataset_conversion.system.json_files import converted, read_lenient_json
 from nnunet_order.torch_file import load_torch
@@ -39,6 +40,8 @@ class Plans:
     transpose_forward: list[int]
     configurations: dict[str, dict[str, Any]]
     foreground_intensity_properties_per_channel: dict[str, dict[str, float]]
+    original_median_shape_after_transp: list[float] | None = None
+    """Of the training cases without their black borders, in pixels: (Z, Y, X)."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,8 @@ class DatasetOfModel:
     file_ending: str
     regions_class_order: list[int] | None = None
     subset_of: str | None = None
+    max_side: int | None = None
+    """As `Description.max_side`."""
 
 
 @dataclass(frozen=True)
@@ -217,10 +222,12 @@ def open_model_folder(path: Path) -> ModelFolder:
     plans, data = (
         read_lenient_json(path / f"{name}.json", dict[str, Any], RESTORE) for name in ("plans", "dataset")
     )
+    dataset = converted(data, DatasetOfModel, path / "dataset.json", RESTORE)
+    check_max_side(dataset.max_side, path / "dataset.json")
     return ModelFolder(
         path,
         converted(plans, Plans, path / "plans.json", RESTORE),
-        converted(data, DatasetOfModel, path / "dataset.json", RESTORE),
+        dataset,
         plans,
         data,
     )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,18 +11,20 @@ from dataset_conversion.image_files import opened
 from dataset_conversion.images import read_grey, read_rgb
 from dataset_conversion.notes import Notes
 from dataset_conversion.system.errors import UserError
+from nnunet_order.image_steps import NORMALIZATIONS, Segmentation, nonzero_box, segment
 from nnunet_order.onnx_file import INSTALL_HINT, OnnxMetadata, read_properties
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 NATURAL_ENDINGS = (".png", ".bmp", ".tif")  # of data sets whose pixels have no physical size
-TILE_OVERLAP = 0.5
-SMALLEST_DEVIATION = 1e-8
+FAR_OFF = 1.5  # times as large as the median training image, or as small
 
 
 class OnnxModel:
     """An exported model: `model(image)` is the label map. Several threads may call it at once.
 
-    UserError: no exported model, or a normalisation or kind of data set that is not supported.
+    A file whose graph takes frames does all the steps itself; around the network of other files, `segment`
+    does them. UserError: no exported model, a normalisation or kind of data set that is not supported, or
+    `whole_image` with a graph that cuts frames into tiles.
     """
 
     def __init__(self, file: Path, whole_image: bool = False, device: Literal["cpu", "cuda"] = "cpu"):
@@ -34,6 +34,11 @@ class OnnxModel:
         self.channels = len(self.metadata.channel_names)
         if reason := unsupported(self.metadata):
             raise UserError(f"{file}: {reason}; use nnUNetv2_predict")
+        if whole_image and self.metadata.takes_frames and not self.metadata.whole_image:
+            raise UserError(
+                f"{file}: found a graph that cuts frames into tiles, expected one of whole images for "
+                "--whole-image; export the model with --whole-image"
+            )
 
     def read(self, path: Path, notes: Notes) -> np.ndarray:
         """Read an image file as the model wants it, (H, W, 3) or (H, W); UserError for other images.
@@ -51,32 +56,45 @@ class OnnxModel:
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """Image (H, W, 3) or (H, W) of grey or RGB values as stored, to its label map (H, W), uint16."""
-        pixels = np.atleast_3d(image).transpose(2, 0, 1).astype(np.float32)  # (C, H, W)
-        label_map = np.zeros(pixels.shape[1:], dtype=np.uint16)
-        box = nonzero_box(pixels)
-        logits = self._logits(normalize(pixels[(slice(None), *box)], self.metadata))
-        label_map[box] = to_labels(logits, self.metadata.label_values, self.metadata.regions_class_order)
-        return label_map
+        if self.metadata.takes_frames:
+            return self._run_graph(image, "labels")[0].astype(np.uint16)
+        return self.segment(image).label_map
 
-    def _logits(self, image: np.ndarray) -> np.ndarray:
-        """(C, H, W), normalised -> logits (K, H, W), from tiles weighted towards their centres."""
-        tile = self.metadata.patch_size
-        if self.whole_image:
-            multiple = self.metadata.size_multiple
-            tile = [
-                max(least, -(-side // multiple) * multiple)
-                for least, side in zip(tile, image.shape[1:], strict=True)
-            ]
-        padded, window = pad_to(image, tile)
-        weights = centre_weights(tile)
-        classes = self.session.get_outputs()[0].shape[1]
-        total = np.zeros((classes, *padded.shape[1:]), dtype=np.float32)
-        weight_sum = np.zeros(padded.shape[1:], dtype=np.float32)
-        for rows, columns in tiles(padded.shape[1:], tile):
-            (logits,) = self.session.run(None, {"image": padded[None, :, rows, columns]})
-            total[:, rows, columns] += logits[0] * weights
-            weight_sum[rows, columns] += weights
-        return (total / weight_sum)[(slice(None), *window)]
+    def segment(self, image: np.ndarray) -> Segmentation:
+        """As a call, with the probabilities of labels or regions."""
+        if self.metadata.takes_frames:
+            labels, probabilities = self._run_graph(image, "labels", "probabilities")
+            return Segmentation(labels.astype(np.uint16), probabilities)
+        return segment(image, self.metadata, self.run_network, self.whole_image)
+
+    def is_far_off(self, image: np.ndarray) -> bool:
+        """Whether an image has quite another scale than the training images; False if unknown."""
+        metadata = self.metadata
+        if metadata.median_size is None:
+            return False
+        rows, columns = nonzero_box(np.atleast_3d(image).transpose(2, 0, 1))
+        longer = max(rows.stop - rows.start, columns.stop - columns.start)
+        if metadata.max_side is not None:
+            longer *= min(1, metadata.max_side / max(image.shape[:2]))
+        ratio = longer / max(metadata.median_size)
+        return not 1 / FAR_OFF < ratio < FAR_OFF
+
+    def run_network(self, image: np.ndarray) -> np.ndarray:
+        """Of a file of the network alone: normalised image (1, C, H, W), float32, to logits (1, K, H, W)."""
+        (logits,) = self.session.run(None, {"image": image})
+        return logits
+
+    def _run_graph(self, image: np.ndarray, *outputs: str) -> list[np.ndarray]:
+        """The outputs of a graph that takes frames, each without its axis of one frame."""
+        frame = np.atleast_3d(image)[None]  # (1, H, W, C)
+        brightest = self.metadata.brightest
+        if image.dtype != np.uint8 and image.max() > brightest:
+            raise UserError(
+                f"found pixel values up to {image.max()}, expected at most {brightest} as in training; "
+                "convert the image"
+            )
+        frame = frame.astype(np.min_scalar_type(brightest))
+        return [found[0] for found in self.session.run(outputs, {"frame": frame})]
 
 
 def unsupported(metadata: OnnxMetadata) -> str:
@@ -120,107 +138,3 @@ def open_session(file: Path, device: Literal["cpu", "cuda"]) -> Any:
             "its CUDA and cuDNN; install those, or give --device cpu"
         )
     return session
-
-
-def to_labels(
-    logits: np.ndarray, label_values: Sequence[int], regions_class_order: Sequence[int] | None
-) -> np.ndarray:
-    """(K, H, W) -> (H, W): the largest logit's label; of regions, the last with probability > 0.5."""
-    if regions_class_order is None:
-        return np.array(label_values, dtype=np.uint16)[logits.argmax(axis=0)]
-    label_map = np.zeros(logits.shape[1:], dtype=np.uint16)
-    for region_logits, value in zip(logits, regions_class_order, strict=True):
-        label_map[region_logits > 0] = value
-    return label_map
-
-
-def normalize(image: np.ndarray, metadata: OnnxMetadata) -> np.ndarray:
-    """Normalise each channel of (C, H, W) by its scheme of the plans, as nnU-Net does."""
-    # nnU-Net fills the holes of volumes; in an image, one slice, none is closed.
-    inside = (image != 0).any(axis=0)
-    channels = []
-    for index, channel in enumerate(image):
-        scheme = NORMALIZATIONS[metadata.normalization_schemes[index]]
-        properties = metadata.intensity_properties.get(str(index), {})
-        mask = inside if metadata.use_mask_for_norm[index] else np.ones_like(inside)
-        channels.append(scheme(channel, mask, properties))
-    return np.stack(channels)
-
-
-def zscore(channel: np.ndarray, mask: np.ndarray, properties: dict) -> np.ndarray:
-    """Zero mean and unit deviation inside the mask; pixels outside stay as they are (zero)."""
-    inside = channel[mask]
-    scaled = (channel - inside.mean()) / max(inside.std(), SMALLEST_DEVIATION)
-    return np.where(mask, scaled, channel)
-
-
-def clipped_zscore(channel: np.ndarray, mask: np.ndarray, properties: dict) -> np.ndarray:
-    """CT: clip to the training foreground's percentiles, then scale by its mean and deviation."""
-    clipped = np.clip(channel, properties["percentile_00_5"], properties["percentile_99_5"])
-    return (clipped - properties["mean"]) / max(properties["std"], SMALLEST_DEVIATION)
-
-
-def unchanged(channel: np.ndarray, mask: np.ndarray, properties: dict) -> np.ndarray:
-    """No normalisation."""
-    return channel
-
-
-def rescale(channel: np.ndarray, mask: np.ndarray, properties: dict) -> np.ndarray:
-    """Smallest value to 0, largest to 1."""
-    shifted = channel - channel.min()
-    return shifted / max(shifted.max(), SMALLEST_DEVIATION)
-
-
-def from_eight_bit(channel: np.ndarray, mask: np.ndarray, properties: dict) -> np.ndarray:
-    """0..255 to 0..1; UserError for brighter values."""
-    if channel.max() > 255:
-        raise UserError(
-            f"found pixel values up to {channel.max():.0f}, expected at most 255; rescale the images"
-        )
-    return channel / 255
-
-
-NORMALIZATIONS = {
-    "ZScoreNormalization": zscore,
-    "CTNormalization": clipped_zscore,
-    "NoNormalization": unchanged,
-    "RescaleTo01Normalization": rescale,
-    "RGBTo01Normalization": from_eight_bit,
-}
-
-
-def nonzero_box(image: np.ndarray) -> tuple[slice, slice]:
-    """Smallest box with all pixels that are not black in every channel of (C, H, W); all of a black image.
-
-    nnU-Net crops to it before it normalises: the black frame of an endoscope must not shift the mean.
-    """
-    bright = (image != 0).any(axis=0)
-    if not bright.any():
-        return slice(0, bright.shape[0]), slice(0, bright.shape[1])
-    rows, columns = np.flatnonzero(bright.any(axis=1)), np.flatnonzero(bright.any(axis=0))
-    return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
-
-
-def pad_to(image: np.ndarray, least: Sequence[int]) -> tuple[np.ndarray, tuple[slice, slice]]:
-    """Pad (C, H, W) with zeros to at least `least`, the image in the middle; also where the image lies."""
-    missing = [max(0, size - side) for size, side in zip(least, image.shape[1:], strict=True)]
-    before = [pixels // 2 for pixels in missing]
-    padding = [(first, pixels - first) for first, pixels in zip(before, missing, strict=True)]
-    top, left = (slice(first, first + side) for first, side in zip(before, image.shape[1:], strict=True))
-    return np.pad(image, [(0, 0), *padding]), (top, left)
-
-
-def tiles(size: Sequence[int], tile: Sequence[int]) -> Iterator[tuple[slice, slice]]:
-    """Rows and columns of tiles that cover `size` evenly, neighbours overlapping by half a tile or more."""
-    starts = []
-    for length, side in zip(size, tile, strict=True):
-        count = int(np.ceil((length - side) / (side * (1 - TILE_OVERLAP)))) + 1
-        starts.append(np.round(np.linspace(0, length - side, count)).astype(int))
-    for top, left in product(*starts):
-        yield slice(top, top + tile[0]), slice(left, left + tile[1])
-
-
-def centre_weights(tile: Sequence[int]) -> np.ndarray:
-    """Gaussian of 1/8 of the side around the tile's centre, largest value 1: (H, W)."""
-    profiles = [np.exp(-0.5 * ((np.arange(side) - side // 2) / (side / 8)) ** 2) for side in tile]
-    return np.outer(*profiles).astype(np.float32)

@@ -169,11 +169,13 @@ class Benchmark:
 
 @dataclass(frozen=True)
 class Export:
-    """Write a trained model as one ONNX file with everything that prediction needs.
+    """Write a trained model as one ONNX file: the pixels of a frame in, its label map out.
 
-    Any 2D nnU-Net model can be exported, whatever its trainer. The file takes batches and images of any size;
-    networks of other packages need multiples of the metadata's size_multiple. Its output is compared with
-    torch's before it is kept. `nnunet-order predict` runs it if the images were PNG, BMP or TIFF.
+    Any 2D nnU-Net model of grey or RGB images can be exported, whatever its trainer. The graph takes `frame`,
+    uint8 (1, height, width, channels), and gives `labels` (1, height, width) and `probabilities` (1, classes,
+    height, width). All that nnU-Net does lies within: cropping the black border, normalising, tiles, and the
+    shrinking of the conversion's --max-side with the way back. The file is kept only if its labels equal
+    those of PyTorch and of `nnunet-order predict` on drawn frames.
     """
 
     model: Path
@@ -185,9 +187,28 @@ class Export:
     """Fold to export: a number or `all`. The default is the only trained one."""
     checkpoint: str = "checkpoint_final.pth"
     """File name of the weights in the fold's folder."""
+    whole_image: bool = False
+    """Send each frame through the network in one pass instead of nnU-Net's overlapping tiles. That is faster
+    for frames a little larger than the patch, but their labels differ from nnU-Net's."""
+    plain_onnx: bool = False
+    """Use operators of the ONNX standard only. By default, attention is an operator of onnxruntime's own,
+    which needs far less memory: 0.6 GiB instead of 17 for ORDER on a whole 1920x1080 frame."""
+    logits_only: bool = False
+    """Write the network alone: normalised images in, logits out. This is for volumes and other data that
+    `predict` does not read. Images may come in batches; networks of other packages need sides that are
+    multiples of the metadata's size_multiple."""
+
+    deploy: Path | None = None
+    """Also write this folder for programs that do without this package: a model repository of the Triton
+    Inference Server, a Python and a C++ program. docs/deployment.md explains them."""
 
     def check(self) -> None:
-        """UserError: a name that is no ONNX file's."""
+        """UserError: a name that is no ONNX file's, or options that do not go together."""
+        if self.logits_only and (self.whole_image or self.plain_onnx or self.deploy is not None):
+            raise UserError(
+                "found --logits-only with --whole-image, --plain-onnx or --deploy, expected it alone, as the "
+                "network is plain ONNX for images of any size and its users do the rest; leave one out"
+            )
         if self.out.suffix != ".onnx":
             raise UserError(f"found --out {self.out}, expected a new file ending in .onnx; give another name")
 
@@ -197,8 +218,10 @@ class Predict:
     """Segment images with an exported model and write one PNG label map per image.
 
     The result equals that of `nnUNetv2_predict --disable_tta`, apart from single boundary pixels: nnU-Net
-    adds up its tiles in half precision. JPEG, WebP and GIF images, which nnU-Net does not read, are turned
-    upright as their EXIF tag says.
+    adds up its tiles in half precision. If the data set was converted with --max-side, larger images are
+    shrunk as those of the training were, and label maps are brought back to the size of the images.
+
+    JPEG, WebP and GIF images, which nnU-Net does not read, are turned upright as their EXIF tag says.
     """
 
     model: Path
@@ -209,9 +232,9 @@ class Predict:
     out: Path
     """Folder for the label maps. Existing files are never replaced."""
     whole_image: bool = False
-    """Predict each image in one pass instead of nnU-Net's overlapping tiles. That is faster for images a
-    little larger than the patch, but ORDER's memory grows with the squared area: 17 GiB for one 1920x1080
-    frame."""
+    """Predict each image in one pass instead of nnU-Net's overlapping tiles. A file that takes frames must
+    have been exported with --whole-image. With a file of the network alone, ORDER's memory grows with the
+    squared area: 17 GiB for one 1920x1080 frame."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Where to run. cuda needs the package onnxruntime-gpu."""
 

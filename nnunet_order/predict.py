@@ -16,6 +16,7 @@ from dataset_conversion.image_files import IMAGE_ENDINGS, images_in
 from dataset_conversion.notes import Notes
 from dataset_conversion.system.errors import UserError, check_writable
 from dataset_conversion.system.files import write_atomically
+from nnunet_order.onnx_file import OnnxMetadata
 from nnunet_order.onnx_model import OnnxModel
 from nnunet_order.options import Predict
 
@@ -32,10 +33,27 @@ def predict(options: Predict) -> None:
     notes = Notes()
     start = time.perf_counter()
     for file, target in track(list(zip(files, targets, strict=True)), "predict"):
-        write_label_map(target, model(model.read(file, notes)))
+        image = model.read(file, notes)
+        if model.is_far_off(image):
+            notes.add(other_scale(model.metadata), file)
+        write_label_map(target, model(image))
     rate = len(files) / (time.perf_counter() - start)
     notes.report()
     logger.info("%s: %d label maps, %.1f images/s", options.out, len(files), rate)
+
+
+def other_scale(metadata: OnnxMetadata) -> str:
+    """The remark on images whose scale is far off that of the training."""
+    height, width = metadata.median_size
+    remedy = (
+        "the training images had that size from the start or were shrunk before; shrink these alike"
+        if metadata.max_side is None
+        else f"larger ones are shrunk to {metadata.max_side} px as in training, but none is enlarged"
+    )
+    return (
+        f"another scale than the training images, which are {width} x {height} px in the median without "
+        f"black borders ({remedy})"
+    )
 
 
 def image_files(paths: Sequence[Path]) -> list[Path]:

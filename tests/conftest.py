@@ -250,6 +250,8 @@ def trained_run(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("law")
     data = root / "nnUNet_raw" / "Dataset950_Phantom"
     convert_phantom(ConvertPhantom(out=data, cases=12, test_cases=2, size=64))
+    description = json.loads((data / "dataset.json").read_text())
+    (data / "dataset.json").write_text(json.dumps(description | {"max_side": 64}))  # as of shrunk images
     (root / "nnUNet_preprocessed").mkdir()
     write_tiny_base(root / "base")
     base = load_base(str(root / "base"))

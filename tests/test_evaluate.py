@@ -12,6 +12,7 @@ import SimpleITK as sitk
 from PIL import Image
 
 from dataset_conversion.raw.dataset import read_dataset
+from dataset_conversion.subset import ConvertSubset, convert_subset
 from dataset_conversion.system.errors import UserError
 from nnunet_order.bootstrap import interval, resampled_means
 from nnunet_order.evaluate import evaluate
@@ -491,6 +492,31 @@ def test_bad_predictions_leave_nothing_behind(polyps, tmp_path, spoil, message):
     with pytest.raises(UserError, match=message):
         evaluate(Evaluate(str(polyps), (str(predicted),), tmp_path / "out"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["Dataset001_Polyps", "predicted"]
+
+
+def test_predictions_may_be_of_the_size_before_or_after_shrinking(tmp_path, caplog):
+    """Labels of the original images with predictions of shrunk ones, and the other way round."""
+    originals = write_dataset(tmp_path / "Dataset001_Polyps", {"background": 0, "polyp": 1})
+    shrunk = tmp_path / "Dataset002_Small"
+    convert_subset(ConvertSubset(str(originals), shrunk, max_side=32))
+    small, large = (write_predictions(tmp_path / folder.name[-5:], folder) for folder in (shrunk, originals))
+    labels = originals / "labelsTs"
+    expected = {}
+    for case in range(6):
+        truth, prediction = (Image.open(folder / f"case{case}.png") for folder in (labels, small))
+        back = np.asarray(prediction.resize((SIZE, SIZE), Image.Resampling.NEAREST))
+        expected[f"case{case}"] = binary_metrics(np.asarray(truth) > 0, back > 0, (1, 1), 2.0)["Dice"]
+    evaluate(Evaluate(str(shrunk), (str(small),), tmp_path / "out", labels=labels))
+    found = {row["case"]: float(row["Dice"]) for row in read_csv(tmp_path / "out" / "per_case.csv")}
+    assert found == pytest.approx(expected, abs=1e-6) and 0.5 < min(expected.values()) < 1
+    assert "6 prediction(s) are not as large as their labels" in caplog.text
+    assert (tmp_path / "out" / "examples.png").is_file()
+    evaluate(Evaluate(str(shrunk), (str(large),), tmp_path / "out2"))
+    (row,) = [row for row in read_csv(tmp_path / "out2" / "summary.csv") if row["label"] == FOREGROUND_MEAN]
+    assert 0.5 < float(row["mDice"]) < 1
+    Image.fromarray(np.zeros((31, 31), np.uint8)).save(small / "case0.png")
+    with pytest.raises(UserError, match=r"case0\.png: found size \(1, 31, 31\)"):
+        evaluate(Evaluate(str(shrunk), (str(small),), tmp_path / "out3"))
 
 
 def test_bad_arguments(polyps, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import math
@@ -20,11 +21,13 @@ from PIL import Image
 
 from dataset_conversion.notes import Notes
 from dataset_conversion.system.errors import UserError
-from nnunet_order.export import export
+from nnunet_order.export import export, write_frame_model, write_network
+from nnunet_order.export_check import check_frame_graph
+from nnunet_order.image_steps import centre_weights, normalize, tiles, to_labels
 from nnunet_order.model_folder import ModelFolder, find_fold, load_checkpoint, load_model, open_model_folder
 from nnunet_order.network_plans import with_network
 from nnunet_order.onnx_file import CT_STATISTICS, METADATA_KEY, OnnxMetadata, as_properties, read_properties
-from nnunet_order.onnx_model import OnnxModel, centre_weights, normalize, tiles, to_labels
+from nnunet_order.onnx_model import OnnxModel
 from nnunet_order.options import Export, Predict
 from nnunet_order.predict import predict
 
@@ -34,6 +37,7 @@ pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
 DATASET = "Dataset901_Export"
 TRAINERS = {"nnUNetTrainer_1epoch": 6, "nnUNetTrainerORDER": 40}  # iterations
 LABELS = {"background": 0, "polyp": 1}
+MAX_SIDE = 500  # larger than all images here, so that it changes nothing but is passed on
 
 
 def draw_case(seed: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
@@ -57,6 +61,7 @@ def write_dataset(raw: Path) -> None:
         Image.fromarray(mask).save(raw / "labelsTr" / f"case_{seed}.png")
     channels = {"0": "R", "1": "G", "2": "B"}
     content = {"channel_names": channels, "labels": LABELS, "numTraining": 8, "file_ending": ".png"}
+    content["max_side"] = MAX_SIDE
     (raw / "dataset.json").write_text(json.dumps(content))
 
 
@@ -149,17 +154,27 @@ def model_folder(workplace: Path, trainer: str) -> Path:
 
 @pytest.fixture(scope="module")
 def exported(workplace):
-    """ONNX file per trainer."""
-    files = {}
-    for trainer in TRAINERS:
-        files[trainer] = workplace / f"{trainer}.onnx"
-        export(Export(model_folder(workplace, trainer), files[trainer]))
+    """ONNX file of frames per trainer; ORDER's lies beside that of its network alone."""
+    files = {trainer: workplace / trainer / "frames.onnx" for trainer in TRAINERS}
+    stock = "nnUNetTrainer_1epoch"
+    export(Export(model_folder(workplace, stock), files[stock]))
+    options = Export(model_folder(workplace, "nnUNetTrainerORDER"), files["nnUNetTrainerORDER"])
+    model, network = load_model(options.model, None), options.out.with_name("network.onnx")
+    network.parent.mkdir()
+    write_network(model, network)
+    write_frame_model(model, network, options)
     return files
 
 
 @pytest.fixture(scope="module")
 def order_model(exported) -> Path:
     return exported["nnUNetTrainerORDER"]
+
+
+@pytest.fixture(scope="module")
+def order_network(order_model) -> Path:
+    """As `export --logits-only` writes it, and as `export` did before format 2."""
+    return order_model.with_name("network.onnx")
 
 
 def dice(first: np.ndarray, second: np.ndarray) -> float:
@@ -188,25 +203,35 @@ def test_predictions_equal_nnunet(workplace, exported, trainer):
         assert expected.any() and not expected.all()
         assert (found != expected).sum() <= 3
         assert dice(found, expected) >= 0.99
+        if trainer == "nnUNetTrainerORDER":  # so does the file of the network alone
+            assert np.array_equal(OnnxModel(exported[trainer].with_name("network.onnx"))(image), found)
     assert segmenter(np.zeros((30, 40, 3), dtype=np.uint8)).shape == (30, 40)
 
 
-def test_whole_image_equals_tiles_up_to_the_patch_and_is_close_above(order_model):
-    tiled, whole = OnnxModel(order_model), OnnxModel(order_model, whole_image=True)
+def test_export_refuses_a_graph_that_says_something_else(workplace, order_model):
+    """Here one of another model, as a wrong version of onnxruntime might compute it."""
+    other = load_model(model_folder(workplace, "nnUNetTrainer_1epoch"), None)
+    with pytest.raises(UserError, match=r"other labels than PyTorch's .*expected at most 0"):
+        check_frame_graph(other, order_model.with_name("network.onnx"), order_model)
+
+
+def test_whole_image_equals_tiles_up_to_the_patch_and_is_close_above(order_network):
+    tiled, whole = OnnxModel(order_network), OnnxModel(order_network, whole_image=True)
     small, _ = draw_case(1, 64, 50)
     assert np.array_equal(tiled(small), whole(small))
     large, _ = draw_case(2, 130, 101)
     assert dice(tiled(large), whole(large)) > 0.9
 
 
-def test_file_describes_itself(order_model, exported):
+def test_file_describes_itself(order_model, order_network, exported):
     import onnx
 
-    model = onnx.load(order_model)
+    model = onnx.load(order_network)
     axes = model.graph.input[0].type.tensor_type.shape.dim
     assert [axis.dim_param or axis.dim_value for axis in axes] == ["batch", 3, "height", "width"]
     assert model.opset_import[0].version >= 17
-    assert order_model.stat().st_size < 400_000  # 42 K weights and a graph, nothing else
+    # 42 K weights and a graph, nothing else.
+    assert max(order_network.stat().st_size, order_model.stat().st_size) < 400_000
     record = json.loads(model.metadata_props[0].value)
     assert model.metadata_props[0].key == METADATA_KEY
     assert record["labels"] == LABELS and record["label_values"] == [0, 1]
@@ -214,6 +239,9 @@ def test_file_describes_itself(order_model, exported):
     assert record["patch_size"] == [64, 64] and record["file_ending"] == ".png"
     assert record["normalization_schemes"] == ["ZScoreNormalization"] * 3
     assert record["binary_sigmoid"] is True
+    assert record["max_side"] == MAX_SIDE and record["median_size"] == [61, 59]  # of draw_case
+    of_frames = dataclasses.asdict(OnnxModel(order_model).metadata)
+    assert of_frames == record | {"takes_frames": True}
     assert OnnxModel(exported["nnUNetTrainer_1epoch"]).metadata.binary_sigmoid is False
 
 

@@ -190,7 +190,7 @@ def test_training_resume_prediction_and_export_by_command(nnunet, tmp_path):
     predict = ("-i", images, "-o", predictions, "-d", 901, "-c", "2d", "-f", 0, "-tr", trainer)
     nnunet.run("nnUNetv2_predict", *predict, "-device", "cpu", "--disable_tta")
     onnx = tmp_path / "lite.onnx"
-    nnunet.run("nnunet-order", "export", "--model", model, "--out", onnx)
+    nnunet.run("nnunet-order", "export", "--model", model, "--out", onnx, "--logits-only")
     nnunet.run("nnunet-order", "predict", "--model", onnx, "--images", images, "--out", tmp_path / "onnx")
     names = sorted(path.name for path in predictions.glob("*.png"))
     assert len(names) == 4 == len(list((tmp_path / "onnx").glob("*.png")))

@@ -206,6 +206,7 @@ def test_max_side_shrinks_both_and_never_enlarges(tmp_path):
     assert abs(label.mean() - square().mean()) < 0.02
     assert np.abs(image[12, 18] - picture()[20, 30]).max() < 8
     assert dataset.read_image(dataset.training_cases[1]).shape == (3, 1, 20, 30)
+    assert dataset.description.max_side == dataset.json["max_side"] == 36
 
 
 def test_exif_rotation_is_applied(tmp_path):

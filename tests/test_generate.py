@@ -108,7 +108,8 @@ def test_result_is_what_nnunet_expects(generated, trained_run):
     dataset = find_dataset(generated)
     assert len(dataset.training_cases) == SAMPLES
     source = dataset_of(trained_run).json
-    assert all(dataset.json[key] == source[key] for key in ("channel_names", "labels", "file_ending"))
+    kept = ("channel_names", "labels", "file_ending", "max_side")
+    assert all(dataset.json[key] == source[key] for key in kept)
     assert not [path for path in generated.rglob("*.partial")]
 
 

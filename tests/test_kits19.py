@@ -572,6 +572,7 @@ def test_which_slices_window_and_size(tmp_path):
     assert [slices(dataset, i) for i in (0, 5, 6)] == [[4, 5, 6], [4, 5, 6], []]
     assert slices(dataset, 7) == list(range(12))
     assert pixels(dataset.training_cases[0].images[0]).shape == (29, 32)
+    assert dataset.description.max_side == 32
     assert set(np.unique(pixels(dataset.training_cases[0].label))) == {0, 1, 2}
 
     dataset = convert(tmp_path, "Dataset021_F", slices=True, slices_per_case=3, window=(-1000, 500))

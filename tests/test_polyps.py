@@ -126,6 +126,7 @@ def test_clinicdb_as_unseen_test_set(tmp_path):
     assert dataset.test_sets["CVC-ClinicDB"] == ["clinicdb_001", "clinicdb_002"]
     assert all(case.id.startswith("kvasir") for case in dataset.training_cases)
     assert dataset.read_image(dataset.training_cases[0]).shape == (3, 1, 24, 32)
+    assert dataset.description.max_side == 32
 
 
 def test_kvasir_without_lists_trains_on_all_and_says_so(tmp_path, caplog):

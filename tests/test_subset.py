@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -196,7 +197,12 @@ def test_shrunk_images_and_masks(tmp_path, channels):
     out = tmp_path / "Dataset001_Small"
     convert_subset(ConvertSubset(dataset=str(folder), out=out, max_side=40))
     made = read_dataset(out)
-    assert made.json == source.json | {"subset_of": source.name}
+    assert made.json == source.json | {"subset_of": source.name, "max_side": 40}
+    again = tmp_path / "Dataset002_Again"
+    for max_side, recorded in ((64, 40), (None, 40), (32, 32)):  # what was shrunk once stays so
+        shutil.rmtree(again, ignore_errors=True)
+        convert_subset(ConvertSubset(dataset=str(out), out=again, max_side=max_side))
+        assert read_dataset(again).description.max_side == recorded
     assert [case.label is None for case in made.test_cases][2]
     for before, after in zip(source.training_cases, made.training_cases, strict=True):
         image, mask = made.read_case(after)

@@ -10,9 +10,10 @@ import pytest
 import SimpleITK as sitk
 import torch
 
+from dataset_conversion.system.errors import UserError
 from nnunet_order import networks
 from nnunet_order.evaluate import evaluate
-from nnunet_order.export import metadata, warn_if_unsupported
+from nnunet_order.export import check_supported, metadata
 from nnunet_order.model_folder import load_model
 from nnunet_order.options import Evaluate, Plan
 from nnunet_order.plan import plan
@@ -189,5 +190,8 @@ def test_three_dimensions_end_in_one_line(folders):
 
 def test_export_says_that_predict_cannot_run_a_model_of_volumes(model, caplog):
     """That `predict` refuses it: test_export.test_segmenter_refuses_other_models."""
-    warn_if_unsupported(metadata(load_model(model, None, "checkpoint_final.pth")))
+    about = metadata(load_model(model, None, "checkpoint_final.pth"))
+    check_supported(about, logits_only=True)
     assert "found a model of 2-channel .nii.gz images, expected grey or RGB ones of .png" in caplog.text
+    with pytest.raises(UserError, match=r"found a model of 2-channel .*give --logits-only to export the net"):
+        check_supported(about, logits_only=False)

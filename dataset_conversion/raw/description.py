@@ -43,6 +43,8 @@ class Description:
     subset_of: str = ""
     """The data set from which `convert subset` took the cases."""
     overwrite_image_reader_writer: str = ""
+    max_side: int | None = None
+    """Pixels of an image's longer side to which the conversion has shrunk larger images; None: no limit."""
 
 
 def description_of(content: dict[str, Any], path: Path) -> Description:
@@ -55,6 +57,7 @@ def description_of(content: dict[str, Any], path: Path) -> Description:
         check_label_table(content["labels"], path)
     description = converted(content, Description, path, CORRECT)
     check_regions(description.labels, description.regions_class_order, path)
+    check_max_side(description.max_side, path)
     if not re.fullmatch(r"\.[\w.]+", description.file_ending):
         raise UserError(
             f'{path}: found file_ending "{description.file_ending}", expected one with a dot, like ".png"; '
@@ -134,6 +137,12 @@ def check_regions(labels: Mapping, regions_class_order: Sequence[int] | None, pa
             f"{path}: found regions_class_order {regions_class_order}, expected one value for each of the "
             f"{n_regions} regions of {json.dumps(labels)}; add them"
         )
+
+
+def check_max_side(max_side: int | None, path: Path) -> None:
+    """UserError unless `max_side` is None or a number of pixels."""
+    if max_side is not None and max_side < 1:
+        raise UserError(f"{path}: found max_side {max_side}, expected 1 px or more; correct it")
 
 
 def label_values(labels: Mapping[str, int | Sequence[int]]) -> list[int]:

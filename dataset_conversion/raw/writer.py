@@ -50,17 +50,22 @@ class RawDatasetWriter:
         file_ending: str = ".png",
         unfinished: Callable[[Path], AbstractContextManager[Path]] = new_folder,
         sign: Callable[[Path], None] | None = None,
+        max_side: int | None = None,
         **about: str,
     ):
         """`unfinished`: makes `.<name>.partial`; that of `resumable_folder` outlives a kill.
 
         `sign`: called with that folder once its files are complete, see `finished.Conversion`.
 
+        `max_side`: to which the images have been shrunk; dataset.json records it, because images that a model
+        of them is to segment must be shrunk alike.
+
         `about`: further text fields of dataset.json (description, reference, license, ...).
         """
         self.out = Path(out).resolve()
         self.channel_names, self.labels = list(channel_names), dict(labels)
-        self.regions_class_order, self.file_ending, self.about = regions_class_order, file_ending, about
+        self.regions_class_order, self.file_ending = regions_class_order, file_ending
+        self.about = about if max_side is None else {"max_side": max_side, **about}
         check_out(self.out)
         check_labels(self.labels, regions_class_order, self.out)
         self._block, self._sign = unfinished(self.out), sign

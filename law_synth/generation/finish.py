@@ -103,7 +103,7 @@ def _write_dataset_json(plan: GenerationPlan, cases: int) -> None:
     from nnunetv2.dataset_conversion.generate_dataset_json import generate_dataset_json
 
     out, source = plan.options.out, plan.dataset.json
-    names = ("overwrite_image_reader_writer", "reference", "regions_class_order")
+    names = ("overwrite_image_reader_writer", "reference", "regions_class_order", "max_side")
     optional = {name: source[name] for name in names if name in source}
     with tempfile.TemporaryDirectory(dir=out / FOLDER) as folder:
         generate_dataset_json(

@@ -131,7 +131,8 @@ class Distillation:
             link_case(self.source, case, "Tr", folder)
             images = [folder / "imagesTr" / f"{name}_{i:04d}{ending}" for i in range(len(case.images))]
         else:
-            images = write_unlabelled(case, self.source, folder / "imagesTr", self.options.max_side, notes)
+            max_side = self.options.max_side or self.source.description.max_side
+            images = write_unlabelled(case, self.source, folder / "imagesTr", max_side, notes)
         image, properties = self.source.read_stored_image(Case(name, tuple(images), None))
         sha256 = None if is_labelled else pixel_hash(image)
         if sha256 and (copied := self.held_out.copied(sha256)):

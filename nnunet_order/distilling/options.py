@@ -42,8 +42,8 @@ class Distill:
     """The teacher's folds to average. The default is --fold alone if the teacher was trained on this data set
     and has that fold, and all of its folds otherwise."""
     max_side: Annotated[int | None, SIDE] = None
-    """Unlabelled pictures whose longer side has more pixels than this are shrunk to it. Give the size of the
-    data set's own images."""
+    """Unlabelled pictures whose longer side has more pixels than this are shrunk to it. The default is what
+    dataset.json records of the data set's own images."""
     device: str = "auto"
     """cuda, cpu, or auto, which is CUDA where PyTorch sees a GPU."""
 
