@@ -152,6 +152,16 @@ def test_groups_come_from_a_table(nnunet, teacher, more_images, out, tmp_path, c
     assert groups["video_1"] == groups["video_2"] == "elsewhere" and groups["video_5"] == "video_5"
 
 
+def test_larger_images_are_shrunk(nnunet, teacher, more_images, out):
+    for path in more_images.iterdir():
+        Image.open(path).resize((128, 96)).save(path)
+    distill(options(nnunet, out, teacher(), more_images, max_side=64))
+    student = read_dataset(out)
+    assert student.read_image(student.case("video_0")).shape == (3, 1, 48, 64)
+    assert soft_label_path(out, "video_0").is_file()
+    assert read_soft_label(soft_label_path(out, "video_0"), 1, (1, 48, 64)).any()
+
+
 def test_a_teacher_that_knows_the_validation_cases_is_refused(nnunet, teacher, more_images, out):
     folder = teacher(folds=(0, 1))
     with pytest.raises(UserError, match="found a teacher trained on"):
