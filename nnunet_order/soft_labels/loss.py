@@ -1,7 +1,6 @@
 """The loss of a training with soft labels: cross-entropy and Dice on them beside nnU-Net's own on labels.
 
-After Hinton et al., arXiv:1503.02531; the Dice term, which plain distillation does not have, is what brings
-the gain here (docs/distillation.md).
+After Hinton et al., arXiv:1503.02531, with a Dice term as in nnU-Net's loss.
 """
 
 from __future__ import annotations
