@@ -46,7 +46,7 @@ def other_scale(metadata: OnnxMetadata) -> str:
     """The remark on images whose scale is far off that of the training."""
     height, width = metadata.median_size
     remedy = (
-        "the training images had that size from the start or were shrunk before; shrink these alike"
+        "their data set does not say whether they were shrunk; if they were, shrink these alike"
         if metadata.max_side is None
         else f"larger ones are shrunk to {metadata.max_side} px as in training, but none is enlarged"
     )
