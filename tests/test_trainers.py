@@ -386,7 +386,7 @@ def test_a_skipped_validation_keeps_what_belongs_to_the_same_weights(make, monke
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("epoch=5", r'found "epoch=5", .* epochs, optimizer_name, .*checkpoint_every, final_validation'),
+        ("epoch=5", r'found "epoch=5", .* epochs, optimizer_name, .*soft_label_temperature, final_validation'),
         ("final_validation=some", "found final_validation=some, expected full or none"),
         ("network_class=x", "network_class=x"),
         ("epochs", "found epochs=, expected a whole number above 0"),
@@ -396,7 +396,7 @@ def test_a_skipped_validation_keeps_what_belongs_to_the_same_weights(make, monke
         ("epochs=5 learning_rate=fast", "learning_rate=fast, expected a number above 0"),
         ("learning_rate=nan", "learning_rate=nan"),
         ("learning_rate=inf", "learning_rate=inf"),
-        ("rotation_probability=-0.1", "number of 0 or more"),
+        ("rotation_probability=-0.1", "number from 0 to 1"),
         ("augmentation=strong", "found augmentation=strong, expected paper or nnunet"),
     ],
 )
