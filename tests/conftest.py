@@ -31,6 +31,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path not in slow)
 
 
+@pytest.fixture(autouse=True)
+def _threads_stay():
+    """Trainers set torch's number of threads for their process, on which rounding depends."""
+    before = sys.modules["torch"].get_num_threads() if "torch" in sys.modules else None
+    yield
+    if before is not None:
+        sys.modules["torch"].set_num_threads(before)
+
+
 # A user's own trainers, in a folder of the user's own: two lines change a recipe.
 TINY_TRAINERS = """
 from nnunet_order.trainers import nnUNetTrainerMKUNet, nnUNetTrainerORDER

@@ -194,7 +194,7 @@ def test_training_prediction_and_export_by_command(nnunet, tmp_path):
     predict = ("-i", images, "-o", predictions, "-d", 901, "-c", "2d", "-f", 0, "-tr", trainer)
     nnunet.run("nnUNetv2_predict", *predict, "-device", "cpu", "--disable_tta")
     onnx = tmp_path / "smp.onnx"
-    nnunet.run("nnunet-order", "export", "--model", model, "--out", onnx)
+    nnunet.run("nnunet-order", "export", "--model", model, "--out", onnx, "--logits-only")
     nnunet.run("nnunet-order", "predict", "--model", onnx, "--images", images, "--out", tmp_path / "onnx")
     assert len([*predictions.glob("*.png")]) == 4 == len([*(tmp_path / "onnx").glob("*.png")])
     network, x = load_model(model, None).network, torch.randn(2, 3, 97, 131)
