@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pytest
 from filelock import FileLock
@@ -32,12 +33,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _threads_stay():
-    """Trainers set torch's number of threads for their process, on which rounding depends."""
-    before = sys.modules["torch"].get_num_threads() if "torch" in sys.modules else None
-    yield
-    if before is not None:
-        sys.modules["torch"].set_num_threads(before)
+def _process_stays_as_it_was():
+    """What trainings leave in their process: torch's number of threads, on which rounding depends, and the
+    fonts of nnU-Net's progress picture, with which all pictures after it are drawn."""
+    torch = sys.modules.get("torch")
+    threads = torch.get_num_threads() if torch else None
+    with matplotlib.rc_context():
+        yield
+    if threads is not None:
+        torch.set_num_threads(threads)
 
 
 # A user's own trainers, in a folder of the user's own: two lines change a recipe.
