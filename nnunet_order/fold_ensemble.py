@@ -100,9 +100,10 @@ class FoldEnsemble:
     def _cases_of_teacher(self) -> set[str]:
         """What it knows through the soft labels of a teacher that was trained on cases of the same origin."""
         try:
-            distilled = read_distillation(find_dataset(self.train_dataset).folder)
+            folder = find_dataset(self.train_dataset).folder
         except UserError:  # the data set is not here
             return set()
+        distilled = read_distillation(folder)
         if distilled is None or distilled.teacher.origin != self.train_origin:
             return set()
         return set(distilled.teacher.train_cases or ())

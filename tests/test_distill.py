@@ -162,6 +162,37 @@ def test_larger_images_are_shrunk(nnunet, teacher, more_images, out):
     assert read_soft_label(soft_label_path(out, "video_0"), 1, (1, 48, 64)).any()
 
 
+def test_one_id_twice_is_refused(nnunet, teacher, more_images, out, tmp_path):
+    """Also if only letter case or a character that ids do not have tells the files apart."""
+    second = tmp_path / "second"
+    second.mkdir()
+    folder = teacher()
+    for name in ("video_3.png", "VIDEO_3.png", "video 3.png"):
+        shutil.copy(more_images / "video_4.png", second / name)
+        with pytest.raises(UserError, match="found a second image of the id"):
+            distill(options(nnunet, out, folder, more_images, second))
+        (second / name).unlink()
+
+
+def test_an_image_named_like_a_training_case_is_left_out(nnunet, teacher, more_images, out):
+    source = read_dataset(nnunet.raw / "Dataset901_Phantom")
+    name = read_splits(source)[0]["train"][0]
+    shutil.copy(more_images / "video_4.png", more_images / f"{name.upper()}.png")
+    distill(options(nnunet, out, teacher(), more_images))
+    assert len(read_distillation(out).unlabelled) == 6
+
+
+def test_pictures_with_nnunets_names_are_shrunk_too(nnunet, teacher, tmp_path, out):
+    folder = tmp_path / "named"
+    folder.mkdir()
+    for number, case in enumerate(read_dataset(nnunet.raw / "Dataset901_Phantom").training_cases[:2]):
+        picture = Image.open(case.images[0]).resize((128, 96))
+        picture.save(folder / f"new{number}_0000.png")
+    distill(options(nnunet, out, teacher(), folder, max_side=64))
+    student = read_dataset(out)
+    assert {student.read_image(student.case(f"new{i}")).shape for i in (0, 1)} == {(3, 1, 48, 64)}
+
+
 def test_a_teacher_that_knows_the_validation_cases_is_refused(nnunet, teacher, more_images, out):
     folder = teacher(folds=(0, 1))
     with pytest.raises(UserError, match="found a teacher trained on"):

@@ -168,6 +168,7 @@ def test_files_keep_steps_of_a_255th(tmp_path):
         (None, "not found"),
         (b"", "cannot be read"),
         (b"PK\x03\x04 broken", "cannot be read"),
+        (np.zeros((1, 1, 4, 4), np.uint8), "cannot be read"),  # an .npy of another name
         ({"other": np.zeros(1, np.uint8)}, "cannot be read"),
         ({"probabilities": np.array([{"a": 1}], dtype=object)}, "cannot be read"),
         ({"probabilities": np.zeros((1, 1, 4, 4), np.float32)}, "found float32"),
@@ -178,10 +179,24 @@ def test_damaged_files_are_refused(tmp_path, content, message):
     path = tmp_path / "case.npz"
     if isinstance(content, bytes):
         path.write_bytes(content)
+    elif isinstance(content, np.ndarray):
+        with path.open("wb") as file:
+            np.save(file, content)
     elif content is not None:
         np.savez(path, **content)
     with pytest.raises(UserError, match=message):
         read_soft_label(path, 1, (1, 4, 4))
+
+
+def test_damage_within_a_file_is_refused(tmp_path):
+    """Its directory is whole, so that only unpacking shows it."""
+    path = tmp_path / "case.npz"
+    write_soft_label(path, np.random.default_rng(0).random((1, 1, 64, 64)))
+    content = bytearray(path.read_bytes())
+    content[200:1200] = bytes(1000)
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="cannot be read"):
+        read_soft_label(path, 1, (1, 64, 64))
 
 
 def test_pictures_are_cropped_as_nnunet_crops_them(make, nnunet, tmp_path, monkeypatch):

@@ -19,6 +19,7 @@ from dataset_conversion.raw.writer import check_out
 from dataset_conversion.subset import link_case, source_files
 from dataset_conversion.system.errors import UserError
 from dataset_conversion.system.json_files import write_json
+from dataset_conversion.system.names import match_key
 from dataset_conversion.system.parallel import in_parallel
 from dataset_conversion.system.provenance import package_versions
 from dataset_conversion.system.resumable import Journal, resumable_folder
@@ -32,6 +33,7 @@ from nnunet_order.distilling.unlabelled import (
     pixel_hash,
     write_unlabelled,
 )
+from nnunet_order.model_folder import CHECKPOINT
 from nnunet_order.soft_labels.files import KEY, soft_label_path, write_soft_label
 from nnunet_order.soft_labels.record import DistillationRecord, UnlabelledRecord, write_distillation
 
@@ -91,7 +93,8 @@ class Distillation:
         journal = Journal(folder, {name: [] for name in jobs}, Facts)
         if len(journal):
             logger.info("continuing: %d of %d images were finished before", len(journal), len(jobs))
-        self.held_out.read_pixels()
+        if self.unlabelled:
+            self.held_out.read_pixels()
         notes, one_at_a_time = Notes(), threading.Lock()  # nnU-Net's predictor is not made for threads
         facts: dict[str, Facts] = {}
 
@@ -207,7 +210,7 @@ def distill(options: Distill) -> None:
     groups = read_groups(options.unlabelled_groups) if options.unlabelled_groups is not None else {}
     held_out = HeldOutImages(source, labelled, groups)
     unlabelled = usable(held_out, images, labelled, options.drop_held_out)
-    if fold != "all":
+    if fold != "all" and not options.drop_held_out:  # which of them are copies is known at the end
         names = [*labelled, *(image.case_id for image in unlabelled)]
         refuse_other_splits(out, [{"train": sorted(names), "val": validation}])
     Distillation(options, source, fold, labelled, validation, unlabelled, held_out, teacher).write(conversion)
@@ -217,8 +220,8 @@ def usable(
     held_out: HeldOutImages, images: list[UnlabelledImage], labelled: list[str], drop: bool
 ) -> list[UnlabelledImage]:
     """The images that may train, with their groups. UserError: a held-out one and not `drop`."""
-    known = set(labelled)
-    new = [image for image in images if image.case_id not in known]
+    known = set(map(match_key, labelled))
+    new = [image for image in images if match_key(image.case_id) not in known]
     if len(new) < len(images):
         logger.info("%d unlabelled images are labelled training cases, left out", len(images) - len(new))
     grouped = held_out.with_groups(new)
@@ -236,8 +239,6 @@ def usable(
 
 def sources_of(options: Distill, source: RawDataset, images: list[UnlabelledImage]) -> list[Path]:
     """All files that decide what is written."""
-    teacher = [
-        path for name in ("*.json", "fold_*/checkpoint_final.pth") for path in options.teacher.glob(name)
-    ]
+    teacher = [*options.teacher.glob("*.json"), *options.teacher.glob(f"fold_*/{CHECKPOINT}")]
     groups = [options.unlabelled_groups] if options.unlabelled_groups is not None else []
     return [*source_files(source), *teacher, *groups, *(file for image in images for file in image.files)]

@@ -14,13 +14,13 @@ from PIL import Image
 from dataset_conversion.folder import case_id, list_images
 from dataset_conversion.images import read_grey, read_rgb, resize_to
 from dataset_conversion.notes import Notes
-from dataset_conversion.raw.cases import cases_in
+from dataset_conversion.raw.cases import Case, cases_in
 from dataset_conversion.raw.dataset import RawDataset
 from dataset_conversion.raw.held_out import group_by_name, held_out_groups, unseen_cases
 from dataset_conversion.system.errors import UserError
 from dataset_conversion.system.files import link_or_copy
 from dataset_conversion.system.folders import visible_files
-from dataset_conversion.system.names import match_key, refuse_lookalikes
+from dataset_conversion.system.names import match_key
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ class UnlabelledImage:
     files: tuple[Path, ...]
     """One for each channel if it `is_raw`, else one picture."""
     is_raw: bool
-    """Whether the files have nnU-Net's names and are taken as they are."""
+    """Whether the files are taken as they are; a picture is read, and shrunk like those of the data set."""
     group: str | None = None
     """Its patient or sequence; None where that is not known."""
 
@@ -42,11 +42,17 @@ class UnlabelledImage:
 def find_unlabelled(folders: Sequence[Path], dataset: RawDataset) -> list[UnlabelledImage]:
     """The images of all folders, sorted by id.
 
-    UserError: no such folder, no image in it, an id twice or of a training case.
+    UserError: no such folder, no image in it, an id twice.
     """
-    found = [image for folder in folders for image in _images_of(folder, dataset)]
-    refuse_lookalikes([image.case_id for image in found], "unlabelled images", folders[0] if folders else "")
-    return sorted(found, key=lambda image: image.case_id)
+    found: dict[str, UnlabelledImage] = {}  # by what makes two file names one on some machine
+    for image in (image for folder in folders for image in _images_of(folder, dataset)):
+        other = found.setdefault(match_key(image.case_id), image)
+        if other is not image:
+            raise UserError(
+                f"{image.files[0]}: found a second image of the id {image.case_id} beside {other.files[0]}, "
+                "expected different names; rename one of them"
+            )
+    return sorted(found.values(), key=lambda image: image.case_id)
 
 
 def _images_of(folder: Path, dataset: RawDataset) -> list[UnlabelledImage]:
@@ -57,7 +63,8 @@ def _images_of(folder: Path, dataset: RawDataset) -> list[UnlabelledImage]:
         cases = cases_in(folder, dataset.file_ending, len(dataset.channel_names))
         if not cases:
             raise UserError(f"{folder}: found no image, expected files like case{first}; check the path")
-        return [UnlabelledImage(case.id, case.images, is_raw=True) for case in cases]
+        as_is = dataset.holds_volumes or len(dataset.channel_names) not in (1, 3)
+        return [UnlabelledImage(case.id, case.images, as_is or len(case.images) > 1) for case in cases]
     if len(dataset.channel_names) not in (1, 3):
         raise UserError(
             f"{folder}: found pictures for a data set of {len(dataset.channel_names)} channels, expected "
@@ -77,10 +84,12 @@ def write_unlabelled(
         The files, in channel order.
     """
     ending = dataset.file_ending
-    targets = tuple(folder / f"{image.case_id}_{channel:04d}{ending}" for channel in range(len(image.files)))
+    targets = [folder / f"{image.case_id}_{channel:04d}{ending}" for channel in range(len(image.files))]
     if image.is_raw:
         for source, target in zip(image.files, targets, strict=True):
             link_or_copy(source, target)
+        for spacing in dataset.spacing_files(Case(image.case_id, image.files, None)).values():
+            link_or_copy(spacing, folder / f"{image.case_id}.json")
         return targets
     (source,), (target,) = image.files, targets
     pixels = (read_rgb if len(dataset.channel_names) == 3 else read_grey)(source, notes)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -52,7 +53,7 @@ def read_soft_label(path: Path, channels: int, shape: tuple[int, ...]) -> np.nda
             probabilities = content[ARRAY]
     except FileNotFoundError:
         raise UserError(f"{path}: not found, expected the soft label of a training case; {REMEDY}") from None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         reason = " ".join(f"{error}".split())
         raise UserError(f"{path}: cannot be read ({reason}), expected a soft label; {REMEDY}") from error
     expected = (channels, *shape)
