@@ -193,6 +193,13 @@ def test_pictures_with_nnunets_names_are_shrunk_too(nnunet, teacher, tmp_path, o
     assert {student.read_image(student.case(f"new{i}")).shape for i in (0, 1)} == {(3, 1, 48, 64)}
 
 
+def test_numbered_frames_are_pictures(nnunet, teacher, more_images, out):
+    for number, path in enumerate(sorted(more_images.glob("*.png"))):
+        path.rename(more_images / f"clip_{number:04d}.png")
+    distill(options(nnunet, out, teacher(), more_images))
+    assert {"clip_0000", "clip_0003", "video_0"} <= read_distillation(out).unlabelled.keys()
+
+
 def test_a_teacher_that_knows_the_validation_cases_is_refused(nnunet, teacher, more_images, out):
     folder = teacher(folds=(0, 1))
     with pytest.raises(UserError, match="found a teacher trained on"):

@@ -59,12 +59,13 @@ def _images_of(folder: Path, dataset: RawDataset) -> list[UnlabelledImage]:
     if not folder.is_dir():
         raise UserError(f"{folder}: not found, expected a folder of images; correct --unlabelled")
     names, first = visible_files(folder), f"_0000{dataset.file_ending}"
-    if dataset.holds_volumes or any(name.endswith(first) for name in names):
+    as_is = dataset.holds_volumes or len(dataset.training_cases[0].images) > 1
+    # Frames of a video are often numbered, clip_0000.png, clip_0001.png, ...: those are pictures.
+    if as_is or (names and all(name.endswith(first) for name in names)):
         cases = cases_in(folder, dataset.file_ending, len(dataset.channel_names))
         if not cases:
             raise UserError(f"{folder}: found no image, expected files like case{first}; check the path")
-        as_is = dataset.holds_volumes or len(dataset.channel_names) not in (1, 3)
-        return [UnlabelledImage(case.id, case.images, as_is or len(case.images) > 1) for case in cases]
+        return [UnlabelledImage(case.id, case.images, as_is) for case in cases]
     if len(dataset.channel_names) not in (1, 3):
         raise UserError(
             f"{folder}: found pictures for a data set of {len(dataset.channel_names)} channels, expected "
